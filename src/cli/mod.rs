@@ -1,0 +1,35 @@
+//! The commands a person calls: their arguments, and what they print.
+
+pub mod prepare;
+pub mod status;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::exit::Exit;
+use crate::policy::Policy;
+use crate::sys::root::Root;
+
+/// Opens a guest's root and loads its policy.
+fn guest(root: &Path) -> anyhow::Result<(Root, Policy)> {
+    let root = Root::open(root).with_context(|| format!("{}", crate::report::Shown(root)))?;
+    let policy = Policy::load(&root)?;
+    Ok((root, policy))
+}
+
+/// A path from the command line as a path of the guest: relative ones begin where the caller is, or at the root of
+/// another guest.
+fn guest_path(root: &Root, path: &Path) -> anyhow::Result<PathBuf> {
+    if path.is_absolute() {
+        return Ok(path.to_path_buf());
+    }
+    let base = if root.is_own() { std::env::current_dir()? } else { PathBuf::from("/") };
+    Ok(base.join(path))
+}
+
+/// Logs an error with its causes and returns the code for a command that could not begin.
+fn failed(error: &anyhow::Error, exit: Exit) -> Exit {
+    log::error!("{error:#}");
+    exit
+}

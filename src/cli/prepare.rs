@@ -1,0 +1,297 @@
+//! `cow-prepare`: gives unified files private copies, by hand.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::{self, BufRead, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use clap::{ArgAction, Parser};
+use serde::Serialize;
+
+use super::{failed, guest, guest_path};
+use crate::detach::Watch;
+use crate::detach::preflight::Refusal;
+use crate::detach::survey::{Left, Surveyor};
+use crate::exit::Exit;
+use crate::package::dpkg::after::Dpkg;
+use crate::report::{Progress, Shown, json_path, size};
+use crate::sys::inode::{Inode, Kind};
+use crate::sys::resolve::Resolver;
+use crate::sys::root::Root;
+use crate::transaction::recover::Recovered;
+use crate::transaction::{Begun, Guest, Purpose};
+
+/// Give unified files private copies, so that they can be changed.
+#[derive(Debug, Parser)]
+#[command(name = "cow-prepare", version)]
+struct Arguments {
+    /// Say what would be done, and do nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Print warnings and errors only; twice: errors only
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose")]
+    quiet: u8,
+    /// Name each file
+    #[arg(short, long, action = ArgAction::Count)]
+    verbose: u8,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Work in the guest whose root is DIR
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+    /// Also read paths from FILE, one on a line; - is standard input
+    #[arg(long, value_name = "FILE")]
+    files_from: Option<PathBuf>,
+    /// The paths in FILE end in a NUL byte instead of a newline
+    #[arg(short = '0', requires = "files_from")]
+    null: bool,
+    /// End what an interrupted run left behind
+    #[arg(long, conflicts_with = "dry_run")]
+    recover: bool,
+    /// Files, and directories with all that is below them
+    #[arg(value_name = "PATH", required_unless_present_any = ["files_from", "recover"])]
+    paths: Vec<PathBuf>,
+}
+
+/// What happened, for machines.
+#[derive(Debug, Serialize)]
+struct Report {
+    dry_run: bool,
+    looked_at: u64,
+    detached: Vec<Named>,
+    bytes_copied: u64,
+    left: Vec<Left>,
+    failed: Vec<Problem>,
+    recovered: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Named {
+    #[serde(flatten, serialize_with = "json_path")]
+    path: PathBuf,
+}
+
+#[derive(Debug, Serialize)]
+struct Problem {
+    #[serde(flatten, serialize_with = "json_path")]
+    path: PathBuf,
+    reason: String,
+}
+
+/// Runs the command with the arguments of this process.
+pub fn main() -> Exit {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { Exit::Usage } else { Exit::Done };
+        }
+    };
+    crate::logging::init("cow-prepare", arguments.quiet, arguments.verbose);
+    let opened = guest(&arguments.root).and_then(|(root, policy)| {
+        let paths = paths(&arguments, &root)?;
+        Ok((root, policy, paths))
+    });
+    let (root, policy, paths) = match opened {
+        Ok(opened) => opened,
+        Err(e) => return failed(&e, Exit::Usage),
+    };
+    let guest = Guest { root: &root, policy: &policy };
+    if arguments.recover {
+        match recover(guest) {
+            Ok(Exit::Done) if !paths.is_empty() => {}
+            Ok(exit) => return exit,
+            Err(e) => return failed(&e.into(), Exit::Refused),
+        }
+    }
+    let bar = Bar { quiet: arguments.quiet > 0 || arguments.json, shown: Mutex::new(None) };
+    let purpose =
+        Purpose { front_end: "cow-prepare", member: None, dry_run: arguments.dry_run, progress: &bar };
+    let mut missing = Vec::new();
+    match guest.begin(&purpose, |surveyor| missing = collect(&root, surveyor, &paths)) {
+        Ok(begun) => report(&arguments, begun, missing),
+        Err(refusal) => refused(&refusal),
+    }
+}
+
+fn paths(arguments: &Arguments, root: &Root) -> anyhow::Result<Vec<PathBuf>> {
+    let mut paths = arguments.paths.clone();
+    if let Some(file) = &arguments.files_from {
+        let lines: Box<dyn BufRead> = if file.as_os_str() == "-" {
+            Box::new(io::stdin().lock())
+        } else {
+            let opened = std::fs::File::open(file);
+            Box::new(io::BufReader::new(opened.map_err(|e| anyhow::anyhow!("{}: {e}", Shown(file)))?))
+        };
+        for line in lines.split(if arguments.null { 0 } else { b'\n' }) {
+            let line = line.map_err(|e| anyhow::anyhow!("{}: {e}", Shown(file)))?;
+            if !line.is_empty() {
+                paths.push(PathBuf::from(OsString::from_vec(line)));
+            }
+        }
+    }
+    paths.iter().map(|path| guest_path(root, path)).collect()
+}
+
+/// Gives each path to the surveyor. A path given by hand is followed: whoever writes to it hits what it leads to.
+fn collect(root: &Root, surveyor: &mut Surveyor<'_>, paths: &[PathBuf]) -> Vec<Problem> {
+    let mut resolver = Resolver::new(root);
+    let mut problems = Vec::new();
+    let mut files = BTreeSet::new();
+    let mut trees = BTreeSet::new();
+    for path in paths {
+        let looked = resolver.followed(path).and_then(|place| match place {
+            // The root itself has no last component.
+            None if resolver.directory(path)?.is_some() => Ok((PathBuf::from("/"), Kind::Directory)),
+            None => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+            Some(place) => {
+                let dir = root.open_dir(&place.dir)?;
+                Ok((place.path(), Inode::at(dir, &place.name)?.kind))
+            }
+        });
+        match looked {
+            Ok((path, Kind::Directory)) => drop(trees.insert(path)),
+            Ok((path, _)) => drop(files.insert(path)),
+            Err(e) => problems.push(Problem { path: path.clone(), reason: e.to_string() }),
+        }
+    }
+    surveyor.paths(&files);
+    let mut above: Option<&PathBuf> = None;
+    for tree in &trees {
+        // Sorted: whatever lies below the last one walked comes right after it.
+        if above.is_none_or(|above| !tree.starts_with(above)) {
+            surveyor.tree(tree);
+            above = Some(tree);
+        }
+    }
+    surveyor.siblings();
+    problems
+}
+
+fn recover(guest: Guest<'_>) -> Result<Exit, crate::transaction::Error> {
+    let recovered = guest.recover()?;
+    let settled = guest.finish(&[], &Dpkg::new(guest.root, None))?.unwrap_or_default();
+    let mut out = io::stdout().lock();
+    // Nobody reads: nothing to tell.
+    let _ = if recovered.is_nothing() && settled == Default::default() {
+        writeln!(out, "nothing to recover")
+    } else {
+        let Recovered { done, undone, protected, orphans, .. } = recovered;
+        writeln!(
+            out,
+            "{done} intents carried through, {undone} taken back, {protected} files protected again, {orphans} strays \
+             removed, {} files shared again, {} wait for the host",
+            settled.restored, settled.new
+        )
+    };
+    for problem in recovered.failed.iter().chain(&settled.failed) {
+        log::error!("{problem}");
+    }
+    Ok(if recovered.failed.is_empty() && settled.failed.is_empty() { Exit::Done } else { Exit::Partial })
+}
+
+fn refused(refusal: &Refusal) -> Exit {
+    log::error!("refused, nothing was changed: {refusal}");
+    log::error!("remedy: {}", refusal.remedy());
+    Exit::Refused
+}
+
+fn report(arguments: &Arguments, begun: Begun, missing: Vec<Problem>) -> Exit {
+    let Begun { survey, outcome, recovered } = begun;
+    let mut problems = missing;
+    problems
+        .extend(survey.unseen.into_iter().map(|e| Problem { path: e.path, reason: e.source.to_string() }));
+    problems.extend(outcome.failed.into_iter().map(|e| Problem { path: e.path, reason: e.reason }));
+    for problem in &problems {
+        log::error!("{}: {}", Shown(&problem.path), problem.reason);
+    }
+    for path in &outcome.contested {
+        log::warn!(
+            "{}: somebody tried to write to the shared file in that moment; let the host verify it",
+            Shown(path)
+        );
+    }
+    let detached = if arguments.dry_run {
+        survey.unified.iter().map(|found| Named { path: found.place.path() }).collect()
+    } else {
+        outcome.detached.into_iter().map(|path| Named { path }).collect::<Vec<_>>()
+    };
+    let bytes_copied =
+        if arguments.dry_run { survey.unified.iter().map(|f| f.inode.size).sum() } else { outcome.bytes };
+    let report = Report {
+        dry_run: arguments.dry_run,
+        looked_at: survey.looked_at,
+        detached,
+        bytes_copied,
+        left: survey.left,
+        failed: problems,
+        recovered: recovered.done + recovered.undone + recovered.orphans,
+    };
+    let exit = if report.failed.is_empty() { Exit::Done } else { Exit::Partial };
+    let mut out = io::stdout().lock();
+    let printed = if arguments.json {
+        serde_json::to_writer(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
+    } else {
+        print(&mut out, arguments, &report)
+    };
+    match printed {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => failed(&e.into(), exit),
+        _ => exit,
+    }
+}
+
+fn print(out: &mut dyn Write, arguments: &Arguments, report: &Report) -> io::Result<()> {
+    if arguments.quiet > 0 {
+        return Ok(());
+    }
+    if arguments.verbose > 0 || arguments.dry_run {
+        for Named { path } in &report.detached {
+            writeln!(out, "{}", Shown(path))?;
+        }
+    }
+    for left in report.left.iter().filter(|left| left.named || arguments.verbose > 0) {
+        writeln!(out, "{}: left: {}", Shown(&left.path), left.verdict.describe())?;
+    }
+    let (made, copied) = if report.dry_run { ("would be made", "to copy") } else { ("made", "copied") };
+    write!(
+        out,
+        "{} files looked at, {} {made} private ({} {copied})",
+        report.looked_at,
+        report.detached.len(),
+        size(report.bytes_copied)
+    )?;
+    if !report.left.is_empty() {
+        write!(out, ", {} left as they are", report.left.len())?;
+    }
+    if !report.failed.is_empty() {
+        write!(out, ", {} failed", report.failed.len())?;
+    }
+    writeln!(out)
+}
+
+/// The progress bar, from the moment it is known how many files there are.
+#[derive(Debug)]
+struct Bar {
+    quiet: bool,
+    shown: Mutex<Option<Progress>>,
+}
+
+impl Watch for Bar {
+    fn begin(&self, files: u64, _bytes: u64) {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Progress::new("making private", Some(files), self.quiet));
+    }
+
+    fn add(&self, files: u64, bytes: u64) {
+        if let Some(progress) = &*self.shown.lock().unwrap_or_else(PoisonError::into_inner) {
+            progress.add(files, bytes);
+        }
+    }
+
+    fn end(&self) {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}

@@ -1,0 +1,126 @@
+//! `cow-status`: which files are unified, what waits, and what one file is.
+
+mod file;
+mod summary;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser};
+use serde::Serialize;
+
+use super::{failed, guest, guest_path};
+use crate::exit::Exit;
+use crate::report::Shown;
+use crate::sys::inode::{Inode, Kind};
+use crate::sys::resolve::Resolver;
+use crate::sys::root::Root;
+use crate::transaction::Guest;
+
+/// Show which files are unified, and explain one.
+#[derive(Debug, Parser)]
+#[command(name = "cow-status", version)]
+struct Arguments {
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Show the guest whose root is DIR
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+    /// Say more of what goes on
+    #[arg(short, long, action = ArgAction::Count)]
+    verbose: u8,
+    /// Files to explain, and directories to sum up
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+/// Everything there is to show.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    /// The guest's transactions; with paths, they were not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest: Option<summary::State>,
+    trees: Vec<summary::Tree>,
+    files: Vec<file::File>,
+}
+
+/// Runs the command with the arguments of this process.
+pub fn main() -> Exit {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { Exit::Usage } else { Exit::Done };
+        }
+    };
+    crate::logging::init("cow-status", 0, arguments.verbose);
+    let (root, policy) = match guest(&arguments.root) {
+        Ok(opened) => opened,
+        Err(e) => return failed(&e, Exit::Usage),
+    };
+    let guest = Guest { root: &root, policy: &policy };
+    match collect(guest, &arguments) {
+        Ok((report, exit)) => match print(&report, &arguments) {
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => failed(&e.into(), Exit::Partial),
+            _ => exit,
+        },
+        Err(e) => failed(&e, Exit::Partial),
+    }
+}
+
+fn collect(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<(Report, Exit)> {
+    let mut report = Report::default();
+    let mut exit = Exit::Done;
+    let mut files = Vec::new();
+    let mut resolver = Resolver::new(guest.root);
+    if arguments.paths.is_empty() {
+        report.guest = Some(summary::State::read(guest)?);
+        report.trees.push(summary::Tree::walk(guest, PathBuf::from("/"), &mut exit));
+    }
+    for path in &arguments.paths {
+        let path = guest_path(guest.root, path)?;
+        match kind(guest.root, &mut resolver, &path) {
+            Ok((path, Kind::Directory)) => report.trees.push(summary::Tree::walk(guest, path, &mut exit)),
+            Ok((path, _)) => files.push(path),
+            Err(e) => {
+                log::error!("{}: {e}", Shown(&path));
+                exit = Exit::Partial;
+            }
+        }
+    }
+    if !files.is_empty() {
+        report.files = file::explain(guest, &files)?;
+    }
+    Ok((report, exit))
+}
+
+/// The canonical place of a path, and what is there; a final symlink is shown itself.
+fn kind(root: &Root, resolver: &mut Resolver<'_>, path: &std::path::Path) -> io::Result<(PathBuf, Kind)> {
+    match resolver.place(path)? {
+        Some(place) => {
+            let dir = root.open_dir(&place.dir)?;
+            Ok((place.path(), Inode::at(dir, &place.name)?.kind))
+        }
+        None if resolver.directory(path)?.is_some() => Ok((PathBuf::from("/"), Kind::Directory)),
+        None => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+    }
+}
+
+fn print(report: &Report, arguments: &Arguments) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if arguments.json {
+        serde_json::to_writer(&mut out, report)?;
+        return writeln!(out);
+    }
+    for tree in &report.trees {
+        tree.print(&mut out)?;
+    }
+    if let Some(state) = &report.guest {
+        state.print(&mut out)?;
+    }
+    for file in &report.files {
+        file.print(&mut out)?;
+    }
+    out.flush()
+}

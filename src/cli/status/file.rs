@@ -1,0 +1,142 @@
+//! One file: what it is, whose it is, what will become of it.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::detach::survey::{Found, Surveyor};
+use crate::inspect::{Verdict, inspect};
+use crate::ledger::store::{self, Store};
+use crate::package::dpkg::after::Dpkg;
+use crate::package::dpkg::owners::{Canonical, Owners};
+use crate::report::{Shown, json_path, size};
+use crate::sys::inode::Inode;
+use crate::sys::resolve::Resolver;
+use crate::transaction::Guest;
+
+/// What is to be said of a file.
+#[derive(Debug, Serialize)]
+pub struct File {
+    #[serde(flatten, serialize_with = "json_path")]
+    path: PathBuf,
+    #[serde(flatten)]
+    verdict: Verdict,
+    inode: u64,
+    links: u32,
+    immutable: bool,
+    bytes: u64,
+    packages: Vec<String>,
+    configuration_file: bool,
+    /// The stash holds the original this file was copied from.
+    stashed: bool,
+    waiting_for_host: bool,
+    next: String,
+}
+
+/// Explains each of these files, which exist; the paths are canonical.
+pub fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec<File>> {
+    let owners = owners(guest)?;
+    let waiting = store::read_spool(guest.root)?;
+    let stashed = stashed(guest)?;
+    let mut surveyor = Surveyor::new(guest.root, guest.policy);
+    surveyor.paths(paths);
+    surveyor.siblings();
+    let survey = surveyor.finish();
+    let mut verdicts: HashMap<PathBuf, Verdict> = HashMap::new();
+    for Found { place, inode } in &survey.unified {
+        verdicts.insert(place.path(), inspect(inode, 1, guest.policy.protection));
+    }
+    for found in &survey.linked {
+        verdicts.insert(found.place.path(), Verdict::PrivateLinks);
+    }
+    for left in survey.left {
+        verdicts.insert(left.path, left.verdict);
+    }
+    let mut files = Vec::new();
+    for path in paths {
+        let dir = guest.root.open_dir(path.parent().unwrap_or(Path::new("/")))?;
+        let inode = Inode::at(dir, path.file_name().unwrap_or_default())?;
+        let verdict = verdicts.get(path).copied().unwrap_or(Verdict::Private);
+        let packages: Vec<String> =
+            owners.iter().flat_map(|o| o.of(path)).map(|id| id.name.clone()).collect();
+        let stashed = stashed.contains(path);
+        files.push(File {
+            next: next(guest, path, verdict, &packages, stashed),
+            path: path.clone(),
+            verdict,
+            inode: inode.id.ino,
+            links: inode.nlink,
+            immutable: inode.immutable,
+            bytes: inode.size,
+            configuration_file: owners.as_ref().is_some_and(|owners| owners.is_conffile(path)),
+            packages,
+            stashed,
+            waiting_for_host: waiting.contains(path),
+        });
+    }
+    Ok(files)
+}
+
+/// What the next transaction would do with the file.
+fn next(guest: Guest<'_>, path: &Path, verdict: Verdict, packages: &[String], stashed: bool) -> String {
+    if verdict.is_unified() {
+        if guest.policy.prepare.matches(path) {
+            return "made private before every transaction (the policy's prepare list)".into();
+        }
+        if packages.is_empty() {
+            return "nothing: no package owns it; run `cow-prepare` on it before it is written to".into();
+        }
+        return format!("made private before {} is upgraded, configured or removed", packages.join(", "));
+    }
+    match verdict {
+        Verdict::AdministratorsOwn if !packages.is_empty() => {
+            "left as it is: dpkg fails to replace it until it is made mutable (`chattr -i`)".into()
+        }
+        Verdict::Private if stashed => {
+            "shared again when the transaction settles, if it has not changed".into()
+        }
+        _ => "nothing".into(),
+    }
+}
+
+fn owners(guest: Guest<'_>) -> anyhow::Result<Option<Owners>> {
+    let database = match Dpkg::new(guest.root, None).database() {
+        Ok(database) => database,
+        Err(e) if e.source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    let mut resolver = Resolver::new(guest.root);
+    let mut canonical = Canonical::new(|dir: &Path| {
+        resolver.directory(dir).ok().flatten().unwrap_or_else(|| dir.to_path_buf())
+    });
+    Ok(Some(Owners::load(&database, &mut canonical)?))
+}
+
+fn stashed(guest: Guest<'_>) -> anyhow::Result<Vec<PathBuf>> {
+    let Some(store) = Store::existing(guest.root)? else { return Ok(Vec::new()) };
+    let Some(ledger) = store.existing_ledger()? else { return Ok(Vec::new()) };
+    Ok(ledger.entries()?.into_iter().map(|entry| entry.intent.place.path()).collect())
+}
+
+impl File {
+    /// Prints it for a person.
+    pub fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let line = |out: &mut dyn Write, label: &str, value: &str| writeln!(out, "  {label:<14} {value}");
+        writeln!(out, "{}", Shown(&self.path))?;
+        line(out, "verdict", &self.verdict.describe())?;
+        line(out, "inode", &format!("{}, {} links, {}", self.inode, self.links, size(self.bytes)))?;
+        line(out, "protection", if self.immutable { "immutable" } else { "none" })?;
+        let kind = if self.configuration_file { " (configuration file)" } else { "" };
+        let owner = if self.packages.is_empty() { "none".to_owned() } else { self.packages.join(", ") };
+        line(out, "package", &format!("{owner}{kind}"))?;
+        if self.stashed {
+            line(out, "stash", "holds the original")?;
+        }
+        if self.waiting_for_host {
+            line(out, "waiting", "for the host to unify it")?;
+        }
+        line(out, "next", &self.next)
+    }
+}

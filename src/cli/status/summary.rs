@@ -1,0 +1,190 @@
+//! The guest as a whole: what is shared, what is private, what is still owed.
+
+use std::collections::HashSet;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::detach::survey::{Surveyor, Tally};
+use crate::exit::Exit;
+use crate::inspect::Verdict;
+use crate::ledger::store::{self, STATE_DIR, Store};
+use crate::report::{Shown, json_path, size};
+use crate::sys::inode::InodeId;
+use crate::sys::process::Processes;
+use crate::transaction::Guest;
+use crate::transaction::members::Members;
+
+/// The files below one directory.
+#[derive(Debug, Serialize)]
+pub struct Tree {
+    #[serde(flatten, serialize_with = "json_path")]
+    path: PathBuf,
+    unified: Tally,
+    private: Tally,
+    administrators_own: u64,
+    unprotected_links: u64,
+    never_touched: u64,
+}
+
+impl Tree {
+    /// Looks at every file below `path`; what cannot be looked at is logged and makes `exit` partial.
+    pub fn walk(guest: Guest<'_>, path: PathBuf, exit: &mut Exit) -> Tree {
+        let mut surveyor = Surveyor::new(guest.root, guest.policy);
+        surveyor.tree(&path);
+        surveyor.siblings();
+        let survey = surveyor.finish();
+        for unseen in &survey.unseen {
+            log::error!("{}: {}", Shown(&unseen.path), unseen.source);
+            *exit = Exit::Partial;
+        }
+        let mut tree = Tree {
+            unified: Tally::default(),
+            private: survey.single,
+            administrators_own: 0,
+            unprotected_links: 0,
+            never_touched: 0,
+            path,
+        };
+        let mut seen: HashSet<InodeId> = HashSet::new();
+        let mut add = |tally: &mut Tally, id: InodeId, bytes: u64| {
+            tally.files += 1;
+            tally.bytes += if seen.insert(id) { bytes } else { 0 };
+        };
+        for found in survey.unified.iter().filter(|found| found.place.dir.starts_with(&tree.path)) {
+            add(&mut tree.unified, found.inode.id, found.inode.size);
+        }
+        for found in survey.linked.iter().filter(|found| found.place.dir.starts_with(&tree.path)) {
+            add(&mut tree.private, found.inode.id, found.inode.size);
+        }
+        for left in survey.left.iter().filter(|left| left.path.starts_with(&tree.path)) {
+            match left.verdict {
+                Verdict::AdministratorsOwn | Verdict::AppendOnly => tree.administrators_own += 1,
+                Verdict::UnprotectedLinks => tree.unprotected_links += 1,
+                Verdict::NeverTouch if !left.path.starts_with(STATE_DIR) => tree.never_touched += 1,
+                _ => {}
+            }
+        }
+        tree
+    }
+
+    /// Prints it for a person.
+    pub fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let tally = |tally: Tally| format!("{} files, {}", tally.files, size(tally.bytes));
+        writeln!(out, "{}", Shown(&self.path))?;
+        writeln!(out, "  unified        {}", tally(self.unified))?;
+        writeln!(out, "  private        {}", tally(self.private))?;
+        for (count, what) in [
+            (self.administrators_own, "immutable or append-only, the administrator's own"),
+            (self.unprotected_links, "linked without protection"),
+            (self.never_touched, "unified, and never touched by policy"),
+        ] {
+            if count > 0 {
+                writeln!(out, "  left           {count} files {what}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Transactions, and what waits.
+#[derive(Debug, Serialize)]
+pub struct State {
+    /// Names whose new content waits for the host.
+    waiting: u64,
+    /// Names that are private for now; the stash holds their originals.
+    detached: u64,
+    /// Intents that a killed process left.
+    unfinished: u64,
+    /// Processes that take part in an open transaction.
+    members: Vec<i32>,
+    /// The newest run in the ledger.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last: Option<LastRun>,
+}
+
+#[derive(Debug, Serialize)]
+struct LastRun {
+    front_end: String,
+    began: i64,
+    settled: Option<i64>,
+    detached: u64,
+    bytes_copied: u64,
+    shared_again: u64,
+    handed_over: u64,
+    failed: u64,
+}
+
+impl State {
+    /// Reads ledger, members and spool; changes nothing.
+    pub fn read(guest: Guest<'_>) -> anyhow::Result<State> {
+        let mut state = State {
+            waiting: store::read_spool(guest.root)?.len() as u64,
+            detached: 0,
+            unfinished: 0,
+            members: Vec::new(),
+            last: None,
+        };
+        let Some(store) = Store::existing(guest.root)? else { return Ok(state) };
+        let processes = Processes::open().ok();
+        let members = Members::open(&store)?.all()?;
+        let alive = members.iter().filter(|member| member.id.is_alive(processes.as_ref()));
+        state.members = alive.map(|member| member.id.pid).collect();
+        if let Some(ledger) = store.existing_ledger()? {
+            for entry in ledger.entries()? {
+                match entry.state {
+                    crate::ledger::State::Detached => state.detached += 1,
+                    _ => state.unfinished += 1,
+                }
+            }
+            state.last = ledger.last_run()?.map(|run| LastRun {
+                front_end: run.front_end,
+                began: run.began,
+                settled: run.settled,
+                detached: run.detached,
+                bytes_copied: run.bytes,
+                shared_again: run.restored,
+                handed_over: run.waiting,
+                failed: run.failed,
+            });
+        }
+        Ok(state)
+    }
+
+    /// Prints it for a person.
+    pub fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "  waiting        {} files for the host", self.waiting)?;
+        if self.detached > 0 {
+            writeln!(out, "  detached       {} files until their transaction settles", self.detached)?;
+        }
+        if self.unfinished > 0 {
+            writeln!(
+                out,
+                "  unfinished     {} files of an interrupted run: `cow-prepare --recover` ends it",
+                self.unfinished
+            )?;
+        }
+        let Some(run) = &self.last else {
+            return writeln!(out, "  transaction    none yet");
+        };
+        let state = match (run.settled, self.members.as_slice()) {
+            (Some(_), []) => "settled".to_owned(),
+            (_, [_, ..]) => format!(
+                "open, by process {}",
+                self.members.iter().map(i32::to_string).collect::<Vec<_>>().join(", ")
+            ),
+            (None, []) => "not settled: the next run or `cow-prepare --recover` does it".to_owned(),
+        };
+        writeln!(out, "  transaction    {} ({state})", run.front_end)?;
+        writeln!(
+            out,
+            "                 {} files made private, {} copied, {} shared again, {} handed over, {} failed",
+            run.detached,
+            size(run.bytes_copied),
+            run.shared_again,
+            run.handed_over,
+            run.failed
+        )
+    }
+}

@@ -1,0 +1,394 @@
+//! Makes the private copies and gives them the names.
+//!
+//! The order is what makes it safe. Intents are durable before anything else happens; all copies are made and
+//! flushed before the first name changes; the originals' flags are flushed before the intents are forgotten. A process
+//! that dies anywhere leaves a ledger from which the next one ends every intent as done or undone.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Watch;
+use super::preflight::Refusal;
+use super::survey::Found;
+use crate::ledger::store::{STATE_DIR, Store};
+use crate::ledger::{Copy, Entry, Intent, Ledger};
+use crate::parallel;
+use crate::sys::copy::Copier;
+use crate::sys::handle::Handle;
+use crate::sys::inode::{Inode, InodeId};
+use crate::sys::root::Root;
+use crate::sys::signal::Held;
+use crate::sys::swap::{self, Name, Shared};
+use crate::sys::{filesystem, state};
+
+/// A name that kept its shared inode.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
+pub struct Failure {
+    /// The name.
+    pub path: PathBuf,
+    /// Why.
+    pub reason: String,
+    /// The shared inode has lost its protection; recovery must set it again.
+    pub unprotected: bool,
+}
+
+/// What detaching came to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Names that have private copies now.
+    pub detached: Vec<PathBuf>,
+    /// Bytes written; blocks that are shared do not count.
+    pub bytes: u64,
+    /// Names that kept the shared inode.
+    pub failed: Vec<Failure>,
+    /// Names whose shared inode somebody tried to write to in the window.
+    pub contested: Vec<PathBuf>,
+}
+
+/// Detaches a batch of unified files.
+#[derive(Debug)]
+pub struct Detacher<'a> {
+    /// The guest.
+    pub root: &'a Root,
+    /// Its store, locked by the caller.
+    pub store: &'a Store,
+    /// How long to wait for the lock on one shared inode.
+    pub patience: Duration,
+    /// Whether the originals stay in the stash.
+    pub keep: bool,
+    /// Told of each file as it is copied.
+    pub progress: &'a dyn Watch,
+}
+
+/// An intent with what its file was when it was surveyed.
+struct Job {
+    entry: Entry,
+    inode: Inode,
+}
+
+impl Detacher<'_> {
+    /// Gives every file of `unified` a private copy.
+    ///
+    /// # Errors
+    /// A refusal: nothing has changed. What fails later, for one name, is in the outcome.
+    pub fn detach(&self, ledger: &mut Ledger, unified: Vec<Found>) -> Result<Outcome, Refusal> {
+        let mut outcome = Outcome::default();
+        let crossing = self.batch(ledger, unified, false, &mut outcome)?;
+        // A directory the stash cannot be renamed into although it is on the same mount (XFS project quota).
+        if !crossing.is_empty() {
+            self.batch(ledger, crossing, true, &mut outcome)?;
+        }
+        outcome.detached.sort_unstable();
+        Ok(outcome)
+    }
+
+    fn batch(
+        &self,
+        ledger: &mut Ledger,
+        files: Vec<Found>,
+        beside: bool,
+        outcome: &mut Outcome,
+    ) -> Result<Vec<Found>, Refusal> {
+        let intents = self.intents(&files, beside)?;
+        let entries = ledger.record(&intents)?;
+        let jobs: Vec<Job> =
+            entries.into_iter().zip(files).map(|(entry, found)| Job { entry, inode: found.inode }).collect();
+        outcome.bytes += match self.copy_all(&jobs).and_then(|bytes| self.sync(&jobs).map(|()| bytes)) {
+            Ok(bytes) => bytes,
+            Err(refusal) => {
+                self.discard(&jobs);
+                ledger.forget(&jobs.iter().map(|job| job.entry.id).collect::<Vec<_>>())?;
+                return Err(refusal);
+            }
+        };
+        let held = Held::back();
+        let mut crossing = Vec::new();
+        let mut done = Vec::new();
+        let mut over = Vec::new();
+        for (job, result) in self.swap_all(&jobs) {
+            let path = job.entry.intent.place.path();
+            match result {
+                Ok(Swapped { copy, change }) => {
+                    if job.entry.intent.keep {
+                        done.push((job.entry.id, copy))
+                    } else {
+                        over.push(job.entry.id)
+                    }
+                    if change.contested {
+                        outcome.contested.push(path.clone());
+                    }
+                    outcome.detached.push(path);
+                }
+                Err(Unswapped::Crossing) => {
+                    over.push(job.entry.id);
+                    crossing.push(Found { place: job.entry.intent.place.clone(), inode: job.inode });
+                }
+                Err(Unswapped::Replaced) => over.push(job.entry.id),
+                Err(Unswapped::Failed { reason, unprotected }) => {
+                    // The entry of an unprotected inode stays: recovery has work to do.
+                    if !unprotected {
+                        over.push(job.entry.id);
+                    }
+                    outcome.failed.push(Failure { path, reason, unprotected });
+                }
+            }
+        }
+        // The names have changed: what fails from here on is recovery's to end, not a refusal.
+        let durable = self.sync(&jobs).and_then(|()| Ok(ledger.detached(&done, &over)?));
+        drop(held);
+        if let Err(e) = durable {
+            log::warn!("{e}; the next run ends what was begun");
+        }
+        Ok(crossing)
+    }
+
+    fn intents(&self, files: &[Found], beside: bool) -> Result<Vec<Intent>, Refusal> {
+        let mut handles: HashMap<InodeId, Option<Vec<u8>>> = HashMap::new();
+        let mut dirs = Directories::new(self.root);
+        let mut intents = Vec::with_capacity(files.len());
+        for Found { place, inode } in files {
+            let handle = match handles.get(&inode.id) {
+                Some(known) => known.clone(),
+                None => {
+                    let at = |source| Refusal::Copy { path: place.path(), source };
+                    let dir = dirs.open(&place.dir).map_err(at)?;
+                    let handle = Handle::at(dir, &place.name).ok().map(|handle| handle.as_bytes().to_vec());
+                    handles.insert(inode.id, handle.clone());
+                    handle
+                }
+            };
+            let beside = beside || !self.store.reaches(inode);
+            intents.push(Intent {
+                place: place.clone(),
+                original: inode.id,
+                handle,
+                immutable: inode.immutable,
+                size: inode.size,
+                beside,
+                keep: self.keep && !beside,
+            });
+        }
+        Ok(intents)
+    }
+
+    /// Copies each inode once; the further names of one inode become links of its copy.
+    fn copy_all(&self, jobs: &[Job]) -> Result<u64, Refusal> {
+        let mut leaders: HashMap<InodeId, usize> = HashMap::new();
+        let mut by_dir: BTreeMap<&Path, Vec<&Job>> = BTreeMap::new();
+        let mut followers = Vec::new();
+        for (index, job) in jobs.iter().enumerate() {
+            match leaders.get(&job.inode.id) {
+                Some(&leader) => followers.push((&jobs[leader], job)),
+                None => {
+                    leaders.insert(job.inode.id, index);
+                    by_dir.entry(&job.entry.intent.place.dir).or_default().push(job);
+                }
+            }
+        }
+        let copier = Copier::default();
+        let groups: Vec<_> = by_dir.into_iter().collect();
+        let mut bytes = 0;
+        for copied in parallel::map(&groups, |(dir, jobs)| self.copy_in(&copier, dir, jobs)) {
+            bytes += copied?;
+        }
+        let mut dirs = Directories::new(self.root);
+        for (leader, follower) in followers {
+            let path = follower.entry.intent.place.path();
+            let at = |source| Refusal::Copy { path: path.clone(), source };
+            let from_dir =
+                dirs.open(&leader.entry.intent.place.dir).map_err(at)?.try_clone_to_owned().map_err(at)?;
+            let to_dir = dirs.open(&follower.entry.intent.place.dir).map_err(at)?;
+            let (from, to) = (leader.entry.temporary(), follower.entry.temporary());
+            let from = self.temporary(&leader.entry, from_dir.as_fd(), &from);
+            from.link(self.temporary(&follower.entry, to_dir, &to)).map_err(|e| at(e.into()))?;
+        }
+        Ok(bytes)
+    }
+
+    fn copy_in(&self, copier: &Copier, dir: &Path, jobs: &[&Job]) -> Result<u64, Refusal> {
+        let mut bytes = 0;
+        let fail = |name: &Job, source| Refusal::Copy { path: name.entry.intent.place.path(), source };
+        let dir_fd = self.root.open_dir(dir).map_err(|e| fail(jobs[0], e))?;
+        for job in jobs {
+            let copied = self.copy_one(copier, dir_fd.as_fd(), job).map_err(|e| fail(job, e))?;
+            self.progress.add(1, copied);
+            bytes += copied;
+        }
+        Ok(bytes)
+    }
+
+    fn copy_one(&self, copier: &Copier, dir: BorrowedFd<'_>, job: &Job) -> io::Result<u64> {
+        let source = Name { dir, name: &job.entry.intent.place.name }.open()?;
+        let now = Inode::of(&source)?;
+        if !now.same_content_as(&job.inode) {
+            return Err(io::Error::other("it changed while it was looked at; try again"));
+        }
+        let name = job.entry.temporary();
+        let to = self.temporary(&job.entry, dir, &name);
+        let (_, bytes) = copier.copy(&source, &now, to.dir, to.name)?;
+        Ok(bytes)
+    }
+
+    /// The temporary name of an entry, given the open directory of its place.
+    fn temporary<'n>(&'n self, entry: &Entry, dir: BorrowedFd<'n>, name: &'n std::ffi::OsStr) -> Name<'n> {
+        Name { dir: if entry.intent.beside { dir } else { self.store.stash() }, name }
+    }
+
+    /// Removes the copies of a batch that comes to nothing.
+    fn discard(&self, jobs: &[Job]) {
+        let mut dirs = Directories::new(self.root);
+        for job in jobs {
+            let name = job.entry.temporary();
+            let removed = if job.entry.intent.beside {
+                dirs.open(&job.entry.intent.place.dir).and_then(|dir| state::remove(dir, &name))
+            } else {
+                state::remove(self.store.stash(), &name)
+            };
+            if let Err(e) = removed {
+                log::warn!(
+                    "{}: its unused copy could not be removed: {e}",
+                    job.entry.intent.place.path().display()
+                );
+            }
+        }
+    }
+
+    /// Flushes each filesystem of the batch.
+    fn sync(&self, jobs: &[Job]) -> Result<(), Refusal> {
+        let mut done = Vec::new();
+        for job in jobs {
+            if done.contains(&job.inode.id.dev) {
+                continue;
+            }
+            done.push(job.inode.id.dev);
+            let dir = &job.entry.intent.place.dir;
+            let at = |source| Refusal::State { path: dir.clone(), source };
+            filesystem::sync(self.root.open_dir(dir).map_err(at)?).map_err(at)?;
+        }
+        if !done.is_empty() {
+            let at = |source| Refusal::State { path: PathBuf::from(STATE_DIR), source };
+            let same = Inode::of(self.store.stash()).map_err(at)?.id.dev;
+            if !done.contains(&same) {
+                filesystem::sync(self.store.stash()).map_err(at)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn swap_all<'j>(&self, jobs: &'j [Job]) -> Vec<(&'j Job, Result<Swapped, Unswapped>)> {
+        let mut names: HashMap<InodeId, u32> = HashMap::new();
+        let mut by_dir: BTreeMap<&Path, Vec<&Job>> = BTreeMap::new();
+        for job in jobs {
+            *names.entry(job.inode.id).or_default() += 1;
+            by_dir.entry(&job.entry.intent.place.dir).or_default().push(job);
+        }
+        let groups: Vec<_> = by_dir.into_iter().collect();
+        let swapped = parallel::map(&groups, |(dir, jobs)| match self.root.open_dir(dir) {
+            Ok(fd) => {
+                jobs.iter().map(|job| (*job, self.swap(fd.as_fd(), job, names[&job.inode.id]))).collect()
+            }
+            Err(e) => jobs.iter().map(|job| (*job, Err(Unswapped::from(&e)))).collect::<Vec<_>>(),
+        });
+        swapped.into_iter().flatten().collect()
+    }
+
+    fn swap(&self, dir: BorrowedFd<'_>, job: &Job, names: u32) -> Result<Swapped, Unswapped> {
+        let intent = &job.entry.intent;
+        let name = Name { dir, name: &intent.place.name };
+        let temporary = job.entry.temporary();
+        let temporary = self.temporary(&job.entry, dir, &temporary);
+        let result = self.change(name, temporary, job);
+        if !matches!(result, Ok(_) | Err(Unswapped::Failed { unprotected: true, .. })) {
+            // The name is as it was; the copy is of no use.
+            let _ = temporary.unlink();
+        }
+        let change = result?;
+        // The inode's ctime is final only when all its names are in place.
+        let copy = if intent.keep && names == 1 { name.inode()? } else { None };
+        Ok(Swapped { change, copy: copy.map(|inode| Copy { ino: inode.id.ino, ctime: inode.ctime }) })
+    }
+
+    fn change(&self, name: Name<'_>, temporary: Name<'_>, job: &Job) -> Result<swap::Change, Unswapped> {
+        let shared = match Shared::lock_at(name.dir, name.name, self.patience) {
+            Ok(shared) => shared,
+            Err(e) if crate::sys::resolve::is_absent(&e) => return Err(Unswapped::Replaced),
+            Err(e) => return Err(Unswapped::from(&e)),
+        };
+        // Asked of the name, not only of what was opened by it: the lock may have taken a while to get.
+        let now = name.inode()?.filter(|inode| inode.id == job.inode.id);
+        let Some(now) = now.filter(|now| shared.inode().is_ok_and(|opened| opened.id == now.id)) else {
+            return Err(Unswapped::Replaced);
+        };
+        if !now.same_content_as(&job.inode) {
+            return Err(Unswapped::from(&io::Error::other(
+                "it was written to while it was copied; try again",
+            )));
+        }
+        let change = shared.change_names(|| {
+            if job.entry.intent.keep { temporary.exchange(name) } else { temporary.replace(name) }
+        });
+        change.map_err(|e| match e {
+            swap::Error::Unchanged(e)
+                if e.raw_os_error() == Some(libc::EXDEV) && !job.entry.intent.beside =>
+            {
+                Unswapped::Crossing
+            }
+            swap::Error::Unchanged(e) => Unswapped::from(&e),
+            swap::Error::Unprotected(_) => Unswapped::Failed { reason: e.to_string(), unprotected: true },
+        })
+    }
+}
+
+/// A name that has its private copy.
+struct Swapped {
+    change: swap::Change,
+    copy: Option<Copy>,
+}
+
+/// A name that has not.
+enum Unswapped {
+    /// It names another file by now: not ours to judge.
+    Replaced,
+    /// The stash is out of reach of a rename.
+    Crossing,
+    /// It still names the shared inode.
+    Failed { reason: String, unprotected: bool },
+}
+
+impl From<&io::Error> for Unswapped {
+    fn from(e: &io::Error) -> Unswapped {
+        Unswapped::Failed { reason: e.to_string(), unprotected: false }
+    }
+}
+
+impl From<io::Error> for Unswapped {
+    fn from(e: io::Error) -> Unswapped {
+        Unswapped::from(&e)
+    }
+}
+
+/// Keeps the last directory open: neighbours come one after the other.
+struct Directories<'a> {
+    root: &'a Root,
+    last: Option<(PathBuf, OwnedFd)>,
+}
+
+impl<'a> Directories<'a> {
+    fn new(root: &'a Root) -> Directories<'a> {
+        Directories { root, last: None }
+    }
+
+    fn open(&mut self, path: &Path) -> io::Result<BorrowedFd<'_>> {
+        if self.last.as_ref().is_none_or(|(last, _)| last != path) {
+            self.last = Some((path.to_path_buf(), self.root.open_dir(path)?));
+        }
+        match &self.last {
+            Some((_, fd)) => Ok(fd.as_fd()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What would fail half way fails here, before anything is touched.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use super::survey::Found;
+use crate::sys::root::Root;
+use crate::sys::{filesystem, swap};
+
+/// Room an inode, its directory entry and its extended attributes may take beside its data.
+const OVERHEAD: u64 = 4096;
+
+/// Why nothing was detached at all. The first file that needs it is named.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The immutable flag cannot be cleared.
+    #[error("{}: the immutable flag cannot be cleared: {source}", path.display())]
+    Capability {
+        /// A file that needs it.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The filesystem is read-only.
+    #[error("{}: the filesystem is mounted read-only", path.display())]
+    ReadOnly {
+        /// A file on it.
+        path: PathBuf,
+    },
+    /// The copies would not fit.
+    #[error(
+        "{}: no room for private copies of {files} files: {needed} bytes are needed, {available} are available",
+        path.display()
+    )]
+    Space {
+        /// A file on the filesystem.
+        path: PathBuf,
+        /// How many files are to be copied there.
+        files: u64,
+        /// Bytes needed, with the policy's reserve.
+        needed: u64,
+        /// Bytes available.
+        available: u64,
+    },
+    /// A file could not be copied; all copies made so far were removed.
+    #[error("{}: no private copy could be made: {source}", path.display())]
+    Copy {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Our own directory or database failed.
+    #[error("{}: {source}", path.display())]
+    State {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The intents could not be made durable.
+    #[error(transparent)]
+    Ledger(#[from] crate::ledger::Error),
+}
+
+impl Refusal {
+    /// What a person can do about it.
+    pub fn remedy(&self) -> String {
+        match self {
+            Refusal::Capability { .. } => {
+                "give the guest CAP_LINUX_IMMUTABLE in the initial user namespace, or detach \
+                                           the guest's files on the host"
+                    .into()
+            }
+            Refusal::ReadOnly { .. } => "mount it read-write".into(),
+            Refusal::Space { needed, available, .. } => {
+                format!(
+                    "free {} bytes, or lower `reserve` in cow-hooks.toml",
+                    needed.saturating_sub(*available)
+                )
+            }
+            Refusal::Copy { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space".into(),
+                _ => "mend the cause, then try again".into(),
+            },
+            Refusal::State { path, .. } => format!("make {} writable for root", path.display()),
+            Refusal::Ledger(_) => "free some space, or look at the permissions of /var/lib/cow-hooks".into(),
+        }
+    }
+}
+
+/// Refuses what cannot be carried through for all of `unified`.
+pub fn check(root: &Root, unified: &[Found], reserve: u64) -> Result<(), Refusal> {
+    let mut by_mount: HashMap<(u64, u64), Vec<&Found>> = HashMap::new();
+    for found in unified {
+        by_mount.entry((found.inode.id.dev, found.inode.mount)).or_default().push(found);
+    }
+    for files in by_mount.values() {
+        let path = files[0].place.path();
+        let at = |source| Refusal::Copy { path: path.clone(), source };
+        let dir = root.open_dir(&files[0].place.dir).map_err(at)?;
+        if filesystem::is_read_only(&dir).map_err(at)? {
+            return Err(Refusal::ReadOnly { path });
+        }
+        let fresh = open_source(root, files[0]).is_ok_and(|source| filesystem::shares_blocks(source, &dir));
+        let mut seen = HashSet::new();
+        let copies = files.iter().filter(|found| seen.insert(found.inode.id));
+        let data = |found: &&&Found| if fresh { 0 } else { found.inode.allocated };
+        let needed: u64 = copies.map(|found| data(&found) + OVERHEAD).sum::<u64>().saturating_add(reserve);
+        let available = filesystem::available(&dir).map_err(at)?;
+        if needed > available {
+            return Err(Refusal::Space { path, files: seen.len() as u64, needed, available });
+        }
+        if let Some(immutable) = files.iter().find(|found| found.inode.immutable) {
+            may_change_immutable(root, &immutable.place.dir)
+                .map_err(|source| Refusal::Capability { path: immutable.place.path(), source })?;
+        }
+    }
+    Ok(())
+}
+
+fn open_source(root: &Root, found: &Found) -> io::Result<std::os::fd::OwnedFd> {
+    root.open_at(&found.place.path(), OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK)
+}
+
+fn may_change_immutable(root: &Root, dir: &Path) -> io::Result<()> {
+    match swap::may_change_immutable(root.open_dir(dir)?) {
+        // A directory or filesystem where no nameless file can be made says nothing about the capability.
+        Err(e) if e.raw_os_error() != Some(libc::EPERM) => Ok(()),
+        other => other,
+    }
+}

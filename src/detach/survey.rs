@@ -1,0 +1,321 @@
+//! Which of the files that are about to be touched are unified.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use serde::Serialize;
+
+use crate::inspect::{Verdict, inspect};
+use crate::parallel;
+use crate::policy::pattern::PatternSet;
+use crate::policy::{LastLink, Policy};
+use crate::report::json_path;
+use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::sys::resolve::{Place, Resolver, is_absent};
+use crate::sys::root::Root;
+use crate::sys::tree::{self, Descend};
+
+/// A file that was looked at.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its name.
+    pub place: Place,
+    /// Its inode at that moment.
+    pub inode: Inode,
+}
+
+/// How many files, and how many bytes they hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// Names.
+    pub files: u64,
+    /// Bytes; those of an inode with several names count once.
+    pub bytes: u64,
+}
+
+/// A file that is neither private nor to be detached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Left {
+    /// Its path.
+    #[serde(flatten, serialize_with = "json_path")]
+    pub path: PathBuf,
+    /// What it is.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// It was asked for by its own path, not found below another.
+    #[serde(skip)]
+    pub named: bool,
+}
+
+/// A path that could not be looked at.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", path.display())]
+pub struct Unseen {
+    /// The path.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// What a search came to.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Files that were looked at.
+    pub looked_at: u64,
+    /// Of these, the regular files with one link and nothing about them.
+    pub single: Tally,
+    /// The unified ones.
+    pub unified: Vec<Found>,
+    /// Hard links of one another within this guest.
+    pub linked: Vec<Found>,
+    /// Those a person may wonder about, with what they are.
+    pub left: Vec<Left>,
+    /// What could not be looked at.
+    pub unseen: Vec<Unseen>,
+}
+
+/// Collects the files of paths, trees and patterns.
+#[derive(Debug)]
+pub struct Surveyor<'a> {
+    root: &'a Root,
+    policy: &'a Policy,
+    resolver: Resolver<'a>,
+    walked: HashSet<PathBuf>,
+    looked_at: u64,
+    single: Tally,
+    /// Regular files with several links or an inode flag: all that can be anything but private.
+    candidates: BTreeMap<Place, Inode>,
+    /// Those that were asked for by their own paths.
+    named: HashSet<Place>,
+    left: Vec<Left>,
+    unseen: Vec<Unseen>,
+}
+
+impl<'a> Surveyor<'a> {
+    /// A search that has found nothing yet.
+    pub fn new(root: &'a Root, policy: &'a Policy) -> Surveyor<'a> {
+        Surveyor {
+            root,
+            policy,
+            resolver: Resolver::new(root),
+            walked: HashSet::new(),
+            looked_at: 0,
+            single: Tally::default(),
+            candidates: BTreeMap::new(),
+            named: HashSet::new(),
+            left: Vec::new(),
+            unseen: Vec::new(),
+        }
+    }
+
+    /// Looks at these paths; those that do not exist are passed over.
+    ///
+    /// The directory part of a path is resolved inside the guest, its last component never. Returns the paths that
+    /// are directories.
+    pub fn paths<'p>(&mut self, paths: impl IntoIterator<Item = &'p PathBuf>) -> Vec<PathBuf> {
+        let mut by_dir: BTreeMap<PathBuf, BTreeSet<OsString>> = BTreeMap::new();
+        for path in paths {
+            match self.resolver.place(path) {
+                Ok(Some(place)) => drop(by_dir.entry(place.dir).or_default().insert(place.name)),
+                Ok(None) => {}
+                Err(source) => self.unseen.push(Unseen { path: path.clone(), source }),
+            }
+        }
+        let dirs: Vec<_> = by_dir.into_iter().collect();
+        let looked = parallel::map(&dirs, |(dir, names)| look_into(self.root, dir, names));
+        let mut directories = Vec::new();
+        for ((dir, _), result) in dirs.into_iter().zip(looked) {
+            match result {
+                Ok(seen) => {
+                    for (name, inode) in seen {
+                        let place = Place { dir: dir.clone(), name };
+                        if inode.kind == Kind::Directory {
+                            directories.push(place.path());
+                        } else {
+                            self.take(place, inode, true);
+                        }
+                    }
+                }
+                Err(e) if is_absent(&e) => {}
+                Err(source) => self.unseen.push(Unseen { path: dir, source }),
+            }
+        }
+        directories
+    }
+
+    /// Looks at everything below the directory `top`, on its filesystem. Symlinks in `top` are followed inside the
+    /// guest, none below it.
+    pub fn tree(&mut self, top: &Path) {
+        match self.resolver.directory(top) {
+            Ok(Some(dir)) => self.walk(&dir, None),
+            Ok(None) => {}
+            Err(source) => self.unseen.push(Unseen { path: top.to_path_buf(), source }),
+        }
+    }
+
+    /// Looks at everything that matches one of the patterns.
+    pub fn patterns(&mut self, patterns: &PatternSet) {
+        let tops: BTreeSet<PathBuf> =
+            patterns.iter().map(|pattern| pattern.fixed_prefix().to_path_buf()).collect();
+        for top in &tops {
+            if tops.iter().any(|other| other != top && top.starts_with(other)) {
+                continue;
+            }
+            match self.resolver.directory(top) {
+                Ok(Some(dir)) if dir == *top => self.walk(&dir, Some(patterns)),
+                // Behind a symlink the patterns do not match the canonical paths.
+                Ok(Some(dir)) => self.walk(&dir, Some(&patterns.moved(top, &dir))),
+                Ok(None) => drop(self.paths([top])),
+                Err(source) => self.unseen.push(Unseen { path: top.clone(), source }),
+            }
+        }
+    }
+
+    fn walk(&mut self, top: &Path, patterns: Option<&PatternSet>) {
+        if patterns.is_none() && !self.walked.insert(top.to_path_buf()) {
+            return;
+        }
+        let mut found = Vec::new();
+        let mut unseen = Vec::new();
+        let mut other_filesystems = Vec::new();
+        let root = self.root;
+        let mut visit = |entry: &tree::Entry<'_>| {
+            if entry.kind == Kind::Directory {
+                let wanted = patterns.is_none_or(|patterns| patterns.may_match_below(&entry.path()));
+                return if wanted { Descend::Into } else { Descend::Past };
+            }
+            if patterns.is_none_or(|patterns| patterns.matches(&entry.path())) {
+                match entry.inode() {
+                    Ok(inode) => {
+                        let place =
+                            Place { dir: entry.dir_path.to_path_buf(), name: entry.name.to_os_string() };
+                        found.push((place, inode));
+                    }
+                    Err(e) if is_absent(&e) => {}
+                    Err(source) => unseen.push(Unseen { path: entry.path(), source }),
+                }
+            }
+            Descend::Past
+        };
+        let mut skipped = |path: &Path, problem: Option<io::Error>| match problem {
+            Some(source) => other_filesystems.push(Err(Unseen { path: path.to_path_buf(), source })),
+            None => other_filesystems.push(Ok(path.to_path_buf())),
+        };
+        tree::walk(root, top, &mut visit, &mut skipped);
+        for (place, inode) in found {
+            self.take(place, inode, false);
+        }
+        self.unseen.extend(unseen);
+        for skipped in other_filesystems {
+            match skipped {
+                Ok(path) => self.left.push(Left { path, verdict: Verdict::OtherFilesystem, named: false }),
+                Err(unseen) => self.unseen.push(unseen),
+            }
+        }
+    }
+
+    fn take(&mut self, place: Place, inode: Inode, named: bool) {
+        self.looked_at += 1;
+        if inode.kind == Kind::Regular && (inode.nlink > 1 || inode.immutable || inode.append_only) {
+            if named {
+                self.named.insert(place.clone());
+            }
+            self.candidates.insert(place, inode);
+        } else if inode.kind == Kind::Regular {
+            self.single.files += 1;
+            self.single.bytes += inode.size;
+        } else if named {
+            let verdict = Verdict::NotRegular { kind: inode.kind };
+            self.left.push(Left { path: place.path(), verdict, named });
+        }
+    }
+
+    /// Finds the other names, anywhere in the guest, of the inodes found so far.
+    ///
+    /// Reads directories only. Whoever writes in place to one name of a file expects to see it under the others, so
+    /// what is made private by hand stays one inode under all its names.
+    pub fn siblings(&mut self) {
+        let mut known: HashMap<InodeId, u32> = HashMap::new();
+        for inode in self.candidates.values() {
+            *known.entry(inode.id).or_default() += 1;
+        }
+        let wanted: HashSet<u64> = self
+            .candidates
+            .values()
+            .filter(|inode| inode.nlink > known[&inode.id])
+            .map(|inode| inode.id.ino)
+            .collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let mut found = Vec::new();
+        let mut visit = |entry: &tree::Entry<'_>| {
+            if entry.kind == Kind::Directory {
+                return Descend::Into;
+            }
+            if entry.kind == Kind::Regular && wanted.contains(&entry.ino) {
+                let place = Place { dir: entry.dir_path.to_path_buf(), name: entry.name.to_os_string() };
+                found.extend(entry.inode().ok().map(|inode| (place, inode)));
+            }
+            Descend::Past
+        };
+        tree::walk(self.root, Path::new("/"), &mut visit, &mut |_, _| {});
+        let ids: HashSet<InodeId> = known.into_keys().collect();
+        let ours = Path::new(crate::ledger::store::STATE_DIR);
+        for (place, inode) in found {
+            if ids.contains(&inode.id) && !place.dir.starts_with(ours) {
+                self.candidates.insert(place, inode);
+            }
+        }
+    }
+
+    /// Judges what was found.
+    pub fn finish(self) -> Survey {
+        let mut names: HashMap<InodeId, u32> = HashMap::new();
+        for inode in self.candidates.values() {
+            *names.entry(inode.id).or_default() += 1;
+        }
+        let mut survey = Survey {
+            looked_at: self.looked_at,
+            single: self.single,
+            unified: Vec::new(),
+            linked: Vec::new(),
+            left: self.left,
+            unseen: self.unseen,
+        };
+        for (place, inode) in self.candidates {
+            let path = place.path();
+            let verdict = inspect(&inode, names[&inode.id], self.policy.protection);
+            let named = self.named.contains(&place);
+            let last_link =
+                verdict == Verdict::AdministratorsOwn && self.policy.last_link == LastLink::Detach && named;
+            if !(verdict.is_unified() || last_link) {
+                match verdict {
+                    Verdict::Private | Verdict::PrivateLinks => survey.linked.push(Found { place, inode }),
+                    _ => survey.left.push(Left { path, verdict, named }),
+                }
+            } else if self.policy.never_touch.matches(&path) {
+                survey.left.push(Left { path, verdict: Verdict::NeverTouch, named });
+            } else {
+                survey.unified.push(Found { place, inode });
+            }
+        }
+        survey
+    }
+}
+
+fn look_into(root: &Root, dir: &Path, names: &BTreeSet<OsString>) -> io::Result<Vec<(OsString, Inode)>> {
+    let fd = root.open_at(dir, OFlags::PATH | OFlags::DIRECTORY)?;
+    let mut seen = Vec::new();
+    for name in names {
+        match Inode::at(&fd, name) {
+            Ok(inode) => seen.push((name.clone(), inode)),
+            Err(e) if is_absent(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(seen)
+}

@@ -1,0 +1,148 @@
+//! What a file is to us: an inode and the policy, judged without any I/O.
+
+use serde::Serialize;
+
+use crate::policy::Protection;
+use crate::sys::inode::{Inode, Kind};
+
+/// What stands for a file's protection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fence {
+    /// `+i`; a guest cannot tell mainline's from VServer's, which lets the name be unlinked.
+    Immutable,
+    /// Nothing: a plain hard link.
+    None,
+}
+
+/// What a file is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+pub enum Verdict {
+    /// No other guest sees it: free to be changed.
+    Private,
+    /// Hard links of one another, all of them in this guest.
+    PrivateLinks,
+    /// Shares its inode with other guests or the pool.
+    Unified {
+        /// How it is protected.
+        fence: Fence,
+    },
+    /// Has other links, but lacks the protection that the policy takes for unification's.
+    UnprotectedLinks,
+    /// Immutable, yet shared with nobody: protected by the administrator, not by unification.
+    AdministratorsOwn,
+    /// Append-only: the administrator's, too.
+    AppendOnly,
+    /// Nothing that is ever unified.
+    NotRegular {
+        /// What it is instead.
+        kind: Kind,
+    },
+    /// The policy's `never_touch` names it.
+    NeverTouch,
+    /// On another filesystem or mount than where the search began.
+    OtherFilesystem,
+}
+
+impl Verdict {
+    /// One line for a person.
+    pub fn describe(self) -> String {
+        match self {
+            Verdict::Private => "private".into(),
+            Verdict::PrivateLinks => "private (hard links within this guest)".into(),
+            Verdict::Unified { fence: Fence::Immutable } => "unified (immutable)".into(),
+            Verdict::Unified { fence: Fence::None } => "unified (not protected)".into(),
+            Verdict::UnprotectedLinks => {
+                "hard links without protection; the policy does not take them for unified".into()
+            }
+            Verdict::AdministratorsOwn => "immutable and not shared: the administrator's own".into(),
+            Verdict::AppendOnly => "append-only: the administrator's own".into(),
+            Verdict::NotRegular { kind } => format!("not a regular file ({})", kind.name()),
+            Verdict::NeverTouch => "named in the policy's never_touch list".into(),
+            Verdict::OtherFilesystem => "on another filesystem".into(),
+        }
+    }
+
+    /// Whether changing the file would be felt elsewhere, or fail.
+    pub fn is_unified(self) -> bool {
+        matches!(self, Verdict::Unified { .. })
+    }
+}
+
+/// Judges a file of which `names_here` names are known to be in this guest.
+pub fn inspect(inode: &Inode, names_here: u32, protection: Protection) -> Verdict {
+    let shared = inode.nlink > names_here.max(1);
+    if inode.kind != Kind::Regular {
+        return Verdict::NotRegular { kind: inode.kind };
+    }
+    if inode.append_only {
+        return Verdict::AppendOnly;
+    }
+    match (inode.immutable, shared, protection) {
+        (true, true, _) => Verdict::Unified { fence: Fence::Immutable },
+        (true, false, _) => Verdict::AdministratorsOwn,
+        (false, true, Protection::Auto | Protection::None) => Verdict::Unified { fence: Fence::None },
+        (false, true, Protection::Immutable | Protection::Iunlink) => Verdict::UnprotectedLinks,
+        (false, false, _) if inode.nlink > 1 => Verdict::PrivateLinks,
+        (false, false, _) => Verdict::Private,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::inode::{InodeId, Time};
+
+    fn inode(nlink: u32, immutable: bool) -> Inode {
+        let zero = Time { secs: 0, nanos: 0 };
+        Inode {
+            id: InodeId { dev: 1, ino: 1 },
+            mount: 1,
+            kind: Kind::Regular,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            nlink,
+            size: 1,
+            allocated: 4096,
+            atime: zero,
+            mtime: zero,
+            ctime: zero,
+            immutable,
+            append_only: false,
+        }
+    }
+
+    #[test]
+    fn an_immutable_file_with_links_elsewhere_is_unified_under_every_policy() {
+        for policy in [Protection::Auto, Protection::Immutable, Protection::Iunlink, Protection::None] {
+            assert_eq!(inspect(&inode(2, true), 1, policy), Verdict::Unified { fence: Fence::Immutable });
+        }
+    }
+
+    #[test]
+    fn an_immutable_file_that_nobody_shares_is_the_administrators() {
+        assert_eq!(inspect(&inode(1, true), 1, Protection::Auto), Verdict::AdministratorsOwn);
+        assert_eq!(inspect(&inode(2, true), 2, Protection::Auto), Verdict::AdministratorsOwn);
+    }
+
+    #[test]
+    fn plain_links_are_unified_only_where_the_policy_says_so() {
+        assert!(inspect(&inode(2, false), 1, Protection::Auto).is_unified());
+        assert!(inspect(&inode(2, false), 1, Protection::None).is_unified());
+        assert_eq!(inspect(&inode(2, false), 1, Protection::Immutable), Verdict::UnprotectedLinks);
+        assert_eq!(inspect(&inode(2, false), 2, Protection::Auto), Verdict::PrivateLinks);
+    }
+
+    #[test]
+    fn a_file_of_its_own_is_private_even_if_its_name_was_not_counted() {
+        assert_eq!(inspect(&inode(1, false), 0, Protection::None), Verdict::Private);
+    }
+
+    #[test]
+    fn an_append_only_file_is_never_unified() {
+        let log = Inode { append_only: true, ..inode(5, true) };
+        assert_eq!(inspect(&log, 1, Protection::Auto), Verdict::AppendOnly);
+    }
+}

@@ -1,0 +1,57 @@
+//! The tables, their version, and how a database is opened.
+
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+/// Version of the tables, kept in `PRAGMA user_version`.
+pub const VERSION: i64 = 1;
+
+const TABLES: &str = "
+    CREATE TABLE entry (
+        id            INTEGER PRIMARY KEY AUTOINCREMENT,
+        state         TEXT NOT NULL CHECK (state IN ('detaching', 'detached', 'restoring', 'dropping')),
+        dir           BLOB NOT NULL,
+        name          BLOB NOT NULL,
+        dev           INTEGER NOT NULL,
+        ino           INTEGER NOT NULL,
+        handle        BLOB,
+        immutable     INTEGER NOT NULL,
+        size          INTEGER NOT NULL,
+        beside        INTEGER NOT NULL,
+        keep          INTEGER NOT NULL,
+        copy_ino      INTEGER,
+        copy_ctime_s  INTEGER,
+        copy_ctime_ns INTEGER
+    ) STRICT;
+    CREATE TABLE run (
+        id        INTEGER PRIMARY KEY AUTOINCREMENT,
+        front_end TEXT NOT NULL,
+        began     INTEGER NOT NULL,
+        settled   INTEGER,
+        detached  INTEGER NOT NULL DEFAULT 0,
+        bytes     INTEGER NOT NULL DEFAULT 0,
+        restored  INTEGER NOT NULL DEFAULT 0,
+        waiting   INTEGER NOT NULL DEFAULT 0,
+        failed    INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+";
+
+/// Sets the connection up and makes the tables where there are none; returns the version of the tables.
+pub fn prepare(db: &Connection) -> rusqlite::Result<i64> {
+    db.busy_timeout(Duration::from_secs(10))?;
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    // An intent must be on disk before the window it announces (https://sqlite.org/pragma.html#pragma_synchronous).
+    db.pragma_update(None, "synchronous", "FULL")?;
+    let found = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if found == 0 {
+        db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?;
+        return Ok(VERSION);
+    }
+    if found == VERSION {
+        // A table that is missing or lacks a column fails here, not in the middle of a run.
+        db.prepare("SELECT id, state, copy_ctime_ns FROM entry LIMIT 1")?;
+        db.prepare("SELECT id, failed FROM run LIMIT 1")?;
+    }
+    Ok(found)
+}

@@ -1,0 +1,164 @@
+//! Where ledger, lock, stash and spool lie in a guest.
+//!
+//! `/var/lib/cow-hooks` holds them all (0700). A host that works on a guest from outside (`--root`) shares the lock
+//! and the spool, but has a stash of its own there, in `host/`, and its ledger on its own side: a guest's database is
+//! never opened from outside, for nothing a guest says is trusted.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+
+use super::Ledger;
+use crate::sys::inode::Inode;
+use crate::sys::root::{Root, read_at};
+use crate::sys::{lock, state};
+
+/// The directory of everything that is ours in a guest.
+pub const STATE_DIR: &str = "/var/lib/cow-hooks";
+const LEDGER: &str = "ledger.db";
+const STASH: &str = "stash";
+const SPOOL: &str = "spool";
+const CHANGED: &str = "changed";
+const MEMBERS: &str = "members";
+
+/// The state directory of a guest, opened or made.
+#[derive(Debug)]
+pub struct Store {
+    top: OwnedFd,
+    area: OwnedFd,
+    stash: OwnedFd,
+    stash_inode: Inode,
+    ledger: PathBuf,
+}
+
+/// While it lives, no other process of this guest detaches, settles or recovers.
+#[derive(Debug)]
+pub struct Locked {
+    _file: OwnedFd,
+}
+
+impl Store {
+    /// Opens the guest's store, made where it is missing.
+    pub fn open(root: &Root) -> io::Result<Store> {
+        let top = state::make_dir(root, Path::new(STATE_DIR))?;
+        let area = state::make_dir(root, &area_path(root))?;
+        let stash = state::make_dir_at(&area, OsStr::new(STASH))?;
+        let stash_inode = Inode::of(&stash)?;
+        let ledger = ledger_path(root)?;
+        if let Some(dir) = ledger.parent().filter(|_| !root.is_own()) {
+            state::make_dir(&Root::open(Path::new("/"))?, dir)?;
+        }
+        Ok(Store { top, area, stash, stash_inode, ledger })
+    }
+
+    /// Opens the guest's store if anything was ever kept in it.
+    pub fn existing(root: &Root) -> io::Result<Option<Store>> {
+        let exists = |path: &Path| match root.open_at(path, OFlags::PATH) {
+            Ok(_) => Ok(true),
+            Err(e) if crate::sys::resolve::is_absent(&e) => Ok(false),
+            Err(e) => Err(e),
+        };
+        let stash = area_path(root).join(STASH);
+        if exists(&stash)? { Store::open(root).map(Some) } else { Ok(None) }
+    }
+
+    /// Takes the lock of the store, waiting at most `patience`.
+    pub fn lock(&self, patience: Duration) -> io::Result<Locked> {
+        let file = state::lock_file(&self.top, OsStr::new("lock"))?;
+        lock::exclusive(&file, patience)?;
+        Ok(Locked { _file: file })
+    }
+
+    /// Opens the ledger; made where it is missing.
+    pub fn ledger(&self) -> Result<Ledger, super::Error> {
+        Ledger::open(&self.ledger)
+    }
+
+    /// Opens the ledger if there is one.
+    pub fn existing_ledger(&self) -> Result<Option<Ledger>, super::Error> {
+        if self.ledger.exists() { self.ledger().map(Some) } else { Ok(None) }
+    }
+
+    /// The directory of private copies to be, and of originals that may come back.
+    pub fn stash(&self) -> BorrowedFd<'_> {
+        self.stash.as_fd()
+    }
+
+    /// Whether names can move between the stash and a directory with this inode.
+    pub fn reaches(&self, inode: &Inode) -> bool {
+        inode.id.dev == self.stash_inode.id.dev && inode.mount == self.stash_inode.mount
+    }
+
+    /// The directory of the processes that take part in the open transaction.
+    pub fn members(&self) -> io::Result<OwnedFd> {
+        state::make_dir_at(&self.area, OsStr::new(MEMBERS))
+    }
+
+    /// Adds paths to the spool, the host's list of what has changed since it last looked.
+    ///
+    /// One path after the other, each ended by a NUL byte; replaced whole, so that the host may take it at any time.
+    pub fn spool(&self, paths: &BTreeSet<PathBuf>) -> io::Result<()> {
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let dir = state::make_dir_at(&self.top, OsStr::new(SPOOL))?;
+        let mut all = spooled(&dir)?;
+        all.extend(paths.iter().cloned());
+        let mut content = Vec::new();
+        for path in &all {
+            content.extend_from_slice(path.as_os_str().as_bytes());
+            content.push(0);
+        }
+        state::replace(&dir, OsStr::new(CHANGED), &content)
+    }
+}
+
+/// The paths in the guest's spool.
+pub fn read_spool(root: &Root) -> io::Result<BTreeSet<PathBuf>> {
+    match root.open_dir(&Path::new(STATE_DIR).join(SPOOL)) {
+        Ok(dir) => spooled(&dir),
+        Err(e) if crate::sys::resolve::is_absent(&e) => Ok(BTreeSet::new()),
+        Err(e) => Err(e),
+    }
+}
+
+fn spooled(dir: &OwnedFd) -> io::Result<BTreeSet<PathBuf>> {
+    let content = match read_at(dir, OsStr::new(CHANGED)) {
+        Ok(content) => content,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(e),
+    };
+    let paths = content.split(|&b| b == 0).filter(|path| !path.is_empty());
+    Ok(paths.map(|path| PathBuf::from(OsString::from_vec(path.to_vec()))).collect())
+}
+
+/// The directory of stash and members: the guest's own, or the one for work from outside.
+fn area_path(root: &Root) -> PathBuf {
+    let top = Path::new(STATE_DIR);
+    if root.is_own() { top.to_path_buf() } else { top.join("host") }
+}
+
+/// Where the ledger of work on this root lies, as a path of the calling process.
+fn ledger_path(root: &Root) -> io::Result<PathBuf> {
+    let top = Path::new(STATE_DIR);
+    if root.is_own() {
+        return Ok(top.join(LEDGER));
+    }
+    // One directory a root, named after its path.
+    let path = std::fs::canonicalize(root.path())?;
+    let mut name = Vec::new();
+    for &byte in path.as_os_str().as_bytes().iter().skip(1) {
+        match byte {
+            b'/' => name.extend_from_slice(b"%2f"),
+            b'%' => name.extend_from_slice(b"%25"),
+            other => name.push(other),
+        }
+    }
+    Ok(top.join("roots").join(OsString::from_vec(name)).join(LEDGER))
+}

@@ -1,0 +1,323 @@
+//! dpkg's database (dpkg(1), FILES), read beneath a guest's root without running anything of the guest's.
+//!
+//! `status` is read at once; a package's own files only when they are asked for. A file that is missing is
+//! empty, but for `status`: where that is missing there is no dpkg.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir};
+
+use super::diversions::{self, Diversion};
+use super::status::{self, Package};
+use super::{Error, statoverride};
+use crate::package::{MultiArch, PackageId, lists};
+use crate::sys::root::{Root, read_at};
+
+/// Where dpkg's database is, unless it is told otherwise.
+pub const ADMINDIR: &str = "/var/lib/dpkg";
+
+/// A guest's dpkg database.
+#[derive(Debug)]
+pub struct Database<'r> {
+    root: &'r Root,
+    admindir: PathBuf,
+    info: Option<OwnedFd>,
+    packages: Vec<Package>,
+}
+
+impl<'r> Database<'r> {
+    /// Reads the packages of the database in `admindir`, a path of the guest.
+    ///
+    /// # Errors
+    /// Where there is no `status`, or something cannot be read.
+    pub fn open(root: &'r Root, admindir: &Path) -> Result<Database<'r>, Error> {
+        let at = |name: &str| admindir.join(name);
+        let status = root.read(&at("status")).map_err(|source| Error { path: at("status"), source })?;
+        let journal = read_journal(root, &at("updates"))?;
+        let info = optional(root.open_dir(&at("info")), &at("info"))?;
+        let files = std::iter::once(&status).chain(&journal).map(Vec::as_slice);
+        Ok(Database { root, admindir: admindir.to_path_buf(), info, packages: status::packages(files) })
+    }
+
+    /// The root the database belongs to.
+    pub fn root(&self) -> &'r Root {
+        self.root
+    }
+
+    /// All packages of which something is installed, configuration files at least, sorted.
+    pub fn packages(&self) -> &[Package] {
+        &self.packages
+    }
+
+    /// The installed packages of that name, of one architecture or of all.
+    pub fn find<'a, 'n>(
+        &'a self,
+        name: &'n str,
+        arch: Option<&'n str>,
+    ) -> impl Iterator<Item = &'a Package> + use<'a, 'n, 'r> {
+        let start = self.packages.partition_point(|package| package.id.name.as_str() < name);
+        self.packages[start..]
+            .iter()
+            .take_while(move |package| package.id.name == name)
+            .filter(move |package| arch.is_none_or(|arch| package.id.arch == arch))
+    }
+
+    /// Whether a package is installed and configured, with nothing left to be done.
+    pub fn is_configured(&self, name: &str, arch: &str) -> bool {
+        self.find(name, Some(arch)).any(Package::is_configured)
+    }
+
+    /// The paths a package installed, directories included.
+    pub fn list(&self, package: &Package) -> Result<Vec<PathBuf>, Error> {
+        Ok(self.control_file(package, "list")?.map(|data| lists::list(&data)).unwrap_or_default())
+    }
+
+    /// One of a package's control files in `info`, such as `md5sums`; `None` where it has none.
+    pub fn control_file(&self, package: &Package, kind: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.in_info(package, kind, |info, name| read_at(info, name))
+    }
+
+    /// The packages whose list of files was written at or after `since`, in nanoseconds of the system clock.
+    ///
+    /// dpkg writes the list anew whenever it unpacks a package, and renames it into place.
+    pub fn changed_since(&self, since: i64) -> Result<Vec<&Package>, Error> {
+        let changed = |package: &Package| -> Result<bool, Error> {
+            let stat = self.in_info(package, "list", |info, name| {
+                Ok(rustix::fs::statat(info, name, AtFlags::SYMLINK_NOFOLLOW)?)
+            })?;
+            let nanoseconds = |stat: rustix::fs::Stat| {
+                i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec)
+            };
+            Ok(stat.is_some_and(|stat| nanoseconds(stat) >= i128::from(since)))
+        };
+        let mut packages = Vec::new();
+        for package in &self.packages {
+            if changed(package)? {
+                packages.push(package);
+            }
+        }
+        Ok(packages)
+    }
+
+    /// All diversions.
+    pub fn diversions(&self) -> Result<Vec<Diversion>, Error> {
+        Ok(diversions::parse(&self.read("diversions")?))
+    }
+
+    /// The paths whose owner or mode is overridden.
+    pub fn statoverrides(&self) -> Result<Vec<PathBuf>, Error> {
+        Ok(statoverride::parse(&self.read("statoverride")?))
+    }
+
+    /// The files the database keeps of `packages`, as paths of the guest.
+    pub fn info_files(&self, packages: &BTreeSet<PackageId>) -> Result<Vec<PathBuf>, Error> {
+        let Some(info) = &self.info else { return Ok(Vec::new()) };
+        let path = self.admindir.join("info");
+        let names = names(info).map_err(|source| Error { path: path.clone(), source })?;
+        let is_of = |name: &OsStr| {
+            let name = name.as_bytes();
+            let stem = &name[..name.iter().rposition(|&byte| byte == b'.')?];
+            let colon = stem.iter().position(|&byte| byte == b':');
+            let (package, arch) = stem.split_at(colon.unwrap_or(stem.len()));
+            let package = std::str::from_utf8(package).ok()?;
+            let first = PackageId { name: package.to_owned(), arch: String::new() };
+            let mut known = packages.range(first..).take_while(|id| id.name == package);
+            Some(known.any(|id| arch.is_empty() || arch[1..] == *id.arch.as_bytes()))
+        };
+        Ok(names.into_iter().filter(|name| is_of(name) == Some(true)).map(|name| path.join(name)).collect())
+    }
+
+    /// Does `action` with a package's file in `info`, whose name has the architecture where there may be several.
+    fn in_info<T>(
+        &self,
+        package: &Package,
+        kind: &str,
+        action: impl Fn(&OwnedFd, &OsStr) -> io::Result<T>,
+    ) -> Result<Option<T>, Error> {
+        let Some(info) = &self.info else { return Ok(None) };
+        let PackageId { name, arch } = &package.id;
+        // A database that was never converted to the qualified names has the plain one for these, too.
+        let qualified = (package.multi_arch == MultiArch::Same).then(|| format!("{name}:{arch}.{kind}"));
+        for name in qualified.into_iter().chain([format!("{name}.{kind}")]) {
+            if name.contains('/') {
+                continue;
+            }
+            let path = || self.admindir.join("info").join(&name);
+            if let Some(found) = optional_with(action(info, OsStr::new(&name)), path)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
+        let path = self.admindir.join(name);
+        Ok(optional(self.root.read(&path), &path)?.unwrap_or_default())
+    }
+}
+
+/// The status updates dpkg has written since it last wrote `status`, oldest first: files whose names are digits.
+fn read_journal(root: &Root, path: &Path) -> Result<Vec<Vec<u8>>, Error> {
+    let Some(dir) = optional(root.open_dir(path), path)? else { return Ok(Vec::new()) };
+    let mut names = names(&dir).map_err(|source| Error { path: path.to_path_buf(), source })?;
+    names.retain(|name| name.as_bytes().iter().all(u8::is_ascii_digit));
+    names.sort();
+    let mut updates = Vec::new();
+    for name in names {
+        // dpkg may merge its journal while it is read.
+        updates.extend(optional_with(read_at(&dir, &name), || path.join(&name))?);
+    }
+    Ok(updates)
+}
+
+/// The names in a directory, but for `.` and `..`.
+fn names(dir: impl AsFd) -> io::Result<Vec<std::ffi::OsString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            names.push(name.to_os_string());
+        }
+    }
+    Ok(names)
+}
+
+fn optional<T>(result: io::Result<T>, path: &Path) -> Result<Option<T>, Error> {
+    optional_with(result, || path.to_path_buf())
+}
+
+/// `None` for what does not exist.
+fn optional_with<T>(result: io::Result<T>, path: impl Fn() -> PathBuf) -> Result<Option<T>, Error> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error { path: path(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::package::testing::{Guest, now};
+
+    fn ids(packages: impl IntoIterator<Item = impl std::borrow::Borrow<Package>>) -> Vec<String> {
+        packages.into_iter().map(|package| package.borrow().id.to_string()).collect()
+    }
+
+    fn guest() -> Guest {
+        let guest = Guest::new();
+        guest.install("libc6", "amd64", "Multi-Arch: same", &["/usr", "/usr/lib/x/libc.so"]);
+        guest.install("libc6", "i386", "Multi-Arch: same", &["/usr/lib/y/libc.so"]);
+        guest.install("libc6-dev", "amd64", "", &["/usr/include/a b.h"]);
+        guest
+    }
+
+    #[test]
+    fn no_status_is_an_error_that_names_it() {
+        let guest = Guest::new();
+        let error = Database::open(&guest.root(), Path::new("/nowhere")).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/status"), "{error}");
+    }
+
+    #[test]
+    fn a_status_alone_is_a_database() {
+        let guest = Guest::new();
+        guest.write("/db/status", b"Package: a\nArchitecture: all\nStatus: install ok installed\n");
+        let root = guest.root();
+        let database = Database::open(&root, Path::new("/db")).unwrap();
+        let a = &database.packages()[0];
+        assert!(database.list(a).unwrap().is_empty());
+        assert!(database.diversions().unwrap().is_empty());
+        assert!(database.changed_since(0).unwrap().is_empty());
+        assert!(database.info_files(&BTreeSet::from([a.id.clone()])).unwrap().is_empty());
+    }
+
+    #[test]
+    fn packages_are_found_by_name_and_architecture() {
+        let guest = guest();
+        let root = guest.root();
+        let database = guest.database(&root);
+        assert_eq!(ids(database.find("libc6", None)), ["libc6:amd64", "libc6:i386"]);
+        assert_eq!(ids(database.find("libc6", Some("i386"))), ["libc6:i386"]);
+        assert_eq!(database.find("libc", None).count(), 0);
+        assert!(database.is_configured("libc6-dev", "amd64"));
+        assert!(!database.is_configured("libc6-dev", "i386"));
+    }
+
+    #[test]
+    fn lists_of_coinstalled_packages_are_kept_apart() {
+        let guest = guest();
+        let root = guest.root();
+        let database = guest.database(&root);
+        let lists: Vec<_> =
+            database.packages().iter().map(|package| database.list(package).unwrap()).collect();
+        assert_eq!(lists[0], ["/usr", "/usr/lib/x/libc.so"].map(Path::new));
+        assert_eq!(lists[1], [Path::new("/usr/lib/y/libc.so")]);
+        assert_eq!(lists[2], [Path::new("/usr/include/a b.h")]);
+    }
+
+    #[test]
+    fn the_journal_counts_before_it_is_merged() {
+        let guest = guest();
+        guest.write(
+            "/var/lib/dpkg/updates/0001",
+            b"Package: libc6-dev\nArchitecture: amd64\nStatus: install ok unpacked\n",
+        );
+        guest.write(
+            "/var/lib/dpkg/updates/tmp.i",
+            b"Package: libc6\nArchitecture: i386\nStatus: install ok unpacked\n",
+        );
+        let root = guest.root();
+        let database = guest.database(&root);
+        assert!(!database.is_configured("libc6-dev", "amd64"));
+        assert!(database.is_configured("libc6", "i386"));
+    }
+
+    #[test]
+    fn a_list_that_was_written_later_is_a_change() {
+        let guest = guest();
+        let root = guest.root();
+        let database = guest.database(&root);
+        assert_eq!(database.changed_since(0).unwrap().len(), 3);
+        let later = now();
+        assert!(database.changed_since(later).unwrap().is_empty());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        guest.write("/var/lib/dpkg/info/libc6:i386.list", b"/.\n");
+        assert_eq!(ids(database.changed_since(later).unwrap().into_iter().cloned()), ["libc6:i386"]);
+    }
+
+    #[test]
+    fn info_files_are_those_of_the_package_and_its_architecture() {
+        let guest = guest();
+        guest.write("/var/lib/dpkg/info/libc6:i386.postinst", b"");
+        guest.write("/var/lib/dpkg/info/format", b"1\n");
+        let root = guest.root();
+        let database = guest.database(&root);
+        let id = |name: &str, arch: &str| PackageId { name: name.into(), arch: arch.into() };
+        let mut files =
+            database.info_files(&BTreeSet::from([id("libc6", "i386"), id("new", "all")])).unwrap();
+        files.sort();
+        let info = Path::new("/var/lib/dpkg/info");
+        assert_eq!(files, [info.join("libc6:i386.list"), info.join("libc6:i386.postinst")]);
+        assert_eq!(
+            database.info_files(&BTreeSet::from([id("libc6-dev", "amd64")])).unwrap(),
+            [info.join("libc6-dev.list")]
+        );
+    }
+
+    #[test]
+    fn a_database_beyond_a_symlink_stays_in_the_guest() {
+        let guest = guest();
+        std::os::unix::fs::symlink("/var/lib/dpkg", guest.path("/db")).unwrap();
+        let root = guest.root();
+        assert_eq!(Database::open(&root, Path::new("/db")).unwrap().packages().len(), 3);
+        std::os::unix::fs::symlink("/etc/../../../../etc", guest.path("/etc-link")).unwrap();
+        assert!(Database::open(&root, Path::new("/etc-link")).is_err());
+    }
+}

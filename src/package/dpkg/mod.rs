@@ -1,0 +1,31 @@
+//! dpkg: its database, its command line, and what a run of it may touch.
+
+pub mod after;
+pub mod changes;
+pub mod command_line;
+pub mod database;
+pub mod diversions;
+pub mod owners;
+pub mod plan;
+pub mod statoverride;
+pub mod status;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use changes::Change;
+pub use command_line::Invocation;
+pub use database::Database;
+pub use owners::{Canonical, Owners};
+pub use plan::Plan;
+pub use status::Package;
+
+/// A part of dpkg's database that could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read dpkg's database, {}", path.display())]
+pub struct Error {
+    /// The file or directory, as the guest names it.
+    pub path: PathBuf,
+    /// Why not.
+    pub source: io::Error,
+}

@@ -1,0 +1,313 @@
+//! What a run of dpkg may touch, of the files that exist now.
+//!
+//! Old files are those the installed versions list; new ones come from the control members of the archives, since
+//! a payload takes long to decompress. What maintainer scripts write elsewhere cannot be known from here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::num::NonZero;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType};
+
+use super::Error;
+use super::changes::Change;
+use super::database::Database;
+use super::diversions::Diversion;
+use super::status::{Package, State, Want};
+use crate::package::deb::{self, Control, Kind};
+use crate::package::{PackageId, PackageSpec, sort_paths};
+use crate::sys::root::{Root, relative};
+
+/// dpkg's own temporary names beside a file it unpacks. They exist beforehand where a run was interrupted.
+const PAYLOAD_SUFFIXES: [&str; 2] = [".dpkg-tmp", ".dpkg-new"];
+
+/// What may lie beside a configuration file: dpkg's versions of it, the backups dpkg purges with it
+/// (`REMOVECONFFEXTS`), where dpkg-maintscript-helper(1) puts it, and ucf(1)'s versions.
+const CONFFILE_SUFFIXES: [&str; 13] = [
+    ".dpkg-tmp",
+    ".dpkg-new",
+    ".dpkg-old",
+    ".dpkg-dist",
+    ".dpkg-bak",
+    ".dpkg-backup",
+    ".dpkg-remove",
+    ".ucf-old",
+    ".ucf-new",
+    ".ucf-dist",
+    ".bak",
+    "~",
+    "%",
+];
+
+/// The packages that merge `/bin` and its like into `/usr`, moving the files of all packages.
+const USRMERGE: [&str; 2] = ["usrmerge", "usr-is-merged"];
+
+/// The directories they merge.
+const MERGED: [&str; 7] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libo32", "/libx32"];
+
+/// What a run of dpkg may touch. All paths are absolute in the guest, sorted, and may not exist.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Names that may be replaced, removed or changed; of directories, the name alone.
+    pub paths: Vec<PathBuf>,
+    /// Directories of which everything may be touched.
+    pub trees: Vec<PathBuf>,
+    /// Those of `paths` that may become files. Where one is a directory now, dpkg removes all that is in it.
+    pub non_directories: Vec<PathBuf>,
+    /// The packages in the run, installed or to be.
+    pub packages: BTreeSet<PackageId>,
+    /// What could not be found out.
+    pub warnings: Vec<String>,
+}
+
+/// A version that is about to be unpacked.
+struct New {
+    control: Control,
+    files: Vec<PathBuf>,
+}
+
+impl Plan {
+    /// Finds out what `changes` may touch.
+    ///
+    /// An archive that cannot be read is a warning: dpkg will refuse it.
+    ///
+    /// # Errors
+    /// Where the database cannot be read.
+    pub fn new(database: &Database<'_>, changes: &[Change]) -> Result<Plan, Error> {
+        let mut plan = Plan::default();
+        if changes.is_empty() {
+            return Ok(plan);
+        }
+        let news = plan.read_archives(changes);
+        let old = involved(database, changes, &news);
+        plan.packages.extend(old.keys().map(|&id| id.clone()));
+        plan.packages.extend(news.iter().map(|new| new.control.id.clone()));
+
+        let mut payload = Vec::new();
+        let mut conffiles = Vec::new();
+        let mut non_directories = Vec::new();
+        for package in old.into_values() {
+            payload.extend(database.list(package)?);
+            conffiles.extend(package.conffiles());
+        }
+        // A package that disappears, or whose files are replaced, loses what the new version has: no need to look for it.
+        for new in news {
+            non_directories.extend(new.control.conffiles.iter().cloned());
+            non_directories.extend(new.files.iter().cloned());
+            payload.extend(new.files);
+            conffiles.extend(new.control.conffiles);
+        }
+
+        let diversions = database.diversions()?;
+        for paths in [&mut payload, &mut conffiles, &mut non_directories] {
+            sort_paths(paths);
+            let diverted = diverted(paths, &plan.packages, &diversions);
+            paths.extend(diverted);
+        }
+        let targets: Vec<PathBuf> =
+            conffiles.iter().flat_map(|path| symlink_targets(database.root(), path)).collect();
+        conffiles.extend(targets);
+
+        plan.add_trees(database.root(), &payload);
+        plan.paths = siblings(payload, conffiles);
+        plan.paths.extend(database.statoverrides()?);
+        plan.paths.extend(database.info_files(&plan.packages)?);
+        plan.non_directories = non_directories;
+        sort_paths(&mut plan.paths);
+        sort_paths(&mut plan.non_directories);
+        Ok(plan)
+    }
+
+    /// The new versions, read in parallel.
+    fn read_archives(&mut self, changes: &[Change]) -> Vec<New> {
+        let archives: Vec<&Path> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::Unpack(path) => Some(path.as_path()),
+                Change::Configure(_) | Change::Remove(_) => None,
+            })
+            .collect();
+        let mut news = Vec::with_capacity(archives.len());
+        for result in read_all(&archives) {
+            match result {
+                Ok(new) => news.push(new),
+                Err(deb::Error { path, source }) => {
+                    self.warnings.push(format!("{} is not a readable .deb: {source}", path.display()));
+                }
+            }
+        }
+        news
+    }
+
+    fn add_trees(&mut self, root: &Root, payload: &[PathBuf]) {
+        if self.packages.iter().any(|id| USRMERGE.contains(&id.name.as_str())) {
+            // Where they are symlinks all is merged already.
+            let unmerged = MERGED.map(Path::new).into_iter().filter(|path| is_directory(root, path));
+            self.trees.extend(unmerged.map(Path::to_path_buf));
+        }
+        // py3compile(1) and py3clean(1) write and remove bytecode, which no package lists.
+        let modules = payload.iter().filter(|path| {
+            let bytes = path.as_os_str().as_bytes();
+            bytes.starts_with(b"/usr/") && bytes.ends_with(b".py")
+        });
+        self.trees.extend(modules.filter_map(|path| Some(path.parent()?.join("__pycache__"))));
+        sort_paths(&mut self.trees);
+    }
+}
+
+/// Reads each archive, on as many threads as there are processors.
+fn read_all(archives: &[&Path]) -> Vec<Result<New, deb::Error>> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let share = archives.len().div_ceil(threads).max(1);
+    if archives.len() == share {
+        return archives.iter().map(|path| read_archive(path)).collect();
+    }
+    std::thread::scope(|scope| {
+        let read = |chunk: &[&Path]| chunk.iter().map(|path| read_archive(path)).collect::<Vec<_>>();
+        let workers: Vec<_> = archives.chunks(share).map(|chunk| scope.spawn(move || read(chunk))).collect();
+        let joined = workers.into_iter().map(|worker| worker.join());
+        joined.flat_map(|read| read.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
+}
+
+/// A new version's files, from the payload only where the control member has no list.
+fn read_archive(path: &Path) -> Result<New, deb::Error> {
+    let mut control = Control::open(path)?;
+    let files = match control.files.take() {
+        Some(files) => files,
+        None => names_of(deb::payload(path)?),
+    };
+    Ok(New { control, files })
+}
+
+/// All names but directories, and what hard links are made to: dpkg changes mode and owner of those in place.
+fn names_of(payload: Vec<deb::Entry>) -> Vec<PathBuf> {
+    let mut names = Vec::with_capacity(payload.len());
+    for deb::Entry { path, kind } in payload {
+        match kind {
+            Kind::Directory => continue,
+            Kind::HardLink(target) => names.push(target),
+            Kind::File | Kind::Other => {}
+        }
+        names.push(path);
+    }
+    names
+}
+
+/// The installed packages in the run: named, replaced by a new version, or removed for one.
+///
+/// Configuring and removing touch the same files: scripts change their own package's, and where it is purged the
+/// configuration files go.
+fn involved<'a>(
+    database: &'a Database<'_>,
+    changes: &[Change],
+    news: &[New],
+) -> BTreeMap<&'a PackageId, &'a Package> {
+    let mut packages: Vec<&Package> = Vec::new();
+    for change in changes {
+        match change {
+            Change::Configure(spec) | Change::Remove(spec) => packages.extend(named(database, spec)),
+            Change::Unpack(_) => {}
+        }
+    }
+    for New { control, .. } in news {
+        packages.extend(database.find(&control.id.name, None).filter(|old| is_replaced(old, control)));
+    }
+    if !news.is_empty() {
+        packages.extend(removed_for(database, news));
+    }
+    packages.into_iter().map(|package| (&package.id, package)).collect()
+}
+
+/// The packages a name stands for; where the architecture is none that is installed, all of the name.
+fn named<'a>(database: &'a Database<'_>, spec: &PackageSpec) -> Vec<&'a Package> {
+    let exact: Vec<&Package> = database.find(&spec.name, spec.arch.as_deref()).collect();
+    if exact.is_empty() { database.find(&spec.name, None).collect() } else { exact }
+}
+
+/// Whether `new`, of the same name, takes the place of `old`, or is installed beside it.
+fn is_replaced(old: &Package, new: &Control) -> bool {
+    use crate::package::MultiArch::Same;
+    old.id.arch == new.id.arch || old.multi_arch != Same || new.multi_arch != Same
+}
+
+/// The installed packages dpkg removes by itself, to make room for a new one they conflict with.
+///
+/// As dpkg's `check_conflict`: either may name the other, or what it provides; the old one goes where the new one
+/// `Replaces` it or it is not wanted, or where neither is dispensable. Versions are ignored.
+fn removed_for<'a>(database: &'a Database<'_>, news: &[New]) -> Vec<&'a Package> {
+    let meets = |conflicts: &[String], name: &String, provides: &[String]| {
+        conflicts.iter().any(|conflict| conflict == name || provides.contains(conflict))
+    };
+    let is_removed = |old: &Package| {
+        let (conflicts, provides) = (old.conflicts(), old.provides());
+        let unwanted = !matches!(old.want, Want::Install | Want::Hold);
+        news.iter().map(|new| &new.control).any(|new| {
+            old.id.name != new.id.name
+                && (meets(&new.conflicts, &old.id.name, &provides)
+                    || meets(&conflicts, &new.id.name, &new.provides))
+                && (unwanted || new.replaces.contains(&old.id.name) || (new.essential && old.is_essential()))
+        })
+    };
+    database.packages().iter().filter(|old| old.state > State::ConfigFiles && is_removed(old)).collect()
+}
+
+/// The other names of `paths`, which are sorted, and all names the packages of the run divert: they may move
+/// them back.
+fn diverted(paths: &[PathBuf], run: &BTreeSet<PackageId>, diversions: &[Diversion]) -> Vec<PathBuf> {
+    let has =
+        |path: &PathBuf| paths.binary_search_by(|other| other.as_os_str().cmp(path.as_os_str())).is_ok();
+    let by_run = |name: &String| run.iter().any(|id| id.name == *name);
+    diversions
+        .iter()
+        .filter(|each| has(&each.from) || has(&each.to) || each.by.as_ref().is_some_and(by_run))
+        .flat_map(|each| [each.from.clone(), each.to.clone()])
+        .collect()
+}
+
+/// The paths themselves, and the names dpkg and its like make from them.
+fn siblings(payload: Vec<PathBuf>, conffiles: Vec<PathBuf>) -> Vec<PathBuf> {
+    let mut paths = Vec::with_capacity(payload.len() * (1 + PAYLOAD_SUFFIXES.len()));
+    for path in &payload {
+        paths.extend(PAYLOAD_SUFFIXES.iter().map(|suffix| with_suffix(path, suffix)));
+    }
+    for path in &conffiles {
+        paths.extend(CONFFILE_SUFFIXES.iter().map(|suffix| with_suffix(path, suffix)));
+        if let Some(name) = path.file_name() {
+            let autosave = [OsStr::new("#"), name, OsStr::new("#")].into_iter().collect::<OsString>();
+            paths.push(path.with_file_name(autosave));
+        }
+    }
+    paths.extend(payload);
+    paths.extend(conffiles);
+    paths
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(suffix);
+    name.into()
+}
+
+/// Where a configuration file that is a symlink leads: dpkg replaces the file at its end (`conffderef`).
+fn symlink_targets(root: &Root, path: &Path) -> Vec<PathBuf> {
+    let target = |path: &Path| {
+        let parent = path.parent()?;
+        let target =
+            rustix::fs::readlinkat(root.open_dir(parent).ok()?, path.file_name()?, Vec::new()).ok()?;
+        Some(parent.join(OsStr::from_bytes(target.to_bytes())))
+    };
+    // As many as the kernel follows, path_resolution(7).
+    std::iter::successors(target(path), |path| target(path)).take(40).collect()
+}
+
+/// Whether a name in the root directory is a directory, and no symlink to one.
+fn is_directory(root: &Root, path: &Path) -> bool {
+    let stat = rustix::fs::statat(root, relative(path), AtFlags::SYMLINK_NOFOLLOW);
+    stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir())
+}
+
+#[cfg(test)]
+mod tests;

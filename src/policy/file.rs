@@ -1,0 +1,244 @@
+//! One configuration file: its keys, and messages for what it should not say.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, SeqAccess, Unexpected, Visitor};
+use toml::de::DeTable;
+
+use super::{LastLink, Mode, Pattern, PatternSet, Protection};
+use crate::report::Shown;
+
+/// What one file says; all of it is optional.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Layer {
+    pub mode: Option<Mode>,
+    pub protection: Option<Protection>,
+    pub prepare: Change,
+    pub never_touch: Change,
+    pub never_unify: Change,
+    #[serde(deserialize_with = "bytes")]
+    pub reserve: Option<u64>,
+    #[serde(deserialize_with = "seconds")]
+    pub lock_timeout: Option<Duration>,
+    pub last_link: Option<LastLink>,
+}
+
+/// What one file says about a list.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// `key = [...]`
+    Add(PatternSet),
+    /// `key.replace = [...]`
+    Replace(PatternSet),
+}
+
+impl Default for Change {
+    fn default() -> Change {
+        Change::Add(PatternSet::default())
+    }
+}
+
+impl Change {
+    pub(super) fn apply(self, list: &mut PatternSet) {
+        match self {
+            Change::Add(patterns) => list.extend(patterns),
+            Change::Replace(patterns) => *list = patterns,
+        }
+    }
+}
+
+/// What is wrong with a file. It is displayed as what follows the file's name: `, line 3, key ...`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// The line, counted from 1.
+    pub line: Option<usize>,
+    /// The key whose value is wrong.
+    pub key: Option<String>,
+    /// What is wrong, and what is allowed.
+    pub reason: String,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, ", line {line}")?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, ", key `{}`", Shown(Path::new(key)))?;
+        }
+        // It quotes the file, which may hold anything.
+        write!(f, ": {}", Shown(Path::new(&self.reason)))
+    }
+}
+
+/// Parses the whole of a file.
+pub(super) fn parse<T: DeserializeOwned>(content: &[u8]) -> Result<T, Invalid> {
+    let text = std::str::from_utf8(content).map_err(|e| Invalid {
+        line: Some(line(&content[..e.valid_up_to()])),
+        key: None,
+        reason: "not UTF-8".to_owned(),
+    })?;
+    toml::from_str(text).map_err(|e| invalid(text, &e))
+}
+
+fn invalid(text: &str, error: &toml::de::Error) -> Invalid {
+    let span = error.span();
+    // Serde speaks of Rust's variants and fields, the reader's words are values and keys.
+    let reason = error
+        .message()
+        .replacen("unknown variant", "unknown value", 1)
+        .replacen("unknown field", "unknown key", 1)
+        .replacen("wanted string or table", "expected a string", 1);
+    let line_at = |at: usize| line(text.as_bytes().get(..at).unwrap_or_default());
+    let key = span.as_ref().and_then(|span| {
+        // An error does not carry its key: it is the last one at the top that begins before the place.
+        let (table, errors) = DeTable::parse_recoverable(text);
+        let before = table.get_ref().keys().filter(|key| key.span().start <= span.start);
+        let key = before.max_by_key(|key| key.span().start)?;
+        // The reason names an unknown key already; and after broken text, the last whole key may have
+        // nothing to do with it.
+        let named = key.span() == *span && error.message().starts_with("unknown field");
+        let holds = errors.is_empty() || line_at(key.span().start) == line_at(span.start);
+        (holds && !named).then(|| key.get_ref().to_string())
+    });
+    Invalid { line: span.map(|span| line_at(span.start)), key, reason }
+}
+
+/// The line on which what follows `before` stands.
+fn line(before: &[u8]) -> usize {
+    before.iter().filter(|&&b| b == b'\n').count() + 1
+}
+
+impl<'de> Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Pattern, D::Error> {
+        struct PatternVisitor;
+
+        impl Visitor<'_> for PatternVisitor {
+            type Value = Pattern;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a pattern")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Pattern, E> {
+                Pattern::parse(text).map_err(|e| E::custom(format_args!("pattern `{text}`: {e}")))
+            }
+        }
+
+        deserializer.deserialize_str(PatternVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for PatternSet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<PatternSet, D::Error> {
+        Ok(Vec::<Pattern>::deserialize(deserializer)?.into_iter().collect())
+    }
+}
+
+impl<'de> Deserialize<'de> for Change {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Change, D::Error> {
+        struct ChangeVisitor;
+
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            replace: PatternSet,
+        }
+
+        impl<'de> Visitor<'de> for ChangeVisitor {
+            type Value = Change;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of patterns, or `replace` with one")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Change, A::Error> {
+                PatternSet::deserialize(SeqAccessDeserializer::new(list)).map(Change::Add)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Change, A::Error> {
+                let Table { replace } = Table::deserialize(MapAccessDeserializer::new(table))?;
+                Ok(Change::Replace(replace))
+            }
+        }
+
+        deserializer.deserialize_any(ChangeVisitor)
+    }
+}
+
+/// Reads a size; for a `u64` and for an optional one.
+pub(super) fn bytes<'de, D: Deserializer<'de>, T: From<u64>>(deserializer: D) -> Result<T, D::Error> {
+    struct SizeVisitor;
+
+    impl Visitor<'_> for SizeVisitor {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a size, such as \"16 MiB\"")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<u64, E> {
+            parse_size(text).ok_or_else(|| {
+                E::custom(format_args!(
+                    "`{text}` is no size, expected a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`"
+                ))
+            })
+        }
+    }
+
+    deserializer.deserialize_str(SizeVisitor).map(T::from)
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim_start() {
+        "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// Reads a number of seconds; for a `Duration` and for an optional one.
+pub(super) fn seconds<'de, D: Deserializer<'de>, T: From<Duration>>(deserializer: D) -> Result<T, D::Error> {
+    struct SecondsVisitor;
+
+    impl Visitor<'_> for SecondsVisitor {
+        type Value = Duration;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a number of seconds, 0 or more")
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Duration, E> {
+            let seconds = u64::try_from(number);
+            seconds.map(Duration::from_secs).map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
+        }
+    }
+
+    deserializer.deserialize_i64(SecondsVisitor).map(T::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_a_whole_number_and_a_binary_unit() {
+        assert_eq!(parse_size("16 MiB"), Some(16 << 20));
+        assert_eq!(parse_size("16MiB"), Some(16 << 20));
+        assert_eq!(parse_size("0 B"), Some(0));
+        for text in ["", "16", "MiB", "1.5 GiB", "-1 B", "16 MB", "16 mib", "99999999 TiB", "1 B "] {
+            assert_eq!(parse_size(text), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! A private copy of a file: data with its holes, owner, mode, extended attributes, times, inode flags.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{IFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
+use rustix::io::Errno;
+
+use super::inode::{Inode, Time};
+use super::xattr;
+
+/// Flags that must be set while a file is empty to have their effect (btrfs: compression, no copy on write).
+const FLAGS_BEFORE_DATA: IFlags = IFlags::COMPRESSED.union(IFlags::NOCOW);
+/// Flags that describe how a file is treated, and so belong to its copy.
+const FLAGS_AFTER_DATA: IFlags = IFlags::NODUMP.union(IFlags::NOATIME);
+
+/// Makes private copies on one filesystem, and remembers whether it can share blocks (`FICLONE`).
+#[derive(Debug)]
+pub struct Copier {
+    clones: AtomicBool,
+}
+
+impl Default for Copier {
+    fn default() -> Copier {
+        Copier { clones: AtomicBool::new(true) }
+    }
+}
+
+impl Copier {
+    /// Creates `name` in `dir` as a private copy of `source`, an open regular file that `inode` describes.
+    ///
+    /// Nothing is flushed: one `syncfs` for the whole batch is the caller's. What fails half way is removed.
+    /// Returns the open copy and how many bytes were written; 0 where blocks are shared.
+    ///
+    /// # Errors
+    /// As the system calls; `UnexpectedEof` where the source has been cut short meanwhile.
+    pub fn copy(
+        &self,
+        source: &OwnedFd,
+        inode: &Inode,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+    ) -> io::Result<(OwnedFd, u64)> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let copy = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
+        match self.fill(source, inode, &copy) {
+            Ok(bytes) => Ok((copy, bytes)),
+            Err(e) => {
+                let _ = rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty());
+                Err(e)
+            }
+        }
+    }
+
+    fn fill(&self, source: &OwnedFd, inode: &Inode, copy: &OwnedFd) -> io::Result<u64> {
+        let wanted = inode_flags(source)?;
+        add_flags(copy, wanted & FLAGS_BEFORE_DATA)?;
+        let bytes = self.data(source, inode, copy)?;
+        let owner = (rustix::fs::Uid::from_raw(inode.uid), rustix::fs::Gid::from_raw(inode.gid));
+        rustix::fs::fchown(copy, Some(owner.0), Some(owner.1))?;
+        // After the owner, whose change strips set-id bits and capabilities.
+        rustix::fs::fchmod(copy, Mode::from_raw_mode(inode.mode))?;
+        xattr::write(copy, &xattr::read(source)?)?;
+        let time = |t: Time| Timespec { tv_sec: t.secs, tv_nsec: t.nanos.into() };
+        let times = Timestamps { last_access: time(inode.atime), last_modification: time(inode.mtime) };
+        rustix::fs::futimens(copy, &times)?;
+        add_flags(copy, wanted & FLAGS_AFTER_DATA)?;
+        Ok(bytes)
+    }
+
+    fn data(&self, source: &OwnedFd, inode: &Inode, copy: &OwnedFd) -> io::Result<u64> {
+        if inode.size == 0 {
+            return Ok(0);
+        }
+        if self.clones.load(Ordering::Relaxed) {
+            match rustix::fs::ioctl_ficlone(copy, source) {
+                Ok(()) => return whole(copy, inode.size).map(|()| 0),
+                Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
+                    self.clones.store(false, Ordering::Relaxed)
+                }
+                // This one file cannot share blocks: another filesystem, other flags.
+                Err(Errno::XDEV | Errno::INVAL | Errno::PERM | Errno::TXTBSY) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        rustix::fs::ftruncate(copy, inode.size)?;
+        let bytes = if inode.allocated >= inode.size {
+            range(source, copy, 0, inode.size)?
+        } else {
+            extents(source, copy, inode.size)?
+        };
+        whole(source, inode.size)?;
+        Ok(bytes)
+    }
+}
+
+fn whole(file: &OwnedFd, size: u64) -> io::Result<()> {
+    if rustix::fs::fstat(file)?.st_size as u64 == size {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::UnexpectedEof, "its size changed while it was copied"))
+    }
+}
+
+/// Copies the data of a file with holes, and leaves the holes.
+fn extents(source: &OwnedFd, copy: &OwnedFd, size: u64) -> io::Result<u64> {
+    let (mut at, mut bytes) = (0, 0);
+    while at < size {
+        let start = match rustix::fs::seek(source, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(e) => return Err(e.into()),
+        };
+        let end = rustix::fs::seek(source, SeekFrom::Hole(start))?.min(size);
+        bytes += range(source, copy, start, end)?;
+        at = end;
+    }
+    Ok(bytes)
+}
+
+fn range(source: &OwnedFd, copy: &OwnedFd, start: u64, end: u64) -> io::Result<u64> {
+    let (mut from, mut to) = (start, start);
+    while from < end {
+        let want = usize::try_from(end - from).unwrap_or(usize::MAX).min(1 << 30);
+        match rustix::fs::copy_file_range(source, Some(&mut from), copy, Some(&mut to), want) {
+            Ok(0) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "it was cut short while it was copied",
+                ));
+            }
+            Ok(_) | Err(Errno::INTR) => {}
+            // Not between these two filesystems.
+            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                return through_memory(source, copy, from, end).map(|()| end - start);
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(end - start)
+}
+
+fn through_memory(source: &OwnedFd, copy: &OwnedFd, mut at: u64, end: u64) -> io::Result<()> {
+    let mut buf = vec![0; 1 << 18];
+    while at < end {
+        let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(buf.len());
+        let got = rustix::io::retry_on_intr(|| rustix::io::pread(source, &mut buf[..want], at))?;
+        if got == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it was cut short while it was copied"));
+        }
+        let mut done = 0;
+        while done < got {
+            done +=
+                rustix::io::retry_on_intr(|| rustix::io::pwrite(copy, &buf[done..got], at + done as u64))?;
+        }
+        at += got as u64;
+    }
+    Ok(())
+}
+
+fn inode_flags(fd: impl AsFd) -> io::Result<IFlags> {
+    match rustix::fs::ioctl_getflags(fd) {
+        Ok(flags) => Ok(flags),
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => Ok(IFlags::empty()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn add_flags(fd: impl AsFd, wanted: IFlags) -> io::Result<()> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let present = inode_flags(&fd)?;
+    match rustix::fs::ioctl_setflags(&fd, present | wanted) {
+        // A hint the filesystem of the copy does not take.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -1,0 +1,30 @@
+//! A filesystem as a whole: room, read-only state, flushing.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::fs::StatVfsMountFlags;
+
+/// Bytes that this process may still allocate; unlimited where the filesystem does not say.
+pub fn available(fd: impl AsFd) -> io::Result<u64> {
+    let stat = rustix::fs::fstatvfs(fd)?;
+    Ok(if stat.f_blocks == 0 { u64::MAX } else { stat.f_bavail.saturating_mul(stat.f_frsize) })
+}
+
+/// Whether the mount is read-only.
+pub fn is_read_only(fd: impl AsFd) -> io::Result<bool> {
+    Ok(rustix::fs::fstatvfs(fd)?.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
+/// Whether two files can share blocks here (`FICLONE`): their copies take no room for data.
+pub fn shares_blocks(source: impl AsFd, dir: impl AsFd) -> bool {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, ".", flags, Mode::RUSR | Mode::WUSR)
+        .is_ok_and(|probe| rustix::fs::ioctl_ficlone(probe, source).is_ok())
+}
+
+/// Writes everything the filesystem holds in memory to disk.
+pub fn sync(fd: impl AsFd) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(fd)?)
+}

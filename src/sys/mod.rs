@@ -1,0 +1,23 @@
+//! The only room with unsafe code, and the only one that writes to guests' files.
+//!
+//! It knows no policy: where a file is (`root`, `resolve`, `tree`), what it is (`inode`, `xattr`, `handle`), how a
+//! private copy is made (`copy`), how a name changes its inode (`swap`, with `lock` and `lease`), what the
+//! filesystem and the process table say (`filesystem`, `process`), our own files (`state`).
+//! Everything works on descriptors.
+
+#![allow(clippy::disallowed_methods)]
+
+pub mod copy;
+pub mod filesystem;
+pub mod handle;
+pub mod inode;
+pub mod lease;
+pub mod lock;
+pub mod process;
+pub mod resolve;
+pub mod root;
+pub mod signal;
+pub mod state;
+pub mod swap;
+pub mod tree;
+pub mod xattr;

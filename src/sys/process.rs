@@ -1,0 +1,151 @@
+//! Processes: who called us, who is still alive, what a caller's command line was.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+/// A process, told from a later one of the same number by when it started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessId {
+    /// Process number.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot; 0 where that could not be learnt.
+    pub start: u64,
+}
+
+/// One line of `/proc/PID/stat` (`proc_pid_stat(5)`), the part we need.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Number and start.
+    pub id: ProcessId,
+    /// Number of the parent.
+    pub parent: i32,
+    /// Name of the program, cut to 15 bytes.
+    pub command: OsString,
+}
+
+/// A procfs: the mounted one, or one of our own where a chroot has none.
+#[derive(Debug)]
+pub struct Processes {
+    proc: OwnedFd,
+}
+
+impl Processes {
+    /// Opens `/proc`, or a detached procfs where none is mounted there (needs `CAP_SYS_ADMIN`).
+    pub fn open() -> io::Result<Processes> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if let Ok(proc) = rustix::fs::open("/proc", flags, Mode::empty()) {
+            let candidate = Processes { proc };
+            if candidate.own().is_ok() {
+                return Ok(candidate);
+            }
+        }
+        let fs = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(&fs)?;
+        let proc = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        Ok(Processes { proc })
+    }
+
+    /// The calling process.
+    pub fn own(&self) -> io::Result<Process> {
+        self.process(std::process::id() as i32)
+    }
+
+    /// The process `pid`.
+    pub fn process(&self, pid: i32) -> io::Result<Process> {
+        parse_stat(&self.read(pid, "stat")?).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    }
+
+    /// Parent, grandparent and so on, up to the first process of the namespace.
+    pub fn ancestors(&self) -> io::Result<Vec<Process>> {
+        let mut line = Vec::new();
+        let mut next = self.own()?.parent;
+        while next > 0 {
+            // A parent outside of this process namespace cannot be read.
+            let Ok(process) = self.process(next) else { break };
+            next = process.parent;
+            line.push(process);
+        }
+        Ok(line)
+    }
+
+    /// The arguments the process was started with.
+    pub fn command_line(&self, pid: i32) -> io::Result<Vec<OsString>> {
+        let mut raw = self.read(pid, "cmdline")?;
+        if raw.last() == Some(&0) {
+            raw.pop();
+        }
+        Ok(raw.split(|&b| b == 0).map(|argument| OsString::from_vec(argument.to_vec())).collect())
+    }
+
+    /// The working directory of the process.
+    pub fn working_directory(&self, pid: i32) -> io::Result<PathBuf> {
+        let link = rustix::fs::readlinkat(&self.proc, format!("{pid}/cwd"), Vec::new())?;
+        Ok(PathBuf::from(OsString::from_vec(link.into_bytes())))
+    }
+
+    fn read(&self, pid: i32, file: &str) -> io::Result<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.proc, format!("{pid}/{file}"), flags, Mode::empty())?;
+        let mut content = Vec::new();
+        std::fs::File::from(fd).read_to_end(&mut content)?;
+        Ok(content)
+    }
+}
+
+impl ProcessId {
+    /// Whether this very process is still there.
+    pub fn is_alive(self, processes: Option<&Processes>) -> bool {
+        match processes {
+            Some(processes) if self.start != 0 => {
+                processes.process(self.pid).is_ok_and(|process| process.id.start == self.start)
+            }
+            _ => {
+                let pid = nix::unistd::Pid::from_raw(self.pid);
+                nix::sys::signal::kill(pid, None) != Err(nix::errno::Errno::ESRCH)
+            }
+        }
+    }
+}
+
+fn parse_stat(line: &[u8]) -> Option<Process> {
+    // The name is in parentheses and may hold anything, parentheses too.
+    let open = line.iter().position(|&b| b == b'(')?;
+    let close = line.iter().rposition(|&b| b == b')')?;
+    let pid = std::str::from_utf8(&line[..open]).ok()?.trim().parse().ok()?;
+    let rest = std::str::from_utf8(line.get(close + 1..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let parent = fields.nth(1)?.parse().ok()?;
+    // Field 22 of the line; 3 was the first after the name and two more are taken.
+    let start = fields.nth(17)?.parse().ok()?;
+    let command = OsStr::from_bytes(line.get(open + 1..close)?).to_os_string();
+    Some(Process { id: ProcessId { pid, start }, parent, command })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_name_may_hold_parentheses_and_spaces() {
+        let line = b"42 (a) b (c) S 7 42 42 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 123456 0 0";
+        let process = parse_stat(line).unwrap();
+        assert_eq!(process.id, ProcessId { pid: 42, start: 123_456 });
+        assert_eq!(process.parent, 7);
+        assert_eq!(process.command, OsStr::new("a) b (c"));
+    }
+
+    #[test]
+    fn this_process_is_alive_and_its_parent_is_an_ancestor() {
+        let processes = Processes::open().unwrap();
+        let own = processes.own().unwrap();
+        assert!(own.id.is_alive(Some(&processes)));
+        assert!(!ProcessId { start: own.id.start + 1, ..own.id }.is_alive(Some(&processes)));
+        assert_eq!(processes.ancestors().unwrap()[0].id.pid, own.parent);
+    }
+}

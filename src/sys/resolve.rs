@@ -1,0 +1,175 @@
+//! The canonical name of a guest's directory: no symlink, no `.` or `..` in it.
+//!
+//! dpkg's lists say `/bin/bash` where a usr-merged guest holds `/usr/bin/bash`. Only the directory part of a
+//! path is ever resolved, never its last component: that is the name a package manager replaces.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use super::root::Root;
+
+/// As many symlinks as Linux follows in one path (`path_resolution(7)`).
+const MAX_SYMLINKS: u32 = 40;
+
+/// A file's place in a guest: a canonical directory and a name in it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// Canonical directory, from the guest's root.
+    pub dir: PathBuf,
+    /// Last component; never followed.
+    pub name: OsString,
+}
+
+impl Place {
+    /// The path of the place, from the guest's root.
+    pub fn path(&self) -> PathBuf {
+        self.dir.join(&self.name)
+    }
+}
+
+/// Resolves directories beneath a root, each once.
+#[derive(Debug)]
+pub struct Resolver<'r> {
+    root: &'r Root,
+    known: HashMap<PathBuf, Option<PathBuf>>,
+}
+
+impl<'r> Resolver<'r> {
+    /// A resolver with nothing resolved yet.
+    pub fn new(root: &'r Root) -> Resolver<'r> {
+        Resolver { root, known: HashMap::new() }
+    }
+
+    /// Where `path` is: its directory part resolved, its last component as it is.
+    ///
+    /// `None` where the directory does not exist, or where `path` has no last component (`/`, `..`).
+    pub fn place(&mut self, path: &Path) -> io::Result<Option<Place>> {
+        let Some(Component::Normal(name)) = path.components().next_back() else { return Ok(None) };
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        Ok(self.directory(parent)?.map(|dir| Place { dir, name: name.to_os_string() }))
+    }
+
+    /// Where `path` leads when its last component is followed as well: what a program that writes to it would hit.
+    pub fn followed(&mut self, path: &Path) -> io::Result<Option<Place>> {
+        let mut path = path.to_path_buf();
+        for _ in 0..MAX_SYMLINKS {
+            let Some(place) = self.place(&path)? else { return Ok(None) };
+            let fd = match self.root.open_at(&place.path(), OFlags::PATH | OFlags::NOFOLLOW) {
+                Ok(fd) => fd,
+                Err(e) if is_absent(&e) => return Ok(Some(place)),
+                Err(e) => return Err(e),
+            };
+            let target = match rustix::fs::readlinkat(&fd, "", Vec::new()) {
+                Ok(target) => PathBuf::from(OsString::from_vec(target.into_bytes())),
+                Err(_) => return Ok(Some(place)),
+            };
+            path = place.dir.join(target);
+        }
+        Ok(None)
+    }
+
+    /// The canonical path of the directory `path`; `None` where there is no such directory.
+    pub fn directory(&mut self, path: &Path) -> io::Result<Option<PathBuf>> {
+        self.resolve(path, MAX_SYMLINKS)
+    }
+
+    fn resolve(&mut self, path: &Path, links_left: u32) -> io::Result<Option<PathBuf>> {
+        if let Some(known) = self.known.get(path) {
+            return Ok(known.clone());
+        }
+        let resolved = match path.components().next_back() {
+            None | Some(Component::RootDir | Component::Prefix(_)) => Some(PathBuf::from("/")),
+            Some(last) => match self.resolve(path.parent().unwrap_or(Path::new("/")), links_left)? {
+                None => None,
+                Some(parent) => match last {
+                    Component::ParentDir => Some(parent.parent().unwrap_or(Path::new("/")).to_path_buf()),
+                    Component::Normal(name) => self.step(parent, name, links_left)?,
+                    _ => Some(parent),
+                },
+            },
+        };
+        self.known.insert(path.to_path_buf(), resolved.clone());
+        Ok(resolved)
+    }
+
+    fn step(&mut self, parent: PathBuf, name: &OsStr, links_left: u32) -> io::Result<Option<PathBuf>> {
+        let child = parent.join(name);
+        let fd = match self.root.open_at(&child, OFlags::PATH | OFlags::NOFOLLOW) {
+            Ok(fd) => fd,
+            Err(e) if is_absent(&e) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let stat = rustix::fs::fstat(&fd)?;
+        match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
+            rustix::fs::FileType::Directory => Ok(Some(child)),
+            rustix::fs::FileType::Symlink if links_left > 0 => {
+                let target = rustix::fs::readlinkat(&fd, "", Vec::new())?;
+                let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+                self.resolve(&parent.join(target), links_left - 1)
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Whether the error says that the path leads nowhere.
+pub fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest() -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("usr/bin")).unwrap();
+        std::os::unix::fs::symlink("usr/bin", dir.path().join("bin")).unwrap();
+        std::os::unix::fs::symlink("/usr", dir.path().join("absolute")).unwrap();
+        std::os::unix::fs::symlink("../../../../usr", dir.path().join("escape")).unwrap();
+        std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        (dir, root)
+    }
+
+    fn place(root: &Root, path: &str) -> Option<PathBuf> {
+        Resolver::new(root).place(Path::new(path)).unwrap().map(|p| p.path())
+    }
+
+    #[test]
+    fn usrmerge_links_are_followed_in_the_directory_part() {
+        let (_dir, root) = guest();
+        assert_eq!(place(&root, "/bin/bash"), Some(PathBuf::from("/usr/bin/bash")));
+    }
+
+    #[test]
+    fn the_last_component_is_never_followed() {
+        let (_dir, root) = guest();
+        assert_eq!(place(&root, "/bin"), Some(PathBuf::from("/bin")));
+    }
+
+    #[test]
+    fn absolute_and_climbing_links_stay_beneath_the_root() {
+        let (_dir, root) = guest();
+        assert_eq!(place(&root, "/absolute/bin/x"), Some(PathBuf::from("/usr/bin/x")));
+        assert_eq!(place(&root, "/escape/bin/x"), Some(PathBuf::from("/usr/bin/x")));
+    }
+
+    #[test]
+    fn a_missing_directory_and_a_loop_lead_nowhere() {
+        let (_dir, root) = guest();
+        assert_eq!(place(&root, "/nowhere/x"), None);
+        assert_eq!(place(&root, "/loop/x"), None);
+    }
+
+    #[test]
+    fn dots_in_the_directory_part_are_resolved() {
+        let (_dir, root) = guest();
+        assert_eq!(place(&root, "/bin/../bin/./x"), Some(PathBuf::from("/usr/bin/x")));
+    }
+}

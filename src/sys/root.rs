@@ -1,0 +1,127 @@
+//! A guest's root directory: every path of the guest is resolved beneath it, by descriptor.
+//!
+//! Absolute symlinks and `..` are taken relative to the guest's root (`openat2(2)`,
+//! `RESOLVE_IN_ROOT`), so no name a guest holds can lead out of it.
+
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+/// An open guest root.
+#[derive(Debug)]
+pub struct Root {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Root {
+    /// Opens `path` as a guest's root.
+    pub fn open(path: &Path) -> io::Result<Root> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Root { fd, path: path.to_path_buf() })
+    }
+
+    /// The path the root was opened by, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether this is the root of the calling process.
+    pub fn is_own(&self) -> bool {
+        let id = |path: &Path| rustix::fs::stat(path).map(|s| (s.st_dev, s.st_ino)).ok();
+        rustix::fs::fstat(&self.fd).map(|s| (s.st_dev, s.st_ino)).ok() == id(Path::new("/"))
+    }
+
+    /// Opens `path`, beneath the root. Symlinks are followed inside the root unless `flags` has `NOFOLLOW`.
+    ///
+    /// # Errors
+    /// As `openat2(2)`; `ELOOP` for a magic link or a final symlink with `NOFOLLOW`.
+    pub fn open_at(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        // openat2(2) refuses flags that mean nothing to it.
+        let harmless = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NOCTTY };
+        let flags = flags | harmless | OFlags::CLOEXEC;
+        loop {
+            // EAGAIN: a rename raced with the resolution of `..`; openat2(2) asks the caller to try again.
+            match rustix::fs::openat2(&self.fd, relative(path), flags, Mode::empty(), resolve) {
+                Err(rustix::io::Errno::AGAIN) => continue,
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// Opens the directory `path`, beneath the root, following symlinks inside it.
+    pub fn open_dir(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
+    /// Reads the regular file `path` whole, beneath the root, following symlinks inside it.
+    ///
+    /// # Errors
+    /// `InvalidInput` where `path` is something else than a regular file; a FIFO never blocks.
+    pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        read_regular(self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK)?)
+    }
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Reads the regular file `name` of the directory `dir` whole; a symlink is not followed.
+pub fn read_at(dir: impl AsFd, name: &OsStr) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
+    read_regular(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+}
+
+fn read_regular(fd: OwnedFd) -> io::Result<Vec<u8>> {
+    let stat = rustix::fs::fstat(&fd)?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut data = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0));
+    std::fs::File::from(fd).read_to_end(&mut data)?;
+    Ok(data)
+}
+
+/// `path` without its leading slashes; the root itself is `.`.
+pub fn relative(path: &Path) -> &Path {
+    let bytes = path.as_os_str().as_bytes();
+    let start = bytes.iter().position(|&b| b != b'/').unwrap_or(bytes.len());
+    if start == bytes.len() { Path::new(".") } else { Path::new(OsStr::from_bytes(&bytes[start..])) }
+}
+
+/// Whether two open files hold the same bytes.
+pub fn same_content(a: &OwnedFd, b: &OwnedFd) -> io::Result<bool> {
+    let mut buffers = (vec![0; 1 << 17], vec![0; 1 << 17]);
+    let mut at = 0;
+    loop {
+        let got = (fill(a, &mut buffers.0, at)?, fill(b, &mut buffers.1, at)?);
+        if buffers.0[..got.0] != buffers.1[..got.1] {
+            return Ok(false);
+        }
+        if got.0 == 0 {
+            return Ok(true);
+        }
+        at += got.0 as u64;
+    }
+}
+
+/// Reads until the buffer is full or the file ends.
+fn fill(fd: &OwnedFd, buf: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut buf[done..], at + done as u64))? {
+            0 => break,
+            got => done += got,
+        }
+    }
+    Ok(done)
+}

@@ -1,0 +1,28 @@
+//! Signals held back while names change.
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+
+/// Holds back the signals that a person or a service manager ends programs with, until dropped.
+///
+/// Threads started meanwhile inherit it.
+#[derive(Debug)]
+pub struct Held(Option<SigSet>);
+
+impl Held {
+    /// Holds signals back from now on.
+    pub fn back() -> Held {
+        let mut set = SigSet::empty();
+        for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGPIPE] {
+            set.add(signal);
+        }
+        Held(set.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(previous) = &self.0 {
+            let _ = previous.thread_set_mask();
+        }
+    }
+}

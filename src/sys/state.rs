@@ -1,0 +1,84 @@
+//! Files of our own in a guest: directories made beneath its root, small files replaced whole.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::root::{Root, relative};
+
+/// Opens the directory `path` beneath the root, made with its parents where it is missing (mode 0700).
+///
+/// No symlink is followed: nobody can lead us elsewhere.
+pub fn make_dir(root: &Root, path: &Path) -> io::Result<OwnedFd> {
+    let mut dir = rustix::fs::openat(root, ".", dir_flags(), Mode::empty())?;
+    for name in relative(path) {
+        dir = make_dir_at(&dir, name)?;
+    }
+    Ok(dir)
+}
+
+/// Opens the directory `name` in `dir`, made where it is missing (mode 0700).
+pub fn make_dir_at(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+    match rustix::fs::openat(&dir, name, dir_flags(), Mode::empty()) {
+        Err(Errno::NOENT) => {}
+        opened => return Ok(opened?),
+    }
+    match rustix::fs::mkdirat(&dir, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => Ok(rustix::fs::openat(&dir, name, dir_flags(), Mode::empty())?),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn dir_flags() -> OFlags {
+    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
+}
+
+/// Opens a lock file, made where it is missing.
+pub fn lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?)
+}
+
+/// Replaces `name` by a file with this content: readers see the old one or the new one, whole.
+pub fn replace(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<()> {
+    let mut temporary = name.to_os_string();
+    temporary.push(".new");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(&dir, &temporary, flags, Mode::RUSR | Mode::WUSR)?;
+    let written = std::fs::File::from(fd).write_all(content);
+    let replaced = written.and_then(|()| Ok(rustix::fs::renameat(&dir, &temporary, &dir, name)?));
+    if replaced.is_err() {
+        let _ = remove(&dir, &temporary);
+    }
+    replaced
+}
+
+/// Removes a file; one that is not there is no error.
+pub fn remove(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Renames a file within a directory.
+pub fn rename(dir: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    Ok(rustix::fs::renameat(&dir, from, &dir, to)?)
+}
+
+/// The names in a directory, without `.` and `..`.
+pub fn names(dir: impl AsFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(OsString::from_vec(name));
+        }
+    }
+    Ok(names)
+}

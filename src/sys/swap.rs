@@ -1,0 +1,164 @@
+//! How a name changes its inode while the shared one stays protected.
+//!
+//! Every change is tried natively first: plain hard links and kernels that know "immutable, but may be unlinked"
+//! allow it. Only `EPERM` on an inode that says `STATX_ATTR_IMMUTABLE` opens a *window*: the flag is cleared, the
+//! change is made, the flag is set again through the descriptor that is still open.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, IFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::inode::Inode;
+use super::lease::Lease;
+use super::lock;
+
+/// How a change went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// The immutable flag was cleared for a moment.
+    pub window: bool,
+    /// Somebody tried to open the shared inode for writing in that moment: its content wants verification.
+    pub contested: bool,
+}
+
+/// A change of names that could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing has changed.
+    #[error(transparent)]
+    Unchanged(#[from] io::Error),
+    /// The names are as asked or as before, but the shared inode could not be protected again.
+    #[error("the immutable flag could not be set again: {0}")]
+    Unprotected(io::Error),
+}
+
+/// A shared inode, locked against every other process that opens windows.
+#[derive(Debug)]
+pub struct Shared {
+    fd: OwnedFd,
+}
+
+impl Shared {
+    /// Opens and locks the inode that `name` in `dir` names.
+    ///
+    /// # Errors
+    /// `ELOOP` for a symlink; `TimedOut` where another process keeps the lock.
+    pub fn lock_at(dir: impl AsFd, name: &OsStr, patience: Duration) -> io::Result<Shared> {
+        Self::lock(open_file(dir, name)?, patience)
+    }
+
+    /// Locks an inode that is open read-only.
+    pub fn lock(fd: OwnedFd, patience: Duration) -> io::Result<Shared> {
+        lock::exclusive(&fd, patience)?;
+        Ok(Shared { fd })
+    }
+
+    /// The inode as it is now.
+    pub fn inode(&self) -> io::Result<Inode> {
+        Inode::of(&self.fd)
+    }
+
+    /// Makes `change` to the inode's names, in a window if there is no other way.
+    ///
+    /// `change` must leave nothing behind where it fails. The flag is set again whatever `change` returns, unless no
+    /// name of the inode is left.
+    pub fn change_names(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
+        match change() {
+            Ok(()) => return Ok(Change::default()),
+            Err(Errno::PERM) => {}
+            Err(e) => return Err(Error::Unchanged(e.into())),
+        }
+        if !self.inode()?.immutable {
+            return Err(Error::Unchanged(Errno::PERM.into()));
+        }
+        // A lease fails where a writer is already there (not of our making), or where there are none.
+        let lease = Lease::take(self.fd.as_fd()).ok().flatten();
+        set_immutable(&self.fd, false)?;
+        let changed = change();
+        self.protect().map_err(Error::Unprotected)?;
+        changed.map_err(io::Error::from)?;
+        let contested = lease.is_some_and(|lease| !lease.unbroken().unwrap_or(true));
+        Ok(Change { window: true, contested })
+    }
+
+    /// Sets the immutable flag, unless the inode has no name any more.
+    pub fn protect(&self) -> io::Result<()> {
+        if self.inode()?.nlink == 0 { Ok(()) } else { set_immutable(&self.fd, true) }
+    }
+}
+
+impl AsFd for Shared {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A name in an open directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Name<'a> {
+    /// The directory.
+    pub dir: BorrowedFd<'a>,
+    /// The last component.
+    pub name: &'a OsStr,
+}
+
+impl Name<'_> {
+    /// Exchanges what two names name; each of them names something at every moment.
+    pub fn exchange(self, other: Name<'_>) -> rustix::io::Result<()> {
+        rustix::fs::renameat_with(self.dir, self.name, other.dir, other.name, RenameFlags::EXCHANGE)
+    }
+
+    /// Moves this name over `other`, whose old file loses that name.
+    pub fn replace(self, other: Name<'_>) -> rustix::io::Result<()> {
+        rustix::fs::renameat(self.dir, self.name, other.dir, other.name)
+    }
+
+    /// Gives the file a second name.
+    pub fn link(self, other: Name<'_>) -> rustix::io::Result<()> {
+        rustix::fs::linkat(self.dir, self.name, other.dir, other.name, AtFlags::empty())
+    }
+
+    /// Removes the name.
+    pub fn unlink(self) -> rustix::io::Result<()> {
+        rustix::fs::unlinkat(self.dir, self.name, AtFlags::empty())
+    }
+
+    /// What the name names; `None` where there is nothing.
+    pub fn inode(self) -> io::Result<Option<Inode>> {
+        match Inode::at(self.dir, self.name) {
+            Ok(inode) => Ok(Some(inode)),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Opens the file read-only; a symlink is not followed, a FIFO does not block.
+    pub fn open(self) -> io::Result<OwnedFd> {
+        open_file(self.dir, self.name)
+    }
+}
+
+/// Whether this process may set and clear the immutable flag on the filesystem of `dir`.
+///
+/// Tried on a nameless file: holding `CAP_LINUX_IMMUTABLE` is not enough inside a user namespace.
+pub fn may_change_immutable(dir: impl AsFd) -> io::Result<()> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, ".", flags, Mode::RUSR | Mode::WUSR)?;
+    set_immutable(&file, true)?;
+    set_immutable(&file, false)
+}
+
+fn open_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+}
+
+fn set_immutable(fd: impl AsFd, immutable: bool) -> io::Result<()> {
+    let mut flags = rustix::fs::ioctl_getflags(&fd)?;
+    flags.set(IFlags::IMMUTABLE, immutable);
+    Ok(rustix::fs::ioctl_setflags(&fd, flags)?)
+}

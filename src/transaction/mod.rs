@@ -1,0 +1,285 @@
+//! The story of one run of a package manager: begin, then it runs, then settle; and recover, before anything.
+//!
+//! Whoever starts takes part as a *member*; a nested hook (dpkg's, under apt's) joins what is open. When the last
+//! member leaves, the run is settled.
+
+pub mod members;
+pub mod recover;
+pub mod settle;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use self::members::{Member, Members};
+use self::recover::Recovered;
+use self::settle::Settled;
+use crate::detach::Watch;
+use crate::detach::apply::{Detacher, Outcome};
+use crate::detach::preflight::{self, Refusal};
+use crate::detach::survey::{Survey, Surveyor};
+use crate::ledger::Ledger;
+use crate::ledger::store::{Locked, STATE_DIR, Store};
+use crate::package::PackageManager;
+use crate::policy::Policy;
+use crate::sys::process::{ProcessId, Processes};
+use crate::sys::root::Root;
+
+/// How long a hook waits for another one of the same guest; that one may be copying thousands of files.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// What our own files and database refuse.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database.
+    #[error(transparent)]
+    Ledger(#[from] crate::ledger::Error),
+    /// The package manager's database.
+    #[error("{0}")]
+    Packages(io::Error),
+    /// A file or directory of ours.
+    #[error("{}: {source}", path.display())]
+    State {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    fn state(name: &str, source: io::Error) -> Error {
+        Error::State { path: PathBuf::from(STATE_DIR).join(name), source }
+    }
+
+    pub(crate) fn stash(source: io::Error) -> Error {
+        Error::state("stash", source)
+    }
+
+    pub(crate) fn spool(source: io::Error) -> Error {
+        Error::state("spool", source)
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        match error {
+            Error::Ledger(e) => Refusal::Ledger(e),
+            Error::State { path, source } => Refusal::State { path, source },
+            Error::Packages(source) => Refusal::State { path: PathBuf::from(STATE_DIR), source },
+        }
+    }
+}
+
+/// What beginning came to.
+#[derive(Debug, Default)]
+pub struct Begun {
+    /// What was looked at, and what was left as it is.
+    pub survey: Survey,
+    /// What was detached.
+    pub outcome: Outcome,
+    /// What an earlier run had left to recovery.
+    pub recovered: Recovered,
+}
+
+/// A guest and the policy it is treated by.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest<'a> {
+    /// Its root.
+    pub root: &'a Root,
+    /// Its policy.
+    pub policy: &'a Policy,
+}
+
+/// Who wants files detached, and what for.
+#[derive(Debug)]
+pub struct Purpose<'a> {
+    /// Name of the front end, for the ledger.
+    pub front_end: &'a str,
+    /// The process whose run this is; none where nothing runs afterwards.
+    pub member: Option<Member>,
+    /// Tell what would be done, and do nothing.
+    pub dry_run: bool,
+    /// Told how many files and bytes are to be copied, then of each as it is.
+    pub progress: &'a dyn Watch,
+}
+
+impl<'a> Guest<'a> {
+    /// Detaches what `collect` finds to be unified.
+    ///
+    /// With a member, the originals stay in the stash until its run is settled. Where nothing is unified, nothing is
+    /// written, but for the note that the member takes part.
+    ///
+    /// # Errors
+    /// A refusal: nothing was touched. Names that could not be detached later on are in the outcome.
+    pub fn begin(
+        self,
+        purpose: &Purpose<'_>,
+        collect: impl FnOnce(&mut Surveyor<'a>),
+    ) -> Result<Begun, Refusal> {
+        let mut begun = Begun::default();
+        let mut open = if purpose.dry_run { None } else { self.existing()? };
+        if let Some((store, _lock)) = &open
+            && let Some(mut ledger) = store.existing_ledger()?
+        {
+            begun.recovered = self.recover_in(store, &mut ledger)?;
+        }
+        let mut surveyor = Surveyor::new(self.root, self.policy);
+        collect(&mut surveyor);
+        begun.survey = surveyor.finish();
+        if begun.survey.unified.is_empty() || purpose.dry_run {
+            if let Some(member) = purpose.member.filter(|_| !purpose.dry_run) {
+                let joined = Store::open(self.root).and_then(|store| Members::open(&store)?.join(member));
+                // Only a matter of speed: nested hooks look again.
+                joined.unwrap_or_else(|e| log::debug!("{STATE_DIR}: {e}"));
+            }
+            return Ok(begun);
+        }
+        preflight::check(self.root, &begun.survey.unified, self.policy.reserve)?;
+        if open.is_none() {
+            let store = Store::open(self.root).map_err(|e| Error::state("", e))?;
+            let lock = self.lock(&store)?;
+            open = Some((store, lock));
+        }
+        let Some((store, _lock)) = &open else { return Ok(begun) };
+        let mut ledger = store.ledger()?;
+        if let Some(member) = purpose.member {
+            let joined = Members::open(store).and_then(|members| members.join(member));
+            joined.map_err(|e| Error::state("members", e))?;
+        }
+        let (run, opened) = ledger.open_run(purpose.front_end, seconds_now())?;
+        let unified = std::mem::take(&mut begun.survey.unified);
+        let bytes = unified.iter().map(|found| found.inode.size).sum();
+        purpose.progress.begin(unified.len() as u64, bytes);
+        let detacher = Detacher {
+            root: self.root,
+            store,
+            patience: self.policy.lock_timeout,
+            keep: purpose.member.is_some(),
+            progress: purpose.progress,
+        };
+        let detached = detacher.detach(&mut ledger, unified);
+        purpose.progress.end();
+        match detached {
+            Ok(outcome) => begun.outcome = outcome,
+            Err(refusal) => {
+                if opened {
+                    ledger.forget_run(run)?;
+                }
+                self.leave(store, purpose.member);
+                return Err(refusal);
+            }
+        }
+        let outcome = &begun.outcome;
+        if outcome.failed.iter().any(|failure| failure.unprotected) {
+            begun.recovered = self.recover_in(store, &mut ledger)?;
+        }
+        if purpose.member.is_none() {
+            // Nobody settles these later: the host may look at them when it comes by.
+            store.spool(&outcome.detached.iter().cloned().collect()).map_err(Error::spool)?;
+        }
+        let noted = ledger
+            .add_to_run(run, outcome.detached.len() as u64, outcome.bytes, outcome.failed.len() as u64)
+            .and_then(|()| {
+                let ends = purpose.member.is_none() && opened;
+                if ends { ledger.settle_run(seconds_now(), 0, outcome.detached.len() as u64) } else { Ok(()) }
+            });
+        // Statistics: the files are safe without them.
+        noted.unwrap_or_else(|e| log::warn!("{e}"));
+        Ok(begun)
+    }
+
+    /// These processes have run, as far as they are members. Settles, unless somebody else still takes part.
+    ///
+    /// Where the ledger was never needed, only new files are handed over, and only if the host has begun to unify.
+    pub fn finish(self, done: &[ProcessId], manager: &dyn PackageManager) -> Result<Option<Settled>, Error> {
+        let Some((store, _lock)) = self.existing()? else { return Ok(None) };
+        let members = Members::open(&store).map_err(|e| Error::state("members", e))?;
+        let (since, alive) =
+            members.sweep(done, Processes::open().ok().as_ref()).map_err(|e| Error::state("members", e))?;
+        if !alive.is_empty() {
+            return Ok(None);
+        }
+        let ledger = store.existing_ledger()?;
+        if since.is_none() && ledger.is_none() {
+            return Ok(None);
+        }
+        let packages = manager.after_run(since.unwrap_or(i64::MAX)).map_err(Error::Packages)?;
+        let Some(mut ledger) = ledger else {
+            let begun = !packages.unpacked.is_empty() && self.shares_any(manager)?;
+            return if begun { settle::hand_over(self, &store, &packages).map(Some) } else { Ok(None) };
+        };
+        let recovered = self.recover_in(&store, &mut ledger)?;
+        for problem in recovered.failed {
+            log::warn!("{problem}");
+        }
+        let settled = settle::settle(self, &store, &mut ledger, &packages)?;
+        ledger.settle_run(seconds_now(), settled.restored, settled.new)?;
+        Ok(Some(settled))
+    }
+
+    /// Ends what killed processes left behind.
+    pub fn recover(self) -> Result<Recovered, Error> {
+        match self.existing()? {
+            None => Ok(Recovered::default()),
+            Some((store, _lock)) => self.recover_in(&store, &mut store.ledger()?),
+        }
+    }
+
+    /// Lets go of every original: all names stay private. For the removal of cow-hooks itself.
+    pub fn retire(self) -> Result<Option<Settled>, Error> {
+        let Some((store, _lock)) = self.existing()? else { return Ok(None) };
+        let Some(mut ledger) = store.existing_ledger()? else { return Ok(None) };
+        self.recover_in(&store, &mut ledger)?;
+        let settled = settle::retire(&store, &mut ledger, self.policy)?;
+        ledger.settle_run(seconds_now(), 0, settled.new)?;
+        Ok(Some(settled))
+    }
+
+    fn existing(self) -> Result<Option<(Store, Locked)>, Error> {
+        let store = match Store::existing(self.root) {
+            Ok(Some(store)) => store,
+            Ok(None) => return Ok(None),
+            // Nothing of ours can be open or begun on a filesystem that takes no writes.
+            Err(e) if e.raw_os_error() == Some(libc::EROFS) => return Ok(None),
+            Err(e) => return Err(Error::state("", e)),
+        };
+        match self.lock(&store) {
+            Ok(lock) => Ok(Some((store, lock))),
+            Err(Error::State { source, .. }) if source.raw_os_error() == Some(libc::EROFS) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn lock(self, store: &Store) -> Result<Locked, Error> {
+        store.lock(PATIENCE).map_err(|e| Error::state("lock", e))
+    }
+
+    fn recover_in(self, store: &Store, ledger: &mut Ledger) -> Result<Recovered, Error> {
+        recover::recover(self.root, store, ledger, self.policy.lock_timeout)
+    }
+
+    fn leave(self, store: &Store, member: Option<Member>) {
+        let Some(member) = member else { return };
+        let left = Members::open(store).and_then(|members| members.leave(member.id.pid));
+        left.unwrap_or_else(|e| log::debug!("{STATE_DIR}/members: {e}"));
+    }
+
+    /// Whether the host has begun to unify this guest.
+    fn shares_any(self, manager: &dyn PackageManager) -> Result<bool, Error> {
+        let mut surveyor = Surveyor::new(self.root, self.policy);
+        surveyor.paths(&manager.essential().map_err(Error::Packages)?);
+        Ok(!surveyor.finish().unified.is_empty())
+    }
+}
+
+/// The member that a process becomes which joins now.
+pub fn member(id: ProcessId, covers: bool) -> Member {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Member { id, covers, since: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX) }
+}
+
+fn seconds_now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,178 @@
+//! Ends what a killed process began: every intent becomes done or undone, every shared inode is protected again, no
+//! temporary name is left.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use super::Error;
+use crate::ledger::store::Store;
+use crate::ledger::{Entry, Ledger, State};
+use crate::sys::handle::Handle;
+use crate::sys::inode::Inode;
+use crate::sys::resolve::is_absent;
+use crate::sys::root::Root;
+use crate::sys::swap::{self, Name, Shared};
+use crate::sys::{filesystem, state};
+
+/// What recovery found and did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Intents carried through.
+    pub done: u64,
+    /// Intents taken back.
+    pub undone: u64,
+    /// Shared inodes whose protection was set again.
+    pub protected: u64,
+    /// Files in the stash that no ledger knew of.
+    pub orphans: u64,
+    /// Intents that could not be ended, each with its reason.
+    pub failed: Vec<String>,
+}
+
+impl Recovered {
+    /// Whether there was nothing to do.
+    pub fn is_nothing(&self) -> bool {
+        *self == Recovered::default()
+    }
+}
+
+/// Ends every intent that a dead process left. The caller holds the store's lock.
+pub fn recover(
+    root: &Root,
+    store: &Store,
+    ledger: &mut Ledger,
+    patience: Duration,
+) -> Result<Recovered, Error> {
+    let entries = ledger.entries()?;
+    let known: HashSet<_> = entries.iter().filter(|e| !e.intent.beside).map(Entry::temporary).collect();
+    let mut recovered = Recovered::default();
+    let (mut over, mut detached) = (Vec::new(), Vec::new());
+    for entry in entries.iter().filter(|entry| entry.state != State::Detached) {
+        match end(root, store, entry, patience, &mut recovered) {
+            Ok(End::Over) => over.push(entry.id),
+            Ok(End::Detached) => detached.push((entry.id, None)),
+            Err(e) => recovered.failed.push(format!("{}: {e}", entry.intent.place.path().display())),
+        }
+    }
+    let names = state::names(store.stash()).map_err(Error::stash)?;
+    for name in names.into_iter().filter(|name| !known.contains(name)) {
+        match drop_original(Name { dir: store.stash(), name: &name }, patience) {
+            Ok(_) => recovered.orphans += 1,
+            Err(e) => recovered.failed.push(format!("stash/{}: {e}", name.display())),
+        }
+    }
+    if !over.is_empty() || !detached.is_empty() {
+        filesystem::sync(store.stash()).map_err(Error::stash)?;
+        ledger.detached(&detached, &over)?;
+    }
+    Ok(recovered)
+}
+
+/// Removes an original's name from the stash.
+pub fn drop_original(name: Name<'_>, patience: Duration) -> Result<swap::Change, swap::Error> {
+    match Shared::lock_at(name.dir, name.name, patience) {
+        Ok(shared) => shared.change_names(|| name.unlink()),
+        Err(e) if is_absent(&e) => Ok(swap::Change::default()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+enum End {
+    /// Nothing is owed any more.
+    Over,
+    /// The name has its private copy, the stash the original.
+    Detached,
+}
+
+fn end(
+    root: &Root,
+    store: &Store,
+    entry: &Entry,
+    patience: Duration,
+    recovered: &mut Recovered,
+) -> Result<End, swap::Error> {
+    let intent = &entry.intent;
+    let dir = match root.open_dir(&intent.place.dir) {
+        Ok(dir) => Some(dir),
+        Err(e) if is_absent(&e) => None,
+        Err(e) => return Err(e.into()),
+    };
+    let temporary_name = entry.temporary();
+    let name = dir.as_ref().map(|dir| Name { dir: dir.as_fd(), name: &intent.place.name });
+    let temporary_dir = if intent.beside { dir.as_ref().map(OwnedFd::as_fd) } else { Some(store.stash()) };
+    let temporary = temporary_dir.map(|dir| Name { dir, name: &temporary_name });
+    // Device numbers may have changed since, with a reboot: within its filesystem the number is enough.
+    let original = |name: Option<Name<'_>>| -> io::Result<Option<Inode>> {
+        Ok(name.map_or(Ok(None), Name::inode)?.filter(|inode| inode.id.ino == intent.original.ino))
+    };
+    let (in_place, set_aside) = (original(name)?, original(temporary)?);
+
+    let holder = if in_place.is_some() { name } else { temporary.filter(|_| set_aside.is_some()) };
+    if intent.immutable && protect(entry, holder, temporary_dir, in_place.as_ref(), patience)? {
+        recovered.protected += 1;
+    }
+    let remove_copy = || match temporary.filter(|_| set_aside.is_none()).map(Name::unlink) {
+        None | Some(Ok(()) | Err(rustix::io::Errno::NOENT)) => Ok(()),
+        Some(Err(e)) => Err(io::Error::from(e)),
+    };
+    match (entry.state, in_place, set_aside, temporary) {
+        (State::Dropping, _, Some(_), Some(temporary)) => {
+            drop_original(temporary, patience)?;
+            recovered.done += 1;
+            Ok(End::Over)
+        }
+        // The exchange has happened, or the way back has not begun.
+        (State::Detaching, None, Some(_), _) => {
+            recovered.done += 1;
+            Ok(End::Detached)
+        }
+        (State::Restoring, None, Some(_), _) => {
+            recovered.undone += 1;
+            Ok(End::Detached)
+        }
+        (state, in_place, _, _) => {
+            remove_copy()?;
+            let as_before = state == State::Detaching && in_place.is_some();
+            if as_before {
+                recovered.undone += 1
+            } else {
+                recovered.done += 1
+            }
+            Ok(End::Over)
+        }
+    }
+}
+
+/// Sets the original's flag again if a window was left open. Returns whether it was.
+fn protect(
+    entry: &Entry,
+    holder: Option<Name<'_>>,
+    on: Option<BorrowedFd<'_>>,
+    in_place: Option<&Inode>,
+    patience: Duration,
+) -> io::Result<bool> {
+    let fd = match (holder, &entry.intent.handle, on) {
+        (Some(name), _, _) => name.open()?,
+        (None, Some(handle), Some(on)) => match Handle::from_bytes(handle).open(on) {
+            Ok(fd) => fd,
+            Err(e) => match e.raw_os_error() {
+                // The last link went, and the inode with it.
+                Some(libc::ESTALE | libc::ENOENT) => return Ok(false),
+                // Only a kill within the microseconds of a window could have left it open; the host's check finds it.
+                Some(libc::EPERM | libc::EOPNOTSUPP | libc::EINVAL) => return Ok(false),
+                _ => return Err(e),
+            },
+        },
+        _ => return Ok(false),
+    };
+    let shared = Shared::lock(fd, patience)?;
+    let now = shared.inode()?;
+    // A last link in this guest's own tree is private by now: nobody is left to protect it for.
+    let ours_alone = now.nlink <= 1 && in_place.is_some();
+    if now.immutable || ours_alone || now.nlink == 0 {
+        return Ok(false);
+    }
+    shared.protect().map(|()| true)
+}

@@ -1,0 +1,241 @@
+//! The end of a transaction: what has not changed goes back to the inode it came from, what is new is handed over.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::recover::drop_original;
+use super::{Error, Guest};
+use crate::ledger::store::Store;
+use crate::ledger::{Entry, Ledger, State};
+use crate::package::Packages;
+use crate::parallel;
+use crate::policy::Policy;
+use crate::sys::filesystem;
+use crate::sys::inode::{Inode, Kind};
+use crate::sys::lease::Lease;
+use crate::sys::resolve::is_absent;
+use crate::sys::signal::Held;
+use crate::sys::swap::{self, Name, Shared};
+use crate::unify::identity;
+
+/// What settling came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Names that share the original inode again.
+    pub restored: u64,
+    /// Names that wait until their package is configured, or a writer is gone.
+    pub postponed: u64,
+    /// Names with new content that wait for the host.
+    pub new: u64,
+    /// Names that could not be settled, each with its reason.
+    pub failed: Vec<String>,
+}
+
+/// What becomes of one detached name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// The original takes its name back; the private copy as it was judged.
+    Restore(Inode),
+    /// It stays private, and the stash lets go of the original.
+    Drop { changed: bool },
+    /// Too early.
+    Postpone,
+}
+
+/// Settles every detached name. The caller holds the store's lock, and nobody takes part in the transaction any more.
+pub fn settle(
+    guest: Guest<'_>,
+    store: &Store,
+    ledger: &mut Ledger,
+    packages: &Packages,
+) -> Result<Settled, Error> {
+    let settling = Settling { guest, store, packages };
+    let mut settled = Settled::default();
+    let entries: Vec<Entry> = ledger.entries()?.into_iter().filter(|e| e.state == State::Detached).collect();
+    let fates = parallel::map(&entries, |entry| settling.judge(entry));
+    let mut work = Vec::new();
+    let mut changed = BTreeSet::new();
+    for (entry, fate) in entries.iter().zip(fates) {
+        match fate {
+            Ok(Fate::Postpone) => settled.postponed += 1,
+            Ok(fate) => work.push((entry, fate)),
+            Err(e) => settled.failed.push(format!("{}: {e}", entry.intent.place.path().display())),
+        }
+    }
+    let states: Vec<_> = work
+        .iter()
+        .map(|(entry, fate)| {
+            (entry.id, if matches!(fate, Fate::Restore(_)) { State::Restoring } else { State::Dropping })
+        })
+        .collect();
+    ledger.set_state(&states)?;
+
+    let held = Held::back();
+    let ended = parallel::map(&work, |(entry, fate)| settling.carry_out(entry, *fate));
+    let (mut over, mut back) = (Vec::new(), Vec::new());
+    for ((entry, fate), ended) in work.iter().zip(ended) {
+        let path = entry.intent.place.path();
+        match ended {
+            Ok(true) => {
+                over.push(entry.id);
+                match fate {
+                    Fate::Restore(_) => settled.restored += 1,
+                    Fate::Drop { changed: true } => drop(changed.insert(path)),
+                    _ => {}
+                }
+            }
+            Ok(false) => {
+                back.push((entry.id, entry.copy));
+                settled.postponed += 1;
+            }
+            // The entry keeps its state: recovery ends it.
+            Err(e) => settled.failed.push(format!("{}: {e}", path.display())),
+        }
+    }
+    if !work.is_empty() {
+        filesystem::sync(store.stash()).map_err(Error::stash)?;
+        ledger.detached(&back, &over)?;
+    }
+    drop(held);
+    settled.new = settling.hand_over(changed.union(&packages.unpacked))?;
+    Ok(settled)
+}
+
+/// Hands the host what was just unpacked, where nothing had to be detached for it.
+pub fn hand_over(guest: Guest<'_>, store: &Store, packages: &Packages) -> Result<Settled, Error> {
+    let settling = Settling { guest, store, packages };
+    Ok(Settled { new: settling.hand_over(packages.unpacked.iter())?, ..Settled::default() })
+}
+
+struct Settling<'a> {
+    guest: Guest<'a>,
+    store: &'a Store,
+    packages: &'a Packages,
+}
+
+impl Settling<'_> {
+    fn judge(&self, entry: &Entry) -> io::Result<Fate> {
+        let path = entry.intent.place.path();
+        if self.packages.unfinished.contains(&path) {
+            return Ok(Fate::Postpone);
+        }
+        let stashed = entry.temporary();
+        let stashed = Name { dir: self.store.stash(), name: &stashed };
+        let Some(original) = stashed.inode()?.filter(|inode| inode.id.ino == entry.intent.original.ino)
+        else {
+            return Ok(Fate::Drop { changed: true });
+        };
+        let dir = match self.guest.root.open_dir(&entry.intent.place.dir) {
+            Ok(dir) => dir,
+            Err(e) if is_absent(&e) => return Ok(Fate::Drop { changed: false }),
+            Err(e) => return Err(e),
+        };
+        let name = Name { dir: dir.as_fd(), name: &entry.intent.place.name };
+        let Some(now) = name.inode()?.filter(|inode| inode.kind == Kind::Regular && inode.id != original.id)
+        else {
+            return Ok(Fate::Drop { changed: false });
+        };
+        if self.stays_private(&path) {
+            return Ok(Fate::Drop { changed: false });
+        }
+        let untouched = entry.copy.is_some_and(|copy| copy.ino == now.id.ino && copy.ctime == now.ctime);
+        let same = untouched
+            || (identity::same_metadata(&now, &original) && identity::same(&name.open()?, &stashed.open()?)?);
+        Ok(if same { Fate::Restore(now) } else { Fate::Drop { changed: true } })
+    }
+
+    /// Whether a name is none that packages own for good.
+    fn stays_private(&self, path: &Path) -> bool {
+        self.guest.policy.never_unify.matches(path) || self.packages.configuration.contains(path)
+    }
+
+    /// Carries a fate out. `false` where it has to wait: somebody is writing.
+    fn carry_out(&self, entry: &Entry, fate: Fate) -> Result<bool, swap::Error> {
+        let stashed = entry.temporary();
+        let stashed = Name { dir: self.store.stash(), name: &stashed };
+        match fate {
+            Fate::Restore(judged) => self.restore(entry, stashed, &judged),
+            _ => drop_original(stashed, self.guest.policy.lock_timeout).map(|_| true),
+        }
+    }
+
+    fn restore(&self, entry: &Entry, stashed: Name<'_>, judged: &Inode) -> Result<bool, swap::Error> {
+        let dir = self.guest.root.open_dir(&entry.intent.place.dir)?;
+        let name = Name { dir: dir.as_fd(), name: &entry.intent.place.name };
+        let private = name.open()?;
+        let lease = match Lease::take(private.as_fd()) {
+            Ok(Some(lease)) => Some(lease),
+            Ok(None) => return Ok(false),
+            // No leases here: the second look must do.
+            Err(_) => None,
+        };
+        let unchanged = || -> io::Result<bool> {
+            let leased = lease.as_ref().map_or(Ok(true), Lease::unbroken)?;
+            Ok(leased && Inode::of(&private)?.same_content_as(judged))
+        };
+        if !unchanged()? || name.inode()?.is_none_or(|inode| inode.id != judged.id) {
+            return Ok(false);
+        }
+        let shared = Shared::lock_at(stashed.dir, stashed.name, self.guest.policy.lock_timeout)?;
+        shared.change_names(|| stashed.exchange(name))?;
+        if !unchanged()? {
+            // A writer came in between: it has the private copy open, so that must have the name.
+            shared.change_names(|| stashed.exchange(name))?;
+            return Ok(false);
+        }
+        stashed.unlink().map_err(io::Error::from)?;
+        Ok(true)
+    }
+
+    /// Adds to the spool what the host may unify of these paths; returns how many these are.
+    fn hand_over<'p>(&self, paths: impl Iterator<Item = &'p PathBuf>) -> Result<u64, Error> {
+        let new = self.eligible(paths);
+        self.store.spool(&new).map_err(Error::spool)?;
+        Ok(new.len() as u64)
+    }
+
+    fn eligible<'p>(&self, paths: impl Iterator<Item = &'p PathBuf>) -> BTreeSet<PathBuf> {
+        let mut eligible = BTreeSet::new();
+        let mut last: Option<(PathBuf, io::Result<OwnedFd>)> = None;
+        for path in paths.filter(|path| !self.stays_private(path)) {
+            let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { continue };
+            if last.as_ref().is_none_or(|(open, _)| open != dir) {
+                last = Some((dir.to_path_buf(), self.guest.root.open_dir(dir)));
+            }
+            let Some((_, Ok(fd))) = &last else { continue };
+            let inode = Name { dir: fd.as_fd(), name }.inode();
+            if inode.is_ok_and(|i| i.is_some_and(|i| i.kind == Kind::Regular && i.size > 0 && i.nlink == 1)) {
+                eligible.insert(path.clone());
+            }
+        }
+        eligible
+    }
+}
+
+/// Lets go of every original in the stash: all names stay private, and wait for the host.
+pub fn retire(store: &Store, ledger: &mut Ledger, policy: &Policy) -> Result<Settled, Error> {
+    let entries: Vec<Entry> = ledger.entries()?.into_iter().filter(|e| e.state == State::Detached).collect();
+    ledger.set_state(&entries.iter().map(|entry| (entry.id, State::Dropping)).collect::<Vec<_>>())?;
+    let mut settled = Settled::default();
+    let mut over = Vec::new();
+    let mut changed = BTreeSet::new();
+    let held = Held::back();
+    for entry in &entries {
+        let name = entry.temporary();
+        match drop_original(Name { dir: store.stash(), name: &name }, policy.lock_timeout) {
+            Ok(_) => {
+                over.push(entry.id);
+                changed.insert(entry.intent.place.path());
+            }
+            Err(e) => settled.failed.push(format!("{}: {e}", entry.intent.place.path().display())),
+        }
+    }
+    filesystem::sync(store.stash()).map_err(Error::stash)?;
+    drop(held);
+    ledger.forget(&over)?;
+    settled.new = changed.len() as u64;
+    store.spool(&changed).map_err(Error::spool)?;
+    Ok(settled)
+}

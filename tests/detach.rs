@@ -1,0 +1,1 @@
+//! Detaching: what the private copy is, and what the shared inode stays.

@@ -1,0 +1,9 @@
+//! Real filesystems, real flags, real package managers. Tests whose names begin with `privileged_` need root and are
+//! skipped, aloud, without it; `tests/run` gives them a mount namespace of their own.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
+
+mod detach;
+mod interruption;
+mod prepare;
+mod support;

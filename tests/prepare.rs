@@ -1,0 +1,1 @@
+//! `cow-prepare` as a person calls it.
