@@ -1,1 +1,512 @@
 //! Detaching: what the private copy is, and what the shared inode stays.
+
+use std::fs;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cow_hooks::detach::Unwatched;
+use cow_hooks::policy::Policy;
+use cow_hooks::sys::inode::{Inode, Time};
+use cow_hooks::sys::process::Processes;
+use cow_hooks::sys::root::Root;
+use cow_hooks::transaction::{Guest, Purpose, member};
+use proptest::prelude::*;
+use rustix::fs::{FlockOperation, IFlags};
+
+use crate::support::{
+    FILESYSTEMS, Filesystem, Guests, entries, feed, files, inode, litter, privileged, removal, run,
+    same_inode, seen, set_immutable, set_mtime, text,
+};
+
+fn ok(output: &Output) {
+    assert!(output.status.success(), "{}", text(output));
+}
+
+/// Every object of the pool, protected and with its content.
+fn assert_pool_whole(guests: &Guests, before: &std::collections::BTreeMap<PathBuf, crate::support::Seen>) {
+    assert_eq!(before, &files(&guests.pool()));
+}
+
+fn flags(path: &Path) -> IFlags {
+    rustix::fs::ioctl_getflags(fs::File::open(path).unwrap()).unwrap()
+}
+
+/// An object with everything a file can have, shared by both guests as `path`.
+fn share_elaborate(guests: &Guests, path: &str) {
+    let object = guests.pool().join("elaborate");
+    let mut file = fs::File::create(&object).unwrap();
+    file.write_all(&[1; 10_000]).unwrap();
+    file.seek(SeekFrom::Start(6 << 20)).unwrap();
+    file.write_all(b"behind a hole").unwrap();
+    file.set_len(16 << 20).unwrap();
+    drop(file);
+    std::os::unix::fs::chown(&object, Some(123), Some(456)).unwrap();
+    fs::set_permissions(&object, fs::Permissions::from_mode(0o6751)).unwrap();
+    run(Command::new("setfattr").args(["-n", "user.plain", "-v", "value"]).arg(&object));
+    run(Command::new("setfattr").args(["-n", "trusted.more", "-v", &"x".repeat(900)]).arg(&object));
+    run(Command::new("setfacl").args(["-m", "u:1000:rwx,g:2000:r-x"]).arg(&object));
+    run(Command::new("setcap").arg("cap_net_raw+ep").arg(&object));
+    run(Command::new("chattr").arg("+d").arg(&object));
+    for guest in [guests.first(), guests.second()] {
+        fs::create_dir_all(guest.join(path).parent().unwrap()).unwrap();
+        fs::hard_link(&object, guest.join(path)).unwrap();
+    }
+    let time = |tv_sec, tv_nsec| rustix::fs::Timespec { tv_sec, tv_nsec };
+    let times = rustix::fs::Timestamps {
+        last_access: time(1_900_000_000, 987_654_321),
+        last_modification: time(1_500_000_000, 123_456_789),
+    };
+    rustix::fs::utimensat(rustix::fs::CWD, &object, &times, rustix::fs::AtFlags::empty()).unwrap();
+}
+
+#[test]
+fn privileged_a_private_copy_is_equal_in_everything() {
+    if !privileged() {
+        return;
+    }
+    for kind in FILESYSTEMS {
+        let guests = Guests::new(kind, 2, false);
+        // What a directory hands down must not end up in the copy.
+        for dir in ["usr/bin", "etc"] {
+            let dir = guests.first().join(dir);
+            run(Command::new("setfacl").args(["-d", "-m", "u:77:rwx"]).arg(&dir));
+            std::os::unix::fs::chown(&dir, None, Some(99)).unwrap();
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o2755)).unwrap();
+        }
+        share_elaborate(&guests, "usr/bin/elaborate");
+        fs::hard_link(guests.pool().join("usr%bin%file-0"), guests.first().join("etc/plain")).unwrap();
+        guests.protect();
+        let (ours, theirs) =
+            (guests.first().join("usr/bin/elaborate"), guests.second().join("usr/bin/elaborate"));
+        let before = inode(&ours);
+        ok(&guests.prepare(&["/usr/bin", "/etc"]));
+        let (copy, original) = (inode(&ours), inode(&theirs));
+        assert_ne!(copy.id, original.id);
+        assert_eq!((copy.nlink, copy.immutable), (1, false));
+        assert_eq!((copy.atime, copy.mtime), (before.atime, before.mtime), "{kind}");
+        assert_eq!((copy.mode, copy.uid, copy.gid), (0o6771, 123, 456), "{kind}");
+        assert!(copy.allocated <= before.allocated + (256 << 10), "{kind}: {copy:?}");
+        assert!(flags(&ours).contains(IFlags::NODUMP));
+        let settled = Inode { nlink: original.nlink + 1, ctime: before.ctime, ..original };
+        assert_eq!(settled, before, "{kind}");
+        let (copy, original) = (seen(&ours), seen(&theirs));
+        let names: Vec<_> = original.xattrs.keys().map(|name| name.to_str().unwrap()).collect();
+        for name in ["user.plain", "trusted.more", "security.capability", "system.posix_acl_access"] {
+            assert!(names.contains(&name), "{kind}: {names:?}");
+        }
+        assert!(original.immutable);
+        assert_eq!(copy, crate::support::Seen { immutable: false, ..original }, "{kind}");
+        // One without any of it.
+        let plain = seen(&guests.first().join("usr/bin/file-0"));
+        assert!(same_inode(&guests.first().join("usr/bin/file-0"), &guests.first().join("etc/plain")));
+        let other = seen(&guests.second().join("usr/bin/file-0"));
+        assert_eq!(plain, crate::support::Seen { immutable: false, ..other }, "{kind}");
+        assert_eq!(litter(&guests.first()), Vec::<&Path>::new());
+    }
+}
+
+#[test]
+fn privileged_a_reader_never_sees_the_name_missing_or_short() {
+    if !privileged() {
+        return;
+    }
+    for kind in FILESYSTEMS {
+        let guests = Guests::new(kind, 40, true);
+        let over = AtomicBool::new(false);
+        let rounds = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut rounds = 0;
+                while !over.load(Ordering::Relaxed) {
+                    for number in (0..40).step_by(2) {
+                        let mut content = Vec::new();
+                        let file = fs::File::open(guests.first().join(format!("usr/bin/file-{number}")));
+                        file.unwrap().read_to_end(&mut content).unwrap();
+                        assert_eq!(content, format!("content of {number}\n").repeat(100).as_bytes());
+                    }
+                    rounds += 1;
+                }
+                rounds
+            });
+            let hook = feed(guests.program("cow-dpkg").arg("apt-pre"), removal("none").as_bytes());
+            let prepared = guests.prepare(&["/usr/bin"]);
+            over.store(true, Ordering::Relaxed);
+            let rounds = reader.join().unwrap();
+            ok(&hook);
+            ok(&prepared);
+            rounds
+        });
+        assert!(rounds > 0);
+        assert!(!guests.shared("usr/bin/file-38"));
+    }
+}
+
+#[test]
+fn privileged_a_lock_on_the_shared_inode_is_waited_for_and_then_named() {
+    if !privileged() {
+        return;
+    }
+    let guests = Guests::new("ext4", 6, true);
+    guests.policy("lock_timeout = 1");
+    let before = files(&guests.pool());
+    let held = fs::File::open(guests.second().join("usr/bin/file-2")).unwrap();
+    rustix::fs::flock(&held, FlockOperation::LockExclusive).unwrap();
+    let output = guests.prepare(&["/usr/bin"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(
+        text(&output).contains("/usr/bin/file-2: another process keeps it locked\n"),
+        "{}",
+        text(&output)
+    );
+    assert!(guests.shared("usr/bin/file-2") && !guests.shared("usr/bin/file-0"));
+    assert_pool_whole(&guests, &before);
+    assert_eq!(litter(&guests.first()), Vec::<&Path>::new());
+    // A hook undoes what it did, for nothing will run.
+    guests.own("pkg", &["/usr/bin/file-2".into(), "/usr/share/doc/file-3".into()]);
+    let output = feed(guests.program("cow-dpkg").arg("apt-pre"), removal("pkg").as_bytes());
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("/usr/bin/file-2: another process keeps it locked") && said.contains("COW_HOOKS=off")
+    );
+    assert!(guests.shared("usr/bin/file-2") && guests.shared("usr/share/doc/file-3"), "{said}");
+    assert_pool_whole(&guests, &before);
+    assert_eq!(litter(&guests.first()), Vec::<&Path>::new());
+    rustix::fs::flock(&held, FlockOperation::Unlock).unwrap();
+    ok(&guests.prepare(&["/usr/bin"]));
+    assert!(!guests.shared("usr/bin/file-2"));
+    assert_pool_whole(&guests, &before);
+}
+
+#[test]
+fn privileged_a_project_directory_is_worked_in_beside_the_file() {
+    if !privileged() {
+        return;
+    }
+    let guests = Guests::new("xfs", 2, false);
+    guests.share("usr/share/doc/a", b"in a project");
+    for guest in [guests.first(), guests.second()] {
+        fs::create_dir(guest.join("opt")).unwrap();
+        fs::hard_link(guest.join("usr/share/doc/a"), guest.join("opt/a")).unwrap();
+        fs::hard_link(guest.join("usr/share/doc/a"), guest.join("opt/b")).unwrap();
+    }
+    guests.protect();
+    run(Command::new("chattr").args(["-p", "42", "+P"]).arg(guests.first().join("opt")));
+    let before = files(&guests.pool());
+    guests.own("pkg", &["/opt/a".into(), "/opt/b".into(), "/usr/bin/file-0".into()]);
+    let output = feed(guests.program("cow-dpkg").arg("apt-pre"), removal("pkg").as_bytes());
+    ok(&output);
+    assert!(!guests.shared("opt/a") && !guests.shared("usr/bin/file-0"), "{}", text(&output));
+    assert!(same_inode(&guests.first().join("opt/a"), &guests.first().join("opt/b")));
+    assert_eq!(fs::read(guests.first().join("opt/a")).unwrap(), b"in a project");
+    assert_pool_whole(&guests, &before);
+    // Names in and out of the project.
+    ok(&guests.prepare(&["/usr/share", "/opt"]));
+    assert!(!guests.shared("usr/share/doc/a"));
+    let only = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(".cow-");
+    assert!(!litter(&guests.first()).iter().any(only));
+    assert_pool_whole(&guests, &before);
+}
+
+#[test]
+fn privileged_a_file_beyond_the_reach_of_the_stash_waits_for_the_host() {
+    if !privileged() {
+        return;
+    }
+    for (kind, far) in [("ext4", "xfs"), ("xfs", "ext4"), ("btrfs", "btrfs")] {
+        let guests = Guests::new(kind, 4, true);
+        let opt = guests.first().join("opt");
+        fs::create_dir(&opt).unwrap();
+        let far = Filesystem::at(far, 320, &opt);
+        for dir in ["here", "elsewhere"] {
+            fs::create_dir(opt.join(dir)).unwrap();
+        }
+        fs::write(opt.join("elsewhere/a"), "far away").unwrap();
+        fs::hard_link(opt.join("elsewhere/a"), opt.join("here/a")).unwrap();
+        fs::hard_link(opt.join("elsewhere/a"), opt.join("here/b")).unwrap();
+        set_immutable(&opt.join("here/a"), true);
+        let before = seen(&opt.join("elsewhere/a"));
+        guests.own("pkg", &["/opt/here/a".into(), "/opt/here/b".into(), "/usr/bin/file-0".into()]);
+        let output = feed(guests.program("cow-dpkg").arg("apt-pre"), removal("pkg").as_bytes());
+        ok(&output);
+        assert!(text(&output).contains("3 files made private"), "{}", text(&output));
+        assert!(!same_inode(&opt.join("here/a"), &opt.join("elsewhere/a")));
+        assert!(same_inode(&opt.join("here/a"), &opt.join("here/b")));
+        assert_eq!(seen(&opt.join("elsewhere/a")), before);
+        assert_eq!(inode(&opt.join("elsewhere/a")).nlink, 1);
+        let stash = guests.first().join("var/lib/cow-hooks/stash");
+        assert_eq!(fs::read_dir(stash).unwrap().count(), 1);
+        assert!(!entries(&opt).keys().any(|path| path.to_string_lossy().contains(".cow-")));
+        drop(far);
+    }
+}
+
+#[test]
+fn privileged_an_inode_with_all_the_links_ext4_allows_is_detached() {
+    if !privileged() {
+        return;
+    }
+    let guests = Guests::new("ext4", 0, false);
+    guests.share("usr/bin/many", b"many");
+    let object = guests.pool().join("usr%bin%many");
+    for (guest, count) in [(guests.first(), 2_000), (guests.second(), 62_997)] {
+        let dir = guest.join("usr/many");
+        fs::create_dir(&dir).unwrap();
+        for number in 0..count {
+            fs::hard_link(&object, dir.join(number.to_string())).unwrap();
+        }
+    }
+    assert_eq!(inode(&object).nlink, 65_000);
+    guests.protect();
+    ok(&guests.prepare(&["/usr/many"]));
+    let copy = inode(&guests.first().join("usr/bin/many"));
+    assert_eq!(copy.nlink, 2_001);
+    assert!(same_inode(&guests.first().join("usr/bin/many"), &guests.first().join("usr/many/1999")));
+    let object = inode(&object);
+    assert_eq!((object.nlink, object.immutable), (62_999, true));
+    assert_eq!(litter(&guests.first()), Vec::<&Path>::new());
+}
+
+/// What somebody else makes of a name in the very moment.
+#[derive(Clone, Copy, Debug)]
+enum Rival {
+    Replaces,
+    Removes,
+    PutsALink,
+    PutsAnImmutableFile,
+}
+
+/// Tries to change each of the names, which succeeds as soon as it is not protected, until told to stop.
+fn compete(rival: Rival, guests: &Guests, count: usize, over: &AtomicBool) -> Vec<bool> {
+    let dir = guests.first().join("usr/bin");
+    let prepared = guests.first().join("prepared");
+    let mut changed = vec![false; count];
+    let mut last = false;
+    loop {
+        for (number, changed) in changed.iter_mut().enumerate().filter(|(_, changed)| !**changed) {
+            let (from, to) = (prepared.join(number.to_string()), dir.join(format!("file-{}", number * 2)));
+            *changed = match rival {
+                Rival::Removes => fs::remove_file(&to),
+                Rival::PutsAnImmutableFile => fs::rename(&from, &to).inspect(|()| {
+                    // As long as it takes to start chattr.
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                    set_immutable(&to, true);
+                }),
+                Rival::Replaces | Rival::PutsALink => fs::rename(&from, &to),
+            }
+            .is_ok();
+        }
+        if last {
+            return changed;
+        }
+        last = over.load(Ordering::Relaxed);
+    }
+}
+
+fn race(kind: &str, rival: Rival, protected: bool, hook: bool) {
+    const COUNT: usize = 60;
+    let guests = Guests::new(kind, 2 * COUNT, protected);
+    let own = guests.write("etc/own", "the administrator's");
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o640)).unwrap();
+    set_immutable(&own, true);
+    let own_before = inode(&own);
+    for number in 0..COUNT {
+        let path = guests.first().join("prepared").join(number.to_string());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        match rival {
+            Rival::PutsALink => symlink("../../etc/own", path).unwrap(),
+            _ => fs::write(path, format!("rival's {number}")).unwrap(),
+        }
+    }
+    guests.own("pkg", &(0..COUNT).map(|n| format!("/usr/bin/file-{}", 2 * n)).collect::<Vec<_>>());
+    let before = files(&guests.pool());
+    let over = AtomicBool::new(false);
+    let (changed, output) = std::thread::scope(|scope| {
+        let rivals = scope.spawn(|| compete(rival, &guests, COUNT, &over));
+        let output = if hook {
+            feed(guests.program("cow-dpkg").arg("apt-pre"), removal("pkg").as_bytes())
+        } else {
+            guests.prepare(&["/usr/bin"])
+        };
+        over.store(true, Ordering::Relaxed);
+        (rivals.join().unwrap(), output)
+    });
+    let what = format!("{kind} {rival:?} protected={protected} hook={hook}: {}", text(&output));
+    assert!(output.status.code().is_some_and(|code| code != 3), "{what}");
+    for (number, changed) in changed.into_iter().enumerate() {
+        let path = guests.first().join(format!("usr/bin/file-{}", number * 2));
+        let theirs = match rival {
+            Rival::Removes => fs::symlink_metadata(&path).is_err(),
+            Rival::PutsALink => fs::read_link(&path).is_ok(),
+            Rival::Replaces | Rival::PutsAnImmutableFile => {
+                fs::read(&path).is_ok_and(|content| content == format!("rival's {number}").as_bytes())
+            }
+        };
+        assert_eq!(theirs, changed, "{what}: {}", path.display());
+        if theirs && matches!(rival, Rival::PutsAnImmutableFile) {
+            assert!(inode(&path).immutable, "{what}");
+        }
+    }
+    assert_eq!(inode(&own), own_before, "{what}");
+    assert_pool_whole(&guests, &before);
+    let beside = entries(&guests.first()).into_keys().find(|path| path.to_string_lossy().contains(".cow-"));
+    assert_eq!(beside, None, "{what}");
+}
+
+#[test]
+fn privileged_a_name_that_is_given_away_meanwhile_stays_given_away() {
+    if !privileged() {
+        return;
+    }
+    for kind in ["ext4", "xfs"] {
+        for rival in [Rival::Replaces, Rival::Removes, Rival::PutsALink, Rival::PutsAnImmutableFile] {
+            for (protected, hook) in [(true, false), (true, true), (false, false), (false, true)] {
+                race(kind, rival, protected, hook);
+            }
+        }
+    }
+}
+
+/// What a private copy is made of, and how often it is named.
+#[derive(Clone, Debug)]
+struct Shape {
+    /// Data and holes, in blocks.
+    pieces: Vec<(bool, u8)>,
+    tail: u16,
+    mode: u32,
+    names: usize,
+    shared: bool,
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    let piece = (any::<bool>(), 1..40_u8);
+    (proptest::collection::vec(piece, 0..4), 0..5000_u16, 0..0o10000_u32, 1..4_usize, any::<bool>())
+        .prop_map(|(pieces, tail, mode, names, shared)| Shape { pieces, tail, mode, names, shared })
+}
+
+fn make(path: &Path, shape: &Shape, seed: u8) {
+    let mut file = fs::File::create(path).unwrap();
+    for (data, blocks) in &shape.pieces {
+        if *data {
+            file.write_all(&vec![seed; usize::from(*blocks) * 4096]).unwrap();
+        } else {
+            file.seek(SeekFrom::Current(i64::from(*blocks) * 4096)).unwrap();
+        }
+    }
+    file.write_all(&vec![seed | 1; usize::from(shape.tail)]).unwrap();
+    let end = file.stream_position().unwrap();
+    file.set_len(end).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(shape.mode)).unwrap();
+    set_mtime(path, Time { secs: 1_000_000_000 + i64::from(seed), nanos: 7 });
+}
+
+/// The files of a tree and which of their names are one inode.
+fn content_and_topology(top: &Path) -> Vec<(PathBuf, Vec<u8>, u32, Time, PathBuf)> {
+    let mut first: std::collections::HashMap<u64, PathBuf> = std::collections::HashMap::new();
+    let mut tree = Vec::new();
+    for (path, inode) in entries(top).into_iter().filter(|(path, _)| path.starts_with("usr")) {
+        if inode.kind == cow_hooks::sys::inode::Kind::Regular {
+            let leader = first.entry(inode.id.ino).or_insert_with(|| path.clone()).clone();
+            tree.push((path.clone(), fs::read(top.join(&path)).unwrap(), inode.mode, inode.mtime, leader));
+        }
+    }
+    tree
+}
+
+/// A process that takes part in a transaction, and stands for a package manager.
+struct Manager(Child);
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// dpkg with nothing to say: nothing was unpacked.
+struct Silent;
+
+impl cow_hooks::package::PackageManager for Silent {
+    fn after_run(&self, _: i64) -> std::io::Result<cow_hooks::package::Packages> {
+        Ok(cow_hooks::package::Packages::default())
+    }
+
+    fn essential(&self) -> std::io::Result<Vec<PathBuf>> {
+        Ok(Vec::new())
+    }
+}
+
+#[test]
+fn privileged_any_tree_keeps_content_and_topology_detached_and_settled() {
+    if !privileged() {
+        return;
+    }
+    for kind in FILESYSTEMS {
+        let filesystem = Filesystem::new(kind, 512);
+        let number = std::cell::Cell::new(0);
+        let config = ProptestConfig { cases: 25, failure_persistence: None, ..ProptestConfig::default() };
+        proptest!(config, |(shapes in proptest::collection::vec(shape(), 1..8))| {
+            number.set(number.get() + 1);
+            let top = filesystem.path().join(number.get().to_string());
+            let (guest, pool) = (top.join("guest"), top.join("pool"));
+            for dir in [guest.join("usr/a"), guest.join("usr/b"), guest.join("var/lib"), pool.clone()] {
+                fs::create_dir_all(dir).unwrap();
+            }
+            for (at, shape) in shapes.iter().enumerate() {
+                let object = pool.join(at.to_string());
+                make(&object, shape, at as u8);
+                for name in 0..shape.names {
+                    let dir = if name % 2 == 0 { "usr/a" } else { "usr/b" };
+                    fs::hard_link(&object, guest.join(dir).join(format!("{at}-{name}"))).unwrap();
+                }
+                if shape.shared {
+                    set_immutable(&object, true);
+                } else {
+                    fs::remove_file(&object).unwrap();
+                }
+            }
+            let before = content_and_topology(&guest);
+            let root = Root::open(&guest).unwrap();
+            let policy = Policy::builtin().unwrap();
+            let work = Guest { root: &root, policy: &policy };
+            let manager = Manager(Command::new("sleep").arg("100").stdin(Stdio::null()).spawn().unwrap());
+            let id = Processes::open().unwrap().process(manager.0.id() as i32).unwrap().id;
+            let purpose = Purpose {
+                front_end: "test",
+                member: Some(member(id, true)),
+                dry_run: false,
+                progress: &Unwatched,
+            };
+            let begun = work.begin(&purpose, |surveyor| surveyor.tree(Path::new("/usr"))).unwrap();
+            prop_assert!(begun.outcome.failed.is_empty());
+            prop_assert_eq!(&before, &content_and_topology(&guest));
+            for (at, shape) in shapes.iter().enumerate().filter(|(_, shape)| shape.shared) {
+                let object = inode(&pool.join(at.to_string()));
+                // The pool's name, and those in the stash.
+                prop_assert_eq!((object.nlink as usize, object.immutable), (1 + shape.names, true));
+                let name = guest.join(format!("usr/a/{at}-0"));
+                prop_assert!(!same_inode(&pool.join(at.to_string()), &name));
+            }
+            let settled = work.finish(&[id], &Silent).unwrap();
+            drop(manager);
+            let names: usize = shapes.iter().filter(|shape| shape.shared).map(|shape| shape.names).sum();
+            prop_assert_eq!(settled.map_or(0, |settled| settled.restored), names as u64);
+            prop_assert_eq!(&before, &content_and_topology(&guest));
+            for (at, shape) in shapes.iter().enumerate().filter(|(_, shape)| shape.shared) {
+                let object = pool.join(at.to_string());
+                let name = guest.join(format!("usr/a/{at}-0"));
+                prop_assert!(same_inode(&object, &name));
+                prop_assert!(inode(&object).immutable);
+                prop_assert_eq!(fs::metadata(&object).unwrap().nlink() as usize, 1 + shape.names);
+            }
+            prop_assert_eq!(litter(&guest), Vec::<&Path>::new());
+        });
+        // The host's side of it, for work from outside.
+        let key = filesystem.path().to_str().unwrap().trim_start_matches('/').replace('/', "%2f");
+        for case in 1..=number.get() {
+            let _ = fs::remove_dir_all(format!("/var/lib/cow-hooks/roots/{key}%2f{case}%2fguest"));
+        }
+    }
+}

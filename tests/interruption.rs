@@ -1,1 +1,189 @@
-//! Killed anywhere, nothing is lost.
+//! Killed before any system call that changes something, nothing is lost: the next run ends what was begun.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use crate::support::{FILESYSTEMS, Guests, Seen, feed, files, litter, privileged, removal, same_inode, text};
+
+/// What changes a file, a name, a flag or the ledger, or makes it durable.
+const MUTATING: [&str; 14] = [
+    "renameat2",
+    "renameat",
+    "unlinkat",
+    "linkat",
+    "ioctl",
+    "fchown",
+    "fchmod",
+    "utimensat",
+    "ftruncate",
+    "copy_file_range",
+    "syncfs",
+    "pwrite64",
+    "fdatasync",
+    "mkdirat",
+];
+
+/// How many files the transaction is about.
+const FILES: usize = 200;
+
+struct Interrupted {
+    guests: Guests,
+    names: Vec<String>,
+    first: BTreeMap<PathBuf, Seen>,
+    second: BTreeMap<PathBuf, Seen>,
+}
+
+impl Interrupted {
+    fn new(kind: &str) -> Interrupted {
+        let guests = Guests::new(kind, FILES, true);
+        let names: Vec<String> =
+            files(&guests.second()).keys().map(|p| format!("/{}", p.display())).collect();
+        guests.own("p", &names);
+        let shared = |guest: PathBuf| {
+            files(&guest)
+                .into_iter()
+                .filter(|(path, _)| names.contains(&format!("/{}", path.display())))
+                .collect()
+        };
+        Interrupted { first: shared(guests.first()), second: shared(guests.second()), names, guests }
+    }
+
+    fn hook(&self, hook: &str) -> Output {
+        let mut command = self.guests.program("cow-dpkg");
+        let output = feed(command.arg(hook), removal("p").as_bytes());
+        assert!(output.status.success(), "{hook}: {}", text(&output));
+        output
+    }
+
+    /// Runs a hook under strace; with `kill`, it dies at the entry of that call. Returns the calls it made, and
+    /// whether it died.
+    fn traced(&self, hook: &str, kill: Option<(&str, usize)>) -> (BTreeMap<String, usize>, bool) {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let mut command = Command::new("strace");
+        command.args(["-f", "--seccomp-bpf", "-qq", "-o"]).arg(log.path());
+        command.arg("-e").arg(format!("trace={}", MUTATING.join(",")));
+        if let Some((call, nth)) = kill {
+            command.arg("-e").arg(format!("inject={call}:signal=KILL:when={nth}"));
+        }
+        command.arg("chroot").arg(self.guests.first()).args(["/cow-dpkg", hook]);
+        let status = feed(&mut command, removal("p").as_bytes()).status;
+        let died = status.signal() == Some(9) || status.code() == Some(128 + 9);
+        // "PID call(...": each thread counts for itself.
+        let mut by_thread: BTreeMap<(String, String), usize> = BTreeMap::new();
+        for line in std::fs::read_to_string(log.path()).unwrap().lines() {
+            let mut words = line.split_ascii_whitespace();
+            let (Some(thread), Some(call)) = (words.next(), words.next()) else { continue };
+            if let Some((call, _)) = call.split_once('(') {
+                *by_thread.entry((thread.to_owned(), call.to_owned())).or_default() += 1;
+            }
+        }
+        let mut calls = BTreeMap::new();
+        for ((_, call), count) in by_thread {
+            let most = calls.entry(call).or_default();
+            *most = count.max(*most);
+        }
+        (calls, died)
+    }
+
+    /// What must hold at every moment: no name missing or half written, the other guest's files as they were.
+    fn nothing_is_lost(&self, when: &str) {
+        let unprotected = |seen: &Seen| Seen { immutable: false, ..seen.clone() };
+        let now = files(&self.guests.first());
+        for (path, before) in &self.first {
+            assert_eq!(
+                now.get(path).map(unprotected),
+                Some(unprotected(before)),
+                "{when}: {}",
+                path.display()
+            );
+        }
+        let now = files(&self.guests.second());
+        for (path, before) in &self.second {
+            assert_eq!(
+                now.get(path).map(unprotected),
+                Some(unprotected(before)),
+                "{when}: {}",
+                path.display()
+            );
+        }
+    }
+
+    /// What must hold when the next run is over: all as it was, shared and protected, and nothing of ours left.
+    fn all_is_as_before(&self, when: &str) {
+        assert_eq!(litter(&self.guests.first()), Vec::<PathBuf>::new(), "{when}");
+        let now = files(&self.guests.second());
+        assert!(self.second == now, "{when}: the other guest has changed");
+        for name in &self.names {
+            let name = name.trim_start_matches('/');
+            let shared = same_inode(&self.guests.first().join(name), &self.guests.second().join(name));
+            assert!(shared, "{when}: /{name} is not shared again");
+        }
+    }
+}
+
+/// The calls to die at: all of them on demand, else the first, the last and some between.
+fn points(count: usize) -> Vec<usize> {
+    if std::env::var_os("COW_TESTS_EVERY_CALL").is_some() {
+        return (1..=count).collect();
+    }
+    let mut points = vec![1, 2, count / 3, count / 2, count.saturating_sub(1), count];
+    points.retain(|&n| n > 0);
+    points.sort_unstable();
+    points.dedup();
+    points
+}
+
+fn killed_everywhere(kind: &str) {
+    if !privileged() {
+        return;
+    }
+    let test = Interrupted::new(kind);
+    let mut killed = 0;
+    let (calls, _) = test.traced("apt-pre", None);
+    for (call, count) in &calls {
+        for nth in points(*count) {
+            let when = format!("{kind}, apt-pre killed at {call} {nth}");
+            // The run before was ended whole; this one begins with everything shared.
+            test.hook("apt-post");
+            killed += usize::from(test.traced("apt-pre", Some((call, nth))).1);
+            test.nothing_is_lost(&when);
+            test.hook("apt-pre");
+            test.nothing_is_lost(&when);
+            test.hook("apt-post");
+            test.all_is_as_before(&when);
+        }
+    }
+    test.hook("apt-pre");
+    let (calls, _) = test.traced("apt-post", None);
+    for (call, count) in &calls {
+        for nth in points(*count) {
+            let when = format!("{kind}, apt-post killed at {call} {nth}");
+            test.hook("apt-pre");
+            killed += usize::from(test.traced("apt-post", Some((call, nth))).1);
+            test.nothing_is_lost(&when);
+            let recovered = test.guests.program("cow-prepare").arg("--recover").output().unwrap();
+            assert!(recovered.status.success(), "{when}: {}", text(&recovered));
+            test.hook("apt-post");
+            test.all_is_as_before(&when);
+        }
+    }
+    assert!(killed > 50, "only {killed} kills");
+    eprintln!("{kind}: {killed} kills");
+}
+
+#[test]
+fn privileged_a_hook_killed_at_any_call_loses_nothing_on_ext4() {
+    killed_everywhere(FILESYSTEMS[0]);
+}
+
+#[test]
+fn privileged_a_hook_killed_at_any_call_loses_nothing_on_xfs() {
+    killed_everywhere(FILESYSTEMS[1]);
+}
+
+#[test]
+fn privileged_a_hook_killed_at_any_call_loses_nothing_on_btrfs() {
+    killed_everywhere(FILESYSTEMS[2]);
+}

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 mod detach;
+mod guests;
 mod interruption;
 mod prepare;
+mod refusal;
 mod support;

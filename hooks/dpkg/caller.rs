@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use cow_hooks::ledger::store::Store;
 use cow_hooks::package::dpkg::after::Dpkg;
 use cow_hooks::policy::Policy;
+use cow_hooks::report::Reason;
 use cow_hooks::sys::process::{Process, Processes};
 use cow_hooks::sys::root::Root;
 use cow_hooks::transaction::members::{Member, Members};
@@ -29,7 +30,8 @@ pub struct Caller {
 impl Caller {
     /// The caller, and the guest at `root`.
     pub fn of(root: &Path, admindir: Option<PathBuf>) -> io::Result<Caller> {
-        let processes = Processes::open().inspect_err(|e| log::debug!("no process table: {e}")).ok();
+        let processes =
+            Processes::open().inspect_err(|e| log::debug!("no process table: {}", Reason(e))).ok();
         let ancestors = processes.as_ref().and_then(|p| p.ancestors().ok()).unwrap_or_default();
         Ok(Caller { root: Root::open(root)?, admindir, processes, ancestors })
     }

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use cow_hooks::report::Reason;
 use cow_hooks::sys::process::ProcessId;
 use cow_hooks::transaction::settle::Settled;
 use cow_hooks::transaction::{Error, Guest};
@@ -57,7 +58,7 @@ fn with(
     });
     match done {
         Ok(settled) => report(&settled.unwrap_or_default()),
-        Err(e) => log::warn!("{e:#}; the next run puts this in order"),
+        Err(e) => log::warn!("{}; the next run puts this in order", Reason(e)),
     }
     ExitCode::SUCCESS
 }

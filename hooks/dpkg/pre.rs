@@ -14,7 +14,7 @@ use cow_hooks::package::PackageSpec;
 use cow_hooks::package::apt::Stream;
 use cow_hooks::package::dpkg::{Change, Database, Invocation, Plan};
 use cow_hooks::policy::{Mode, Policy};
-use cow_hooks::report::{Shown, size};
+use cow_hooks::report::{Reason, Shown, size};
 use cow_hooks::transaction::members::Member;
 use cow_hooks::transaction::{Begun, Guest, Purpose, member};
 
@@ -26,7 +26,7 @@ pub fn apt() -> ExitCode {
         Ok(stream) => stream,
         Err(e) => {
             // dpkg's own hook will plan for each of its runs.
-            log::warn!("apt's list of packages cannot be read: {e}");
+            log::warn!("apt's list of packages cannot be read: {}", Reason(e));
             return ExitCode::SUCCESS;
         }
     };
@@ -36,7 +36,7 @@ pub fn apt() -> ExitCode {
     }
     let caller = match Caller::of(Path::new("/"), None) {
         Ok(caller) => caller,
-        Err(e) => return skipped(&e.to_string()),
+        Err(e) => return skipped(&Reason(e).to_string()),
     };
     // Older streams name no removals and no configuration.
     let covers = stream.version >= 2;
@@ -48,7 +48,7 @@ pub fn apt() -> ExitCode {
 pub fn dpkg() -> ExitCode {
     let caller = match Caller::of_dpkg() {
         Ok(caller) => caller,
-        Err(e) => return skipped(&e.to_string()),
+        Err(e) => return skipped(&Reason(e).to_string()),
     };
     if caller.covered_by().is_some() {
         return ExitCode::SUCCESS;
@@ -112,7 +112,8 @@ fn prepare(
     let plan = match plan {
         Ok(plan) => plan,
         // Without its database dpkg itself does nothing.
-        Err(e) => return skipped(&format!("{:#}", anyhow::Error::from(e))),
+        Err(e) if e.source.kind() == io::ErrorKind::NotFound => return skipped(&e.to_string()),
+        Err(e) => return verdict(&policy, &[e.to_string()], "mend the cause, then try again"),
     };
     for warning in &plan.warnings {
         log::warn!("{warning}");
@@ -162,7 +163,7 @@ fn report(begun: &Begun) {
         log::info!("{restored} files of an interrupted run put in order");
     }
     for unseen in &begun.survey.unseen {
-        log::warn!("{}: {}", Shown(&unseen.path), unseen.source);
+        log::warn!("{}: {}", Shown(&unseen.path), Reason(&unseen.source));
     }
     for left in begun.survey.left.iter().filter(|left| left.named) {
         if matches!(left.verdict, Verdict::AdministratorsOwn | Verdict::AppendOnly | Verdict::NeverTouch) {

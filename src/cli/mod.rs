@@ -5,15 +5,14 @@ pub mod status;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-
 use crate::exit::Exit;
 use crate::policy::Policy;
+use crate::report::{Reason, Shown};
 use crate::sys::root::Root;
 
 /// Opens a guest's root and loads its policy.
 fn guest(root: &Path) -> anyhow::Result<(Root, Policy)> {
-    let root = Root::open(root).with_context(|| format!("{}", crate::report::Shown(root)))?;
+    let root = Root::open(root).map_err(|e| anyhow::anyhow!("{}: {}", Shown(root), Reason(e)))?;
     let policy = Policy::load(&root)?;
     Ok((root, policy))
 }
@@ -28,8 +27,8 @@ fn guest_path(root: &Root, path: &Path) -> anyhow::Result<PathBuf> {
     Ok(base.join(path))
 }
 
-/// Logs an error with its causes and returns the code for a command that could not begin.
+/// Logs an error and returns the code for a command that could not begin.
 fn failed(error: &anyhow::Error, exit: Exit) -> Exit {
-    log::error!("{error:#}");
+    log::error!("{}", Reason(error));
     exit
 }

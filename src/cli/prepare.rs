@@ -16,7 +16,7 @@ use crate::detach::preflight::Refusal;
 use crate::detach::survey::{Left, Surveyor};
 use crate::exit::Exit;
 use crate::package::dpkg::after::Dpkg;
-use crate::report::{Progress, Shown, json_path, size};
+use crate::report::{Progress, Reason, Shown, json_path, size};
 use crate::sys::inode::{Inode, Kind};
 use crate::sys::resolve::Resolver;
 use crate::sys::root::Root;
@@ -49,7 +49,7 @@ struct Arguments {
     #[arg(short = '0', requires = "files_from")]
     null: bool,
     /// End what an interrupted run left behind
-    #[arg(long, conflicts_with = "dry_run")]
+    #[arg(long, conflicts_with_all = ["dry_run", "files_from", "paths"])]
     recover: bool,
     /// Files, and directories with all that is below them
     #[arg(value_name = "PATH", required_unless_present_any = ["files_from", "recover"])]
@@ -101,11 +101,7 @@ pub fn main() -> Exit {
     };
     let guest = Guest { root: &root, policy: &policy };
     if arguments.recover {
-        match recover(guest) {
-            Ok(Exit::Done) if !paths.is_empty() => {}
-            Ok(exit) => return exit,
-            Err(e) => return failed(&e.into(), Exit::Refused),
-        }
+        return recover(guest, &arguments).unwrap_or_else(|e| failed(&e, Exit::Refused));
     }
     let bar = Bar { quiet: arguments.quiet > 0 || arguments.json, shown: Mutex::new(None) };
     let purpose =
@@ -124,10 +120,12 @@ fn paths(arguments: &Arguments, root: &Root) -> anyhow::Result<Vec<PathBuf>> {
             Box::new(io::stdin().lock())
         } else {
             let opened = std::fs::File::open(file);
-            Box::new(io::BufReader::new(opened.map_err(|e| anyhow::anyhow!("{}: {e}", Shown(file)))?))
+            Box::new(io::BufReader::new(
+                opened.map_err(|e| anyhow::anyhow!("{}: {}", Shown(file), Reason(e)))?,
+            ))
         };
         for line in lines.split(if arguments.null { 0 } else { b'\n' }) {
-            let line = line.map_err(|e| anyhow::anyhow!("{}: {e}", Shown(file)))?;
+            let line = line.map_err(|e| anyhow::anyhow!("{}: {}", Shown(file), Reason(e)))?;
             if !line.is_empty() {
                 paths.push(PathBuf::from(OsString::from_vec(line)));
             }
@@ -144,9 +142,11 @@ fn collect(root: &Root, surveyor: &mut Surveyor<'_>, paths: &[PathBuf]) -> Vec<P
     let mut trees = BTreeSet::new();
     for path in paths {
         let looked = resolver.followed(path).and_then(|place| match place {
-            // The root itself has no last component.
-            None if resolver.directory(path)?.is_some() => Ok((PathBuf::from("/"), Kind::Directory)),
-            None => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+            // `/` and what ends in `..` have no last component.
+            None => match resolver.directory(path)? {
+                Some(dir) => Ok((dir, Kind::Directory)),
+                None => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+            },
             Some(place) => {
                 let dir = root.open_dir(&place.dir)?;
                 Ok((place.path(), Inode::at(dir, &place.name)?.kind))
@@ -155,7 +155,7 @@ fn collect(root: &Root, surveyor: &mut Surveyor<'_>, paths: &[PathBuf]) -> Vec<P
         match looked {
             Ok((path, Kind::Directory)) => drop(trees.insert(path)),
             Ok((path, _)) => drop(files.insert(path)),
-            Err(e) => problems.push(Problem { path: path.clone(), reason: e.to_string() }),
+            Err(e) => problems.push(Problem { path: path.clone(), reason: Reason(e).to_string() }),
         }
     }
     surveyor.paths(&files);
@@ -171,26 +171,46 @@ fn collect(root: &Root, surveyor: &mut Surveyor<'_>, paths: &[PathBuf]) -> Vec<P
     problems
 }
 
-fn recover(guest: Guest<'_>) -> Result<Exit, crate::transaction::Error> {
+/// What recovery came to, for machines.
+#[derive(Debug, Serialize)]
+struct RecoveryReport {
+    done: u64,
+    undone: u64,
+    protected: u64,
+    orphans: u64,
+    shared_again: u64,
+    handed_over: u64,
+    failed: Vec<String>,
+}
+
+fn recover(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<Exit> {
     let recovered = guest.recover()?;
     let settled = guest.finish(&[], &Dpkg::new(guest.root, None))?.unwrap_or_default();
+    let nothing = recovered.is_nothing() && settled == Default::default();
+    let Recovered { done, undone, protected, orphans, mut failed } = recovered;
+    failed.extend(settled.failed);
+    for problem in &failed {
+        log::error!("{problem}");
+    }
+    let exit = if failed.is_empty() { Exit::Done } else { Exit::Partial };
+    let (shared_again, handed_over) = (settled.restored, settled.new);
     let mut out = io::stdout().lock();
     // Nobody reads: nothing to tell.
-    let _ = if recovered.is_nothing() && settled == Default::default() {
+    let _ = if arguments.json {
+        let report = RecoveryReport { done, undone, protected, orphans, shared_again, handed_over, failed };
+        serde_json::to_writer(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
+    } else if arguments.quiet > 0 {
+        Ok(())
+    } else if nothing {
         writeln!(out, "nothing to recover")
     } else {
-        let Recovered { done, undone, protected, orphans, .. } = recovered;
         writeln!(
             out,
             "{done} intents carried through, {undone} taken back, {protected} files protected again, {orphans} strays \
-             removed, {} files shared again, {} wait for the host",
-            settled.restored, settled.new
+             removed, {shared_again} files shared again, {handed_over} wait for the host"
         )
     };
-    for problem in recovered.failed.iter().chain(&settled.failed) {
-        log::error!("{problem}");
-    }
-    Ok(if recovered.failed.is_empty() && settled.failed.is_empty() { Exit::Done } else { Exit::Partial })
+    Ok(exit)
 }
 
 fn refused(refusal: &Refusal) -> Exit {
@@ -202,8 +222,9 @@ fn refused(refusal: &Refusal) -> Exit {
 fn report(arguments: &Arguments, begun: Begun, missing: Vec<Problem>) -> Exit {
     let Begun { survey, outcome, recovered } = begun;
     let mut problems = missing;
-    problems
-        .extend(survey.unseen.into_iter().map(|e| Problem { path: e.path, reason: e.source.to_string() }));
+    problems.extend(
+        survey.unseen.into_iter().map(|e| Problem { path: e.path, reason: Reason(e.source).to_string() }),
+    );
     problems.extend(outcome.failed.into_iter().map(|e| Problem { path: e.path, reason: e.reason }));
     for problem in &problems {
         log::error!("{}: {}", Shown(&problem.path), problem.reason);

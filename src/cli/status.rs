@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{failed, guest, guest_path};
 use crate::exit::Exit;
-use crate::report::Shown;
+use crate::report::{Reason, Shown};
 use crate::sys::inode::{Inode, Kind};
 use crate::sys::resolve::Resolver;
 use crate::sys::root::Root;
@@ -84,7 +84,7 @@ fn collect(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<(Report, E
             Ok((path, Kind::Directory)) => report.trees.push(summary::Tree::walk(guest, path, &mut exit)),
             Ok((path, _)) => files.push(path),
             Err(e) => {
-                log::error!("{}: {e}", Shown(&path));
+                log::error!("{}: {}", Shown(&path), Reason(e));
                 exit = Exit::Partial;
             }
         }
@@ -102,8 +102,11 @@ fn kind(root: &Root, resolver: &mut Resolver<'_>, path: &std::path::Path) -> io:
             let dir = root.open_dir(&place.dir)?;
             Ok((place.path(), Inode::at(dir, &place.name)?.kind))
         }
-        None if resolver.directory(path)?.is_some() => Ok((PathBuf::from("/"), Kind::Directory)),
-        None => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+        // `/` and what ends in `..` have no last component.
+        None => match resolver.directory(path)? {
+            Some(dir) => Ok((dir, Kind::Directory)),
+            None => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+        },
     }
 }
 

@@ -4,11 +4,14 @@
 //! flushed before the first name changes; the originals' flags are flushed before the intents are forgotten. A process
 //! that dies anywhere leaves a ledger from which the next one ends every intent as done or undone.
 
+use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use rustix::io::Errno;
 
 use super::Watch;
 use super::preflight::Refusal;
@@ -16,9 +19,11 @@ use super::survey::Found;
 use crate::ledger::store::{STATE_DIR, Store};
 use crate::ledger::{Copy, Entry, Intent, Ledger};
 use crate::parallel;
+use crate::report::{Reason, Shown};
 use crate::sys::copy::Copier;
 use crate::sys::handle::Handle;
 use crate::sys::inode::{Inode, InodeId};
+use crate::sys::resolve::is_absent;
 use crate::sys::root::Root;
 use crate::sys::signal::Held;
 use crate::sys::swap::{self, Name, Shared};
@@ -26,7 +31,7 @@ use crate::sys::{filesystem, state};
 
 /// A name that kept its shared inode.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {reason}", path.display())]
+#[error("{}: {reason}", Shown(path))]
 pub struct Failure {
     /// The name.
     pub path: PathBuf,
@@ -79,8 +84,14 @@ impl Detacher<'_> {
         let mut outcome = Outcome::default();
         let crossing = self.batch(ledger, unified, false, &mut outcome)?;
         // A directory the stash cannot be renamed into although it is on the same mount (XFS project quota).
-        if !crossing.is_empty() {
-            self.batch(ledger, crossing, true, &mut outcome)?;
+        let paths: Vec<PathBuf> = crossing.iter().map(|found| found.place.path()).collect();
+        if !crossing.is_empty()
+            && let Err(refusal) = self.batch(ledger, crossing, true, &mut outcome)
+        {
+            // The others have their copies: too late for a refusal.
+            let reason = refusal.to_string();
+            let failure = |path| Failure { path, reason: reason.clone(), unprotected: false };
+            outcome.failed.extend(paths.into_iter().map(failure));
         }
         outcome.detached.sort_unstable();
         Ok(outcome)
@@ -177,26 +188,26 @@ impl Detacher<'_> {
 
     /// Copies each inode once; the further names of one inode become links of its copy.
     fn copy_all(&self, jobs: &[Job]) -> Result<u64, Refusal> {
-        let mut leaders: HashMap<InodeId, usize> = HashMap::new();
+        let mut leaders: HashMap<InodeId, &Job> = HashMap::new();
         let mut by_dir: BTreeMap<&Path, Vec<&Job>> = BTreeMap::new();
         let mut followers = Vec::new();
-        for (index, job) in jobs.iter().enumerate() {
-            match leaders.get(&job.inode.id) {
-                Some(&leader) => followers.push((&jobs[leader], job)),
-                None => {
-                    leaders.insert(job.inode.id, index);
+        for job in jobs {
+            match leaders.entry(job.inode.id) {
+                Slot::Occupied(_) => followers.push(job),
+                Slot::Vacant(slot) => {
+                    slot.insert(job);
                     by_dir.entry(&job.entry.intent.place.dir).or_default().push(job);
                 }
             }
         }
-        let copier = Copier::default();
         let groups: Vec<_> = by_dir.into_iter().collect();
         let mut bytes = 0;
-        for copied in parallel::map(&groups, |(dir, jobs)| self.copy_in(&copier, dir, jobs)) {
+        for copied in parallel::map(&groups, |(dir, jobs)| self.copy_in(dir, jobs)) {
             bytes += copied?;
         }
         let mut dirs = Directories::new(self.root);
-        for (leader, follower) in followers {
+        for follower in followers {
+            let leader = leaders[&follower.inode.id];
             let path = follower.entry.intent.place.path();
             let at = |source| Refusal::Copy { path: path.clone(), source };
             let from_dir =
@@ -204,17 +215,26 @@ impl Detacher<'_> {
             let to_dir = dirs.open(&follower.entry.intent.place.dir).map_err(at)?;
             let (from, to) = (leader.entry.temporary(), follower.entry.temporary());
             let from = self.temporary(&leader.entry, from_dir.as_fd(), &from);
-            from.link(self.temporary(&follower.entry, to_dir, &to)).map_err(|e| at(e.into()))?;
+            match from.link(self.temporary(&follower.entry, to_dir, &to)) {
+                Ok(()) => self.progress.add(1, 0),
+                // The leader's name is gone, or a mount or project lies between the two: another copy.
+                Err(Errno::NOENT | Errno::XDEV) => {
+                    bytes += self.copy_in(&follower.entry.intent.place.dir, &[follower])?;
+                    leaders.insert(follower.inode.id, follower);
+                }
+                Err(e) => return Err(at(e.into())),
+            }
         }
         Ok(bytes)
     }
 
-    fn copy_in(&self, copier: &Copier, dir: &Path, jobs: &[&Job]) -> Result<u64, Refusal> {
+    fn copy_in(&self, dir: &Path, jobs: &[&Job]) -> Result<u64, Refusal> {
+        let copier = Copier::default();
         let mut bytes = 0;
         let fail = |name: &Job, source| Refusal::Copy { path: name.entry.intent.place.path(), source };
         let dir_fd = self.root.open_dir(dir).map_err(|e| fail(jobs[0], e))?;
         for job in jobs {
-            let copied = self.copy_one(copier, dir_fd.as_fd(), job).map_err(|e| fail(job, e))?;
+            let copied = self.copy_one(&copier, dir_fd.as_fd(), job).map_err(|e| fail(job, e))?;
             self.progress.add(1, copied);
             bytes += copied;
         }
@@ -222,8 +242,15 @@ impl Detacher<'_> {
     }
 
     fn copy_one(&self, copier: &Copier, dir: BorrowedFd<'_>, job: &Job) -> io::Result<u64> {
-        let source = Name { dir, name: &job.entry.intent.place.name }.open()?;
+        let source = match (Name { dir, name: &job.entry.intent.place.name }).open() {
+            // Gone: the exchange will see that, too.
+            Err(e) if is_absent(&e) => return Ok(0),
+            source => source?,
+        };
         let now = Inode::of(&source)?;
+        if now.id != job.inode.id {
+            return Ok(0);
+        }
         if !now.same_content_as(&job.inode) {
             return Err(io::Error::other("it changed while it was looked at; try again"));
         }
@@ -250,8 +277,9 @@ impl Detacher<'_> {
             };
             if let Err(e) = removed {
                 log::warn!(
-                    "{}: its unused copy could not be removed: {e}",
-                    job.entry.intent.place.path().display()
+                    "{}: its unused copy could not be removed: {}",
+                    Shown(&job.entry.intent.place.path()),
+                    Reason(e)
                 );
             }
         }
@@ -315,7 +343,7 @@ impl Detacher<'_> {
     fn change(&self, name: Name<'_>, temporary: Name<'_>, job: &Job) -> Result<swap::Change, Unswapped> {
         let shared = match Shared::lock_at(name.dir, name.name, self.patience) {
             Ok(shared) => shared,
-            Err(e) if crate::sys::resolve::is_absent(&e) => return Err(Unswapped::Replaced),
+            Err(e) if is_absent(&e) => return Err(Unswapped::Replaced),
             Err(e) => return Err(Unswapped::from(&e)),
         };
         // Asked of the name, not only of what was opened by it: the lock may have taken a while to get.
@@ -329,16 +357,27 @@ impl Detacher<'_> {
             )));
         }
         let change = shared.change_names(|| {
-            if job.entry.intent.keep { temporary.exchange(name) } else { temporary.replace(name) }
+            match temporary.exchange_for(name, job.inode.id) {
+                Ok(()) if job.entry.intent.keep => Ok(()),
+                Ok(()) => temporary.unlink(),
+                // A filesystem that cannot exchange names (NFS).
+                Err(Errno::INVAL) if !job.entry.intent.keep => temporary.replace(name),
+                Err(e) => Err(e),
+            }
         });
         change.map_err(|e| match e {
+            swap::Error::Unchanged(e) if matches!(e.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => {
+                Unswapped::Replaced
+            }
             swap::Error::Unchanged(e)
                 if e.raw_os_error() == Some(libc::EXDEV) && !job.entry.intent.beside =>
             {
                 Unswapped::Crossing
             }
             swap::Error::Unchanged(e) => Unswapped::from(&e),
-            swap::Error::Unprotected(_) => Unswapped::Failed { reason: e.to_string(), unprotected: true },
+            swap::Error::Unprotected(_) => {
+                Unswapped::Failed { reason: Reason(e).to_string(), unprotected: true }
+            }
         })
     }
 }
@@ -361,7 +400,7 @@ enum Unswapped {
 
 impl From<&io::Error> for Unswapped {
     fn from(e: &io::Error) -> Unswapped {
-        Unswapped::Failed { reason: e.to_string(), unprotected: false }
+        Unswapped::Failed { reason: Reason(e).to_string(), unprotected: false }
     }
 }
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::survey::Found;
+use super::survey::{Found, Unseen};
+use crate::report::{Reason, Shown};
 use crate::sys::root::Root;
 use crate::sys::{filesystem, swap};
 
@@ -16,8 +17,11 @@ const OVERHEAD: u64 = 4096;
 /// Why nothing was detached at all. The first file that needs it is named.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
+    /// So little can be opened that a unified file may have been overlooked.
+    #[error(transparent)]
+    Unseen(#[from] Unseen),
     /// The immutable flag cannot be cleared.
-    #[error("{}: the immutable flag cannot be cleared: {source}", path.display())]
+    #[error("{}: the immutable flag cannot be cleared: {}", Shown(path), Reason(source))]
     Capability {
         /// A file that needs it.
         path: PathBuf,
@@ -25,7 +29,7 @@ pub enum Refusal {
         source: io::Error,
     },
     /// The filesystem is read-only.
-    #[error("{}: the filesystem is mounted read-only", path.display())]
+    #[error("{}: the filesystem is mounted read-only", Shown(path))]
     ReadOnly {
         /// A file on it.
         path: PathBuf,
@@ -33,7 +37,7 @@ pub enum Refusal {
     /// The copies would not fit.
     #[error(
         "{}: no room for private copies of {files} files: {needed} bytes are needed, {available} are available",
-        path.display()
+        Shown(path)
     )]
     Space {
         /// A file on the filesystem.
@@ -46,7 +50,7 @@ pub enum Refusal {
         available: u64,
     },
     /// A file could not be copied; all copies made so far were removed.
-    #[error("{}: no private copy could be made: {source}", path.display())]
+    #[error("{}: no private copy could be made: {}", Shown(path), Reason(source))]
     Copy {
         /// The file.
         path: PathBuf,
@@ -54,7 +58,7 @@ pub enum Refusal {
         source: io::Error,
     },
     /// Our own directory or database failed.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", Shown(path), Reason(source))]
     State {
         /// The file or directory.
         path: PathBuf,
@@ -75,6 +79,7 @@ impl Refusal {
                                            the guest's files on the host"
                     .into()
             }
+            Refusal::Unseen(_) => "raise the limit of open files (`ulimit -n`), or free some memory".into(),
             Refusal::ReadOnly { .. } => "mount it read-write".into(),
             Refusal::Space { needed, available, .. } => {
                 format!(
@@ -86,7 +91,7 @@ impl Refusal {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space".into(),
                 _ => "mend the cause, then try again".into(),
             },
-            Refusal::State { path, .. } => format!("make {} writable for root", path.display()),
+            Refusal::State { path, .. } => format!("make {} writable for root", Shown(path)),
             Refusal::Ledger(_) => "free some space, or look at the permissions of /var/lib/cow-hooks".into(),
         }
     }
@@ -128,7 +133,7 @@ fn open_source(root: &Root, found: &Found) -> io::Result<std::os::fd::OwnedFd> {
 
 fn may_change_immutable(root: &Root, dir: &Path) -> io::Result<()> {
     match swap::may_change_immutable(root.open_dir(dir)?) {
-        // A directory or filesystem where no nameless file can be made says nothing about the capability.
+        // A filesystem without the flag says nothing about the capability.
         Err(e) if e.raw_os_error() != Some(libc::EPERM) => Ok(()),
         other => other,
     }

@@ -12,7 +12,7 @@ use crate::inspect::{Verdict, inspect};
 use crate::parallel;
 use crate::policy::pattern::PatternSet;
 use crate::policy::{LastLink, Policy};
-use crate::report::json_path;
+use crate::report::{Reason, Shown, json_path};
 use crate::sys::inode::{Inode, InodeId, Kind};
 use crate::sys::resolve::{Place, Resolver, is_absent};
 use crate::sys::root::Root;
@@ -52,12 +52,19 @@ pub struct Left {
 
 /// A path that could not be looked at.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {source}", path.display())]
+#[error("{}: {}", Shown(path), Reason(source))]
 pub struct Unseen {
     /// The path.
     pub path: PathBuf,
     /// Why.
     pub source: io::Error,
+}
+
+impl Unseen {
+    /// Whether not the path is the reason, but that we have run out of descriptors or memory.
+    pub fn is_exhaustion(&self) -> bool {
+        matches!(self.source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+    }
 }
 
 /// What a search came to.
@@ -274,9 +281,10 @@ impl<'a> Surveyor<'a> {
 
     /// Judges what was found.
     pub fn finish(self) -> Survey {
-        let mut names: HashMap<InodeId, u32> = HashMap::new();
+        // By mount: a directory that is mounted in two places shows the same names twice.
+        let mut names: HashMap<(InodeId, u64), u32> = HashMap::new();
         for inode in self.candidates.values() {
-            *names.entry(inode.id).or_default() += 1;
+            *names.entry((inode.id, inode.mount)).or_default() += 1;
         }
         let mut survey = Survey {
             looked_at: self.looked_at,
@@ -288,7 +296,7 @@ impl<'a> Surveyor<'a> {
         };
         for (place, inode) in self.candidates {
             let path = place.path();
-            let verdict = inspect(&inode, names[&inode.id], self.policy.protection);
+            let verdict = inspect(&inode, names[&(inode.id, inode.mount)], self.policy.protection);
             let named = self.named.contains(&place);
             let last_link =
                 verdict == Verdict::AdministratorsOwn && self.policy.last_link == LastLink::Detach && named;

@@ -11,8 +11,9 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OpenFlags, Row, params};
 
+use crate::report::{Reason, Shown};
 use crate::sys::inode::{InodeId, Time};
 use crate::sys::resolve::Place;
 
@@ -20,7 +21,7 @@ use crate::sys::resolve::Place;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// SQLite's word.
-    #[error("ledger {}: {source}", path.display())]
+    #[error("ledger {}: {source}", Shown(path))]
     Database {
         /// The database.
         path: PathBuf,
@@ -28,7 +29,7 @@ pub enum Error {
         source: rusqlite::Error,
     },
     /// Its tables are of another version of this program.
-    #[error("ledger {}: its tables are of version {found}", path.display())]
+    #[error("ledger {}: its tables are of version {found}", Shown(path))]
     Version {
         /// The database.
         path: PathBuf,
@@ -36,7 +37,7 @@ pub enum Error {
         found: i64,
     },
     /// The database could not be put aside.
-    #[error("ledger {}: {source}", path.display())]
+    #[error("ledger {}: {}", Shown(path), Reason(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -184,10 +185,20 @@ impl Ledger {
             Ok(ledger) => Ok(ledger),
             Err(e) if e.is_unreadable() => {
                 let aside = put_aside(path)?;
-                log::warn!("{e}; kept as {}, begun anew", aside.display());
+                log::warn!("{e}; kept as {}, begun anew", Shown(&aside));
                 Self::try_open(path)
             }
             Err(e) => Err(e),
+        }
+    }
+
+    /// Opens the ledger at `path`, as it is, to be read only.
+    pub fn view(path: &Path) -> Result<Ledger, Error> {
+        let at = |source| Error::Database { path: path.to_path_buf(), source };
+        let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(at)?;
+        match schema::version(&db).map_err(at)? {
+            schema::VERSION => Ok(Ledger { db, path: path.to_path_buf() }),
+            found => Err(Error::Version { path: path.to_path_buf(), found }),
         }
     }
 

@@ -35,7 +35,14 @@ const TABLES: &str = "
         waiting   INTEGER NOT NULL DEFAULT 0,
         failed    INTEGER NOT NULL DEFAULT 0
     ) STRICT;
+    -- Numbers are names of files: those of a ledger that was lost must not come again.
+    INSERT INTO sqlite_sequence (name, seq) VALUES ('entry', unixepoch() * 1000000);
 ";
+
+/// The version of the tables.
+pub fn version(db: &Connection) -> rusqlite::Result<i64> {
+    db.pragma_query_value(None, "user_version", |row| row.get(0))
+}
 
 /// Sets the connection up and makes the tables where there are none; returns the version of the tables.
 pub fn prepare(db: &Connection) -> rusqlite::Result<i64> {
@@ -43,7 +50,7 @@ pub fn prepare(db: &Connection) -> rusqlite::Result<i64> {
     db.pragma_update(None, "journal_mode", "WAL")?;
     // An intent must be on disk before the window it announces (https://sqlite.org/pragma.html#pragma_synchronous).
     db.pragma_update(None, "synchronous", "FULL")?;
-    let found = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let found = version(db)?;
     if found == 0 {
         db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?;
         return Ok(VERSION);

@@ -15,6 +15,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 
 use super::Ledger;
+use crate::report::Shown;
 use crate::sys::inode::Inode;
 use crate::sys::root::{Root, read_at};
 use crate::sys::{lock, state};
@@ -80,9 +81,23 @@ impl Store {
         Ledger::open(&self.ledger)
     }
 
-    /// Opens the ledger if there is one.
+    /// Opens the ledger if there is one; a fresh one where it was lost, and the stash still holds what it knew of.
     pub fn existing_ledger(&self) -> Result<Option<Ledger>, super::Error> {
-        if self.ledger.exists() { self.ledger().map(Some) } else { Ok(None) }
+        if !self.ledger.exists() {
+            if state::names(&self.stash).map_or(true, |names| names.is_empty()) {
+                return Ok(None);
+            }
+            log::warn!("ledger {}: lost, begun anew", Shown(&self.ledger));
+        }
+        self.ledger().map(Some)
+    }
+
+    /// The ledger as it is, to be read only; none where it is missing or cannot be read.
+    pub fn view_ledger(&self) -> Option<Ledger> {
+        if !self.ledger.exists() {
+            return None;
+        }
+        Ledger::view(&self.ledger).inspect_err(|e| log::warn!("{e}")).ok()
     }
 
     /// The directory of private copies to be, and of originals that may come back.

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 pub use self::file::Invalid;
 pub use self::pattern::{Pattern, PatternSet};
-use crate::report::Shown;
+use crate::report::{Reason, Shown};
 use crate::sys::root::Root;
 
 /// The defaults, which are also the reference that is installed as an example.
@@ -91,7 +91,7 @@ pub enum LastLink {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or the directory could not be read.
-    #[error("{}: {source}", Shown(path))]
+    #[error("{}: {}", Shown(path), Reason(source))]
     Read {
         /// The file.
         path: PathBuf,

@@ -120,9 +120,12 @@ impl Inode {
         Ok(Inode::from(&rustix::fs::statx(dir, name, flags, mask)?))
     }
 
-    /// Whether content, size or permissions may have changed since `earlier` saw the same inode.
+    /// Whether this is the inode that `earlier` saw, with its content, owner and mode.
+    ///
+    /// The time of its last change says nothing: any guest's window changes that.
     pub fn same_content_as(&self, earlier: &Inode) -> bool {
-        self.id == earlier.id && self.size == earlier.size && self.mtime == earlier.mtime
+        let key = |inode: &Inode| (inode.id, inode.size, inode.mtime, inode.mode, inode.uid, inode.gid);
+        key(self) == key(earlier)
     }
 }
 

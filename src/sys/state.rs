@@ -40,7 +40,13 @@ fn dir_flags() -> OFlags {
 
 /// Opens a lock file, made where it is missing.
 pub fn lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // A guest's FIFO of that name does not block its host.
+    let flags = OFlags::RDONLY
+        | OFlags::CREATE
+        | OFlags::NOFOLLOW
+        | OFlags::NONBLOCK
+        | OFlags::NOCTTY
+        | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?)
 }
 
@@ -48,7 +54,9 @@ pub fn lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
 pub fn replace(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<()> {
     let mut temporary = name.to_os_string();
     temporary.push(".new");
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // A killed process may have left one; whatever else has the name is not written to.
+    remove(&dir, &temporary)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(&dir, &temporary, flags, Mode::RUSR | Mode::WUSR)?;
     let written = std::fs::File::from(fd).write_all(content);
     let replaced = written.and_then(|()| Ok(rustix::fs::renameat(&dir, &temporary, &dir, name)?));

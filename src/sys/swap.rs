@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, IFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::inode::Inode;
+use super::inode::{Inode, InodeId};
 use super::lease::Lease;
 use super::lock;
 
@@ -112,6 +112,21 @@ impl Name<'_> {
         rustix::fs::renameat_with(self.dir, self.name, other.dir, other.name, RenameFlags::EXCHANGE)
     }
 
+    /// Exchanges what two names name, of which `other` must name the inode `expected`.
+    ///
+    /// Asked afterwards, for only then nobody can give the name to another file in between.
+    ///
+    /// # Errors
+    /// `ESTALE` where `other` names another file; it does so again.
+    pub fn exchange_for(self, other: Name<'_>, expected: InodeId) -> rustix::io::Result<()> {
+        self.exchange(other)?;
+        if self.inode().is_ok_and(|now| now.is_some_and(|now| now.id == expected)) {
+            return Ok(());
+        }
+        self.exchange(other)?;
+        Err(Errno::STALE)
+    }
+
     /// Moves this name over `other`, whose old file loses that name.
     pub fn replace(self, other: Name<'_>) -> rustix::io::Result<()> {
         rustix::fs::renameat(self.dir, self.name, other.dir, other.name)
@@ -144,10 +159,11 @@ impl Name<'_> {
 
 /// Whether this process may set and clear the immutable flag on the filesystem of `dir`.
 ///
-/// Tried on a nameless file: holding `CAP_LINUX_IMMUTABLE` is not enough inside a user namespace.
+/// Tried on a nameless file: holding `CAP_LINUX_IMMUTABLE` is not enough inside a user namespace. A directory where
+/// none can be made says nothing.
 pub fn may_change_immutable(dir: impl AsFd) -> io::Result<()> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(dir, ".", flags, Mode::RUSR | Mode::WUSR)?;
+    let Ok(file) = rustix::fs::openat(dir, ".", flags, Mode::RUSR | Mode::WUSR) else { return Ok(()) };
     set_immutable(&file, true)?;
     set_immutable(&file, false)
 }

@@ -46,6 +46,11 @@ impl Members {
         state::remove(&self.dir, &file_name(pid))
     }
 
+    /// Takes everybody off the list.
+    pub fn clear(&self) -> io::Result<()> {
+        state::names(&self.dir)?.iter().try_for_each(|name| state::remove(&self.dir, name))
+    }
+
     /// Everybody on the list, the dead too.
     pub fn all(&self) -> io::Result<Vec<Member>> {
         let mut members = Vec::new();

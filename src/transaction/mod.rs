@@ -17,11 +17,13 @@ use self::settle::Settled;
 use crate::detach::Watch;
 use crate::detach::apply::{Detacher, Outcome};
 use crate::detach::preflight::{self, Refusal};
-use crate::detach::survey::{Survey, Surveyor};
+use crate::detach::survey::{Survey, Surveyor, Unseen};
 use crate::ledger::Ledger;
 use crate::ledger::store::{Locked, STATE_DIR, Store};
 use crate::package::PackageManager;
 use crate::policy::Policy;
+use crate::report::{Reason, Shown};
+use crate::sys::filesystem;
 use crate::sys::process::{ProcessId, Processes};
 use crate::sys::root::Root;
 
@@ -35,10 +37,10 @@ pub enum Error {
     #[error(transparent)]
     Ledger(#[from] crate::ledger::Error),
     /// The package manager's database.
-    #[error("{0}")]
+    #[error("{}", Reason(.0))]
     Packages(io::Error),
     /// A file or directory of ours.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", Shown(path), Reason(source))]
     State {
         /// The file or directory.
         path: PathBuf,
@@ -127,11 +129,14 @@ impl<'a> Guest<'a> {
         let mut surveyor = Surveyor::new(self.root, self.policy);
         collect(&mut surveyor);
         begun.survey = surveyor.finish();
+        if let Some(at) = begun.survey.unseen.iter().position(Unseen::is_exhaustion) {
+            return Err(begun.survey.unseen.swap_remove(at).into());
+        }
         if begun.survey.unified.is_empty() || purpose.dry_run {
             if let Some(member) = purpose.member.filter(|_| !purpose.dry_run) {
                 let joined = Store::open(self.root).and_then(|store| Members::open(&store)?.join(member));
                 // Only a matter of speed: nested hooks look again.
-                joined.unwrap_or_else(|e| log::debug!("{STATE_DIR}: {e}"));
+                joined.unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));
             }
             return Ok(begun);
         }
@@ -170,13 +175,18 @@ impl<'a> Guest<'a> {
                 return Err(refusal);
             }
         }
+        // The names have changed: nothing is a refusal any more.
         let outcome = &begun.outcome;
         if outcome.failed.iter().any(|failure| failure.unprotected) {
-            begun.recovered = self.recover_in(store, &mut ledger)?;
+            match self.recover_in(store, &mut ledger) {
+                Ok(recovered) => begun.recovered = recovered,
+                Err(e) => log::warn!("{e}"),
+            }
         }
         if purpose.member.is_none() {
             // Nobody settles these later: the host may look at them when it comes by.
-            store.spool(&outcome.detached.iter().cloned().collect()).map_err(Error::spool)?;
+            let spooled = store.spool(&outcome.detached.iter().cloned().collect()).map_err(Error::spool);
+            spooled.unwrap_or_else(|e| log::warn!("{e}"));
         }
         let noted = ledger
             .add_to_run(run, outcome.detached.len() as u64, outcome.bytes, outcome.failed.len() as u64)
@@ -220,15 +230,16 @@ impl<'a> Guest<'a> {
 
     /// Ends what killed processes left behind.
     pub fn recover(self) -> Result<Recovered, Error> {
-        match self.existing()? {
-            None => Ok(Recovered::default()),
-            Some((store, _lock)) => self.recover_in(&store, &mut store.ledger()?),
-        }
+        let Some((store, _lock)) = self.existing()? else { return Ok(Recovered::default()) };
+        let Some(mut ledger) = store.existing_ledger()? else { return Ok(Recovered::default()) };
+        self.recover_in(&store, &mut ledger)
     }
 
     /// Lets go of every original: all names stay private. For the removal of cow-hooks itself.
     pub fn retire(self) -> Result<Option<Settled>, Error> {
         let Some((store, _lock)) = self.existing()? else { return Ok(None) };
+        // apt runs on, but no hook of ours will see its end.
+        Members::open(&store).and_then(|members| members.clear()).map_err(|e| Error::state("members", e))?;
         let Some(mut ledger) = store.existing_ledger()? else { return Ok(None) };
         self.recover_in(&store, &mut ledger)?;
         let settled = settle::retire(&store, &mut ledger, self.policy)?;
@@ -240,15 +251,15 @@ impl<'a> Guest<'a> {
         let store = match Store::existing(self.root) {
             Ok(Some(store)) => store,
             Ok(None) => return Ok(None),
-            // Nothing of ours can be open or begun on a filesystem that takes no writes.
             Err(e) if e.raw_os_error() == Some(libc::EROFS) => return Ok(None),
             Err(e) => return Err(Error::state("", e)),
         };
-        match self.lock(&store) {
-            Ok(lock) => Ok(Some((store, lock))),
-            Err(Error::State { source, .. }) if source.raw_os_error() == Some(libc::EROFS) => Ok(None),
-            Err(e) => Err(e),
+        // Nothing of ours can be begun or ended on a filesystem that takes no writes.
+        if filesystem::is_read_only(store.stash()).map_err(|e| Error::state("", e))? {
+            return Ok(None);
         }
+        let lock = self.lock(&store)?;
+        Ok(Some((store, lock)))
     }
 
     fn lock(self, store: &Store) -> Result<Locked, Error> {
@@ -262,7 +273,7 @@ impl<'a> Guest<'a> {
     fn leave(self, store: &Store, member: Option<Member>) {
         let Some(member) = member else { return };
         let left = Members::open(store).and_then(|members| members.leave(member.id.pid));
-        left.unwrap_or_else(|e| log::debug!("{STATE_DIR}/members: {e}"));
+        left.unwrap_or_else(|e| log::debug!("{STATE_DIR}/members: {}", Reason(e)));
     }
 
     /// Whether the host has begun to unify this guest.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Error;
 use crate::ledger::store::Store;
 use crate::ledger::{Entry, Ledger, State};
+use crate::report::{Reason, Shown};
 use crate::sys::handle::Handle;
 use crate::sys::inode::Inode;
 use crate::sys::resolve::is_absent;
@@ -53,14 +54,14 @@ pub fn recover(
         match end(root, store, entry, patience, &mut recovered) {
             Ok(End::Over) => over.push(entry.id),
             Ok(End::Detached) => detached.push((entry.id, None)),
-            Err(e) => recovered.failed.push(format!("{}: {e}", entry.intent.place.path().display())),
+            Err(e) => recovered.failed.push(format!("{}: {}", Shown(&entry.intent.place.path()), Reason(e))),
         }
     }
     let names = state::names(store.stash()).map_err(Error::stash)?;
     for name in names.into_iter().filter(|name| !known.contains(name)) {
         match drop_original(Name { dir: store.stash(), name: &name }, patience) {
             Ok(_) => recovered.orphans += 1,
-            Err(e) => recovered.failed.push(format!("stash/{}: {e}", name.display())),
+            Err(e) => recovered.failed.push(format!("stash/{}: {}", Shown(name.as_ref()), Reason(e))),
         }
     }
     if !over.is_empty() || !detached.is_empty() {
@@ -118,7 +119,10 @@ fn end(
         Some(Err(e)) => Err(io::Error::from(e)),
     };
     match (entry.state, in_place, set_aside, temporary) {
-        (State::Dropping, _, Some(_), Some(temporary)) => {
+        (State::Dropping, _, Some(_), Some(temporary))
+        | (State::Detaching, None, Some(_), Some(temporary))
+            if entry.state == State::Dropping || !intent.keep =>
+        {
             drop_original(temporary, patience)?;
             recovered.done += 1;
             Ok(End::Over)

@@ -12,6 +12,7 @@ use crate::ledger::{Entry, Ledger, State};
 use crate::package::Packages;
 use crate::parallel;
 use crate::policy::Policy;
+use crate::report::{Reason, Shown};
 use crate::sys::filesystem;
 use crate::sys::inode::{Inode, Kind};
 use crate::sys::lease::Lease;
@@ -56,12 +57,12 @@ pub fn settle(
     let entries: Vec<Entry> = ledger.entries()?.into_iter().filter(|e| e.state == State::Detached).collect();
     let fates = parallel::map(&entries, |entry| settling.judge(entry));
     let mut work = Vec::new();
-    let mut changed = BTreeSet::new();
+    let (mut changed, mut later) = (BTreeSet::new(), BTreeSet::new());
     for (entry, fate) in entries.iter().zip(fates) {
         match fate {
-            Ok(Fate::Postpone) => settled.postponed += 1,
+            Ok(Fate::Postpone) => drop(later.insert(entry.intent.place.path())),
             Ok(fate) => work.push((entry, fate)),
-            Err(e) => settled.failed.push(format!("{}: {e}", entry.intent.place.path().display())),
+            Err(e) => settled.failed.push(format!("{}: {}", Shown(&entry.intent.place.path()), Reason(e))),
         }
     }
     let states: Vec<_> = work
@@ -88,10 +89,10 @@ pub fn settle(
             }
             Ok(false) => {
                 back.push((entry.id, entry.copy));
-                settled.postponed += 1;
+                later.insert(path);
             }
             // The entry keeps its state: recovery ends it.
-            Err(e) => settled.failed.push(format!("{}: {e}", path.display())),
+            Err(e) => settled.failed.push(format!("{}: {}", Shown(&path), Reason(e))),
         }
     }
     if !work.is_empty() {
@@ -99,7 +100,9 @@ pub fn settle(
         ledger.detached(&back, &over)?;
     }
     drop(held);
-    settled.new = settling.hand_over(changed.union(&packages.unpacked))?;
+    let new = changed.union(&packages.unpacked).filter(|path| !later.contains(*path));
+    settled.new = settling.hand_over(new)?;
+    settled.postponed = later.len() as u64;
     Ok(settled)
 }
 
@@ -179,7 +182,11 @@ impl Settling<'_> {
             return Ok(false);
         }
         let shared = Shared::lock_at(stashed.dir, stashed.name, self.guest.policy.lock_timeout)?;
-        shared.change_names(|| stashed.exchange(name))?;
+        match shared.change_names(|| stashed.exchange_for(name, judged.id)) {
+            // Another file has the name by now.
+            Err(swap::Error::Unchanged(e)) if e.raw_os_error() == Some(libc::ESTALE) => return Ok(false),
+            changed => changed?,
+        };
         if !unchanged()? {
             // A writer came in between: it has the private copy open, so that must have the name.
             shared.change_names(|| stashed.exchange(name))?;
@@ -229,7 +236,7 @@ pub fn retire(store: &Store, ledger: &mut Ledger, policy: &Policy) -> Result<Set
                 over.push(entry.id);
                 changed.insert(entry.intent.place.path());
             }
-            Err(e) => settled.failed.push(format!("{}: {e}", entry.intent.place.path().display())),
+            Err(e) => settled.failed.push(format!("{}: {}", Shown(&entry.intent.place.path()), Reason(e))),
         }
     }
     filesystem::sync(store.stash()).map_err(Error::stash)?;

@@ -1,15 +1,16 @@
 //! Small guests on filesystems of their own.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use cow_hooks::sys::inode::{Inode, Time};
+use cow_hooks::sys::inode::{Inode, Kind, Time};
 use cow_hooks::sys::xattr::{self, Xattrs};
 use rustix::fs::IFlags;
 
@@ -25,32 +26,81 @@ pub fn privileged() -> bool {
     root
 }
 
-/// A filesystem on a loop device; gone when dropped.
+/// A filesystem on a loop device; gone when dropped, by a panic too.
+///
+/// Its image has no name, so it vanishes with the mount, which vanishes with the mount namespace at the latest.
 pub struct Filesystem {
-    mount: tempfile::TempDir,
-    _image: tempfile::NamedTempFile,
+    mount: PathBuf,
+    image: fs::File,
+    _directory: Option<tempfile::TempDir>,
 }
 
 impl Filesystem {
+    /// Mounted somewhere.
     pub fn new(kind: &str, megabytes: u64) -> Filesystem {
+        Filesystem::somewhere(|mount| Filesystem::at(kind, megabytes, mount))
+    }
+
+    /// Mounted on this directory.
+    pub fn at(kind: &str, megabytes: u64, mount: &Path) -> Filesystem {
         let image = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
         image.as_file().set_len(megabytes << 20).unwrap();
-        let mount = tempfile::tempdir_in("/var/tmp").unwrap();
         run(Command::new(format!("mkfs.{kind}"))
             .arg(if kind == "ext4" { "-F" } else { "-f" })
             .arg(image.path()));
-        run(Command::new("mount").args(["-o", "loop"]).arg(image.path()).arg(mount.path()));
-        Filesystem { mount, _image: image }
+        Filesystem::mounted(image, mount)
+    }
+
+    /// A copy of an image, mounted somewhere.
+    pub fn copy_of(image: &fs::File) -> Filesystem {
+        let copy = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        let from = format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd());
+        run(Command::new("cp").args(["--sparse=always", &from]).arg(copy.path()));
+        Filesystem::somewhere(|mount| Filesystem::mounted(copy, mount))
+    }
+
+    /// Unmounts it, and gives its image.
+    pub fn into_image(self) -> fs::File {
+        run(Command::new("umount").arg(&self.mount));
+        self.image.try_clone().unwrap()
+    }
+
+    fn somewhere(mounted: impl FnOnce(&Path) -> Filesystem) -> Filesystem {
+        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+        let mut filesystem = mounted(directory.path());
+        filesystem._directory = Some(directory);
+        filesystem
+    }
+
+    fn mounted(image: tempfile::NamedTempFile, mount: &Path) -> Filesystem {
+        run(Command::new("mount").args(["-o", "loop"]).arg(image.path()).arg(mount));
+        Filesystem { mount: mount.to_path_buf(), image: image.into_file(), _directory: None }
     }
 
     pub fn path(&self) -> &Path {
-        self.mount.path()
+        &self.mount
+    }
+
+    /// Leaves nothing free.
+    pub fn fill(&self) {
+        let file = fs::File::create(self.mount.join("filler")).unwrap();
+        let (mut at, mut size) = (0, 1 << 26);
+        while size >= 4096 {
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), at, size) {
+                Ok(()) => at += size,
+                Err(_) => size /= 2,
+            }
+        }
+    }
+
+    pub fn remount(&self, option: &str) {
+        run(Command::new("mount").args(["-o", &format!("remount,{option}")]).arg(&self.mount));
     }
 }
 
 impl Drop for Filesystem {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.mount.path()).status();
+        let _ = Command::new("umount").args(["-q", "--lazy"]).arg(&self.mount).status();
     }
 }
 
@@ -128,27 +178,48 @@ impl Guests {
 
     /// Puts our programs and what they are linked with into the first guest.
     fn install(&self) {
-        let guest = self.first();
-        for program in [
-            env!("CARGO_BIN_EXE_cow-prepare"),
-            env!("CARGO_BIN_EXE_cow-status"),
-            env!("CARGO_BIN_EXE_cow-dpkg"),
-        ] {
-            fs::copy(program, guest.join(Path::new(program).file_name().unwrap())).unwrap();
-        }
-        let listed = run(Command::new("ldd").arg(env!("CARGO_BIN_EXE_cow-dpkg")));
-        for word in text(&listed).split_whitespace().filter(|word| word.starts_with('/')) {
-            let to = guest.join(word.trim_start_matches('/'));
-            fs::create_dir_all(to.parent().unwrap()).unwrap();
-            fs::copy(word, to).unwrap();
-        }
+        install(&self.first());
     }
 
     /// A program of ours, run in the first guest.
     pub fn program(&self, name: &str) -> Command {
-        let mut command = Command::new("chroot");
-        command.arg(self.first()).arg(format!("/{name}")).stdin(Stdio::null());
-        command
+        chroot(&[], &self.first(), name)
+    }
+
+    /// `cow-prepare` with these arguments, run to its end in the first guest.
+    pub fn prepare(&self, arguments: &[&str]) -> Output {
+        self.program("cow-prepare").args(arguments).output().unwrap()
+    }
+
+    /// The result of `cow-prepare --json`.
+    pub fn prepared(&self, arguments: &[&str]) -> serde_json::Value {
+        let output = self.program("cow-prepare").arg("--json").args(arguments).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)))
+    }
+
+    /// Writes a file of the first guest, with the directories above it.
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.first().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Sets the first guest's policy.
+    pub fn policy(&self, text: &str) {
+        self.write("etc/cow-hooks/cow-hooks.toml", text);
+    }
+
+    /// The paths in the first guest's spool.
+    pub fn spool(&self) -> Vec<String> {
+        let content = fs::read(self.first().join("var/lib/cow-hooks/spool/changed")).unwrap_or_default();
+        let paths = content.split(|&b| b == 0).filter(|path| !path.is_empty());
+        paths.map(|path| String::from_utf8_lossy(path).into_owned()).collect()
+    }
+
+    /// Whether the name `path` is still the shared inode in the first guest, and in the second.
+    pub fn shared(&self, path: &str) -> bool {
+        same_inode(&self.first().join(path), &self.second().join(path))
     }
 
     /// Makes the first guest's dpkg own these paths, as one installed package.
@@ -163,8 +234,27 @@ impl Guests {
     }
 }
 
-impl Drop for Guests {
-    fn drop(&mut self) {}
+/// Puts our programs and what they are linked with into a root tree.
+pub fn install(root: &Path) {
+    let programs =
+        [env!("CARGO_BIN_EXE_cow-prepare"), env!("CARGO_BIN_EXE_cow-status"), env!("CARGO_BIN_EXE_cow-dpkg")];
+    for program in programs {
+        fs::copy(program, root.join(Path::new(program).file_name().unwrap())).unwrap();
+    }
+    let listed = run(Command::new("ldd").arg(env!("CARGO_BIN_EXE_cow-dpkg")));
+    for word in text(&listed).split_whitespace().filter(|word| word.starts_with('/')) {
+        let to = root.join(word.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(word, to).unwrap();
+    }
+}
+
+/// A program in a root tree, run by `wrapper`, a command that runs another.
+pub fn chroot(wrapper: &[&str], root: &Path, program: &str) -> Command {
+    let mut words = wrapper.iter().copied().chain(["chroot"]);
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).arg(root).arg(format!("/{program}")).stdin(Stdio::null());
+    command
 }
 
 /// apt's stream for the removal of one package.
@@ -225,25 +315,61 @@ pub fn seen(path: &Path) -> Seen {
 
 /// Every regular file below `top`, by its path from there.
 pub fn files(top: &Path) -> BTreeMap<PathBuf, Seen> {
+    let regular = entries(top).into_iter().filter(|(_, inode)| inode.kind == Kind::Regular);
+    regular.map(|(path, _)| (path.clone(), seen(&top.join(path)))).collect()
+}
+
+/// Everything below `top`, by its path from there; what is mounted there, too.
+pub fn entries(top: &Path) -> BTreeMap<PathBuf, Inode> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![top.to_path_buf()];
     while let Some(dir) = waiting.pop() {
         for entry in fs::read_dir(&dir).unwrap() {
-            let entry = entry.unwrap();
-            let kind = entry.file_type().unwrap();
-            if kind.is_dir() {
-                waiting.push(entry.path());
-            } else if kind.is_file() {
-                found.insert(entry.path().strip_prefix(top).unwrap().to_path_buf(), seen(&entry.path()));
+            let path = entry.unwrap().path();
+            let inode = inode(&path);
+            if inode.kind == Kind::Directory {
+                waiting.push(path.clone());
             }
+            found.insert(path.strip_prefix(top).unwrap().to_path_buf(), inode);
         }
     }
     found
 }
 
+/// All there is to see of a tree but times of access, and but what is ours: to find that nothing has changed.
+pub fn picture(top: &Path) -> BTreeMap<PathBuf, String> {
+    let ours = Path::new("var/lib/cow-hooks");
+    let shown = |(path, inode): (PathBuf, Inode)| {
+        // The directories that ours is made in.
+        let above = ours.starts_with(&path);
+        let full = top.join(&path);
+        let more = match inode.kind {
+            Kind::Regular => format!("{:?}", seen(&full)),
+            Kind::Symlink => format!("{:?}", fs::read_link(&full).unwrap()),
+            _ => String::new(),
+        };
+        let times = if above { None } else { Some((inode.mtime, inode.ctime)) };
+        let nlink = if inode.kind == Kind::Directory { 0 } else { inode.nlink };
+        let about = (inode.id, inode.kind, inode.mode, inode.uid, inode.gid, nlink, inode.size);
+        let about = if above { String::new() } else { format!("{about:?}") };
+        (path, format!("{about} {times:?} {more}"))
+    };
+    entries(top).into_iter().filter(|(path, _)| !path.starts_with(ours)).map(shown).collect()
+}
+
+/// Asserts that two pictures are the same; says what differs.
+pub fn assert_same(before: &BTreeMap<PathBuf, String>, after: &BTreeMap<PathBuf, String>, what: &str) {
+    for (path, then) in before {
+        let now = after.get(path).map(String::as_str);
+        assert_eq!(Some(then.as_str()), now, "{what}: {}", path.display());
+    }
+    assert_eq!(before.len(), after.len(), "{what}: something new");
+}
+
 /// Names of ours that should not be there: temporary names beside files, and what is left in the stash.
 pub fn litter(guest: &Path) -> Vec<PathBuf> {
-    let names = files(guest).into_keys();
+    let names =
+        entries(guest).into_iter().filter(|(_, inode)| inode.kind != Kind::Directory).map(|(path, _)| path);
     let ours = |path: &PathBuf| {
         let name = path.file_name().unwrap().as_bytes();
         name.starts_with(b".cow-") || path.components().any(|part| part.as_os_str() == OsStr::new("stash"))
@@ -254,8 +380,4 @@ pub fn litter(guest: &Path) -> Vec<PathBuf> {
 pub fn same_inode(a: &Path, b: &Path) -> bool {
     let id = |path: &Path| fs::symlink_metadata(path).map(|m| (m.dev(), m.ino())).unwrap();
     id(a) == id(b)
-}
-
-pub fn os(text: &str) -> OsString {
-    OsString::from(text)
 }

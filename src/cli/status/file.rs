@@ -116,7 +116,7 @@ fn owners(guest: Guest<'_>) -> anyhow::Result<Option<Owners>> {
 
 fn stashed(guest: Guest<'_>) -> anyhow::Result<Vec<PathBuf>> {
     let Some(store) = Store::existing(guest.root)? else { return Ok(Vec::new()) };
-    let Some(ledger) = store.existing_ledger()? else { return Ok(Vec::new()) };
+    let Some(ledger) = store.view_ledger() else { return Ok(Vec::new()) };
     Ok(ledger.entries()?.into_iter().map(|entry| entry.intent.place.path()).collect())
 }
 

@@ -10,7 +10,7 @@ use crate::detach::survey::{Surveyor, Tally};
 use crate::exit::Exit;
 use crate::inspect::Verdict;
 use crate::ledger::store::{self, STATE_DIR, Store};
-use crate::report::{Shown, json_path, size};
+use crate::report::{Reason, Shown, json_path, size};
 use crate::sys::inode::InodeId;
 use crate::sys::process::Processes;
 use crate::transaction::Guest;
@@ -36,7 +36,7 @@ impl Tree {
         surveyor.siblings();
         let survey = surveyor.finish();
         for unseen in &survey.unseen {
-            log::error!("{}: {}", Shown(&unseen.path), unseen.source);
+            log::error!("{}: {}", Shown(&unseen.path), Reason(&unseen.source));
             *exit = Exit::Partial;
         }
         let mut tree = Tree {
@@ -131,7 +131,7 @@ impl State {
         let members = Members::open(&store)?.all()?;
         let alive = members.iter().filter(|member| member.id.is_alive(processes.as_ref()));
         state.members = alive.map(|member| member.id.pid).collect();
-        if let Some(ledger) = store.existing_ledger()? {
+        if let Some(ledger) = store.view_ledger() {
             for entry in ledger.entries()? {
                 match entry.state {
                     crate::ledger::State::Detached => state.detached += 1,

@@ -13,6 +13,7 @@ use debian_packaging::deb::reader::{BinaryPackageEntry, BinaryPackageReader, Con
 
 use super::control::{Stanza, relationship_names, stanzas};
 use super::{MultiArch, PackageId, lists};
+use crate::report::{Reason, Shown};
 
 pub use payload::{Entry, Kind, payload};
 
@@ -21,7 +22,7 @@ const MAX_SIZE: u64 = 64 << 20;
 
 /// An archive that cannot be read. dpkg will refuse it too.
 #[derive(Debug, thiserror::Error)]
-#[error("{} is not a readable .deb", path.display())]
+#[error("{} is not a readable .deb: {}", Shown(path), Reason(source))]
 pub struct Error {
     /// The archive.
     pub path: PathBuf,

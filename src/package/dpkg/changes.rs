@@ -11,6 +11,7 @@ use super::command_line::{Action, Invocation};
 use super::database::Database;
 use super::status::{Package, State, Want};
 use crate::package::{PackageSpec, apt};
+use crate::report::{Reason, Shown};
 
 /// One step of a run of dpkg's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +114,7 @@ struct Search {
 impl Search {
     fn visit(&mut self, path: PathBuf) {
         if let Err(error) = self.try_visit(&path) {
-            self.warnings.push(format!("cannot search {} for packages: {error}", path.display()));
+            self.warnings.push(format!("cannot search {} for packages: {}", Shown(&path), Reason(error)));
         }
     }
 

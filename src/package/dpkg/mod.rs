@@ -13,6 +13,8 @@ pub mod status;
 use std::io;
 use std::path::PathBuf;
 
+use crate::report::{Reason, Shown};
+
 pub use changes::Change;
 pub use command_line::Invocation;
 pub use database::Database;
@@ -22,7 +24,7 @@ pub use status::Package;
 
 /// A part of dpkg's database that could not be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read dpkg's database, {}", path.display())]
+#[error("cannot read dpkg's database, {}: {}", Shown(path), Reason(source))]
 pub struct Error {
     /// The file or directory, as the guest names it.
     pub path: PathBuf,

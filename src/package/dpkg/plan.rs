@@ -133,9 +133,7 @@ impl Plan {
         for result in read_all(&archives) {
             match result {
                 Ok(new) => news.push(new),
-                Err(deb::Error { path, source }) => {
-                    self.warnings.push(format!("{} is not a readable .deb: {source}", path.display()));
-                }
+                Err(e) => self.warnings.push(e.to_string()),
             }
         }
         news

@@ -1,0 +1,488 @@
+//! apt and dpkg in real Debian guests that share their files, with the package installed in the first of them:
+//! nothing fails, nothing leaks, nothing is left behind.
+//!
+//! Every test has a filesystem of its own: a copy of one that is made once for each scope.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use crate::support::{Filesystem, privileged, run, text};
+
+/// What the guests share, and how it is protected.
+#[derive(Clone, Copy)]
+enum Scope {
+    /// What packages own, immutable: the default.
+    Owned,
+    /// The same as plain hard links.
+    Plain,
+    /// Everything but `/var`, by accident.
+    Wide,
+}
+
+/// The packages of `tests/support/debs`, as paths in a guest.
+const DEBS: &str = "/root/debs";
+
+/// Two guests that share their files.
+struct Pair {
+    filesystem: Filesystem,
+}
+
+impl Pair {
+    fn of(scope: Scope) -> Pair {
+        static IMAGES: [OnceLock<File>; 3] = [const { OnceLock::new() }; 3];
+        let image = IMAGES[scope as usize].get_or_init(|| {
+            let pair = Pair { filesystem: Filesystem::new("ext4", 6 << 10) };
+            pair.build(scope);
+            pair.filesystem.into_image()
+        });
+        Pair { filesystem: Filesystem::copy_of(image) }
+    }
+
+    /// Restores the guests, installs version 1 of our own packages in both, unifies, and installs cow-hooks.
+    fn build(&self, scope: Scope) {
+        for guest in ["g1", "g2"] {
+            let guest = self.path(guest);
+            run(support("guests").arg("restore").arg(&guest));
+            run(support("debs").arg(guest.join(&DEBS[1..])));
+            run(support("guests")
+                .arg("run")
+                .arg(&guest)
+                .args(["sh", "-c"])
+                .arg(format!("dpkg -i {DEBS}/*_1.deb")));
+        }
+        let (scope, protection) = match scope {
+            Scope::Owned => ("owned", "immutable"),
+            Scope::Plain => ("owned", "none"),
+            Scope::Wide => ("wide", "immutable"),
+        };
+        run(support("unify")
+            .args(["--scope", scope, "--protection", protection])
+            .args([self.path("g1"), self.path("g2")]));
+        run(Command::new("cp").args([deb(), &self.path("g1/root/cow-hooks.deb")]));
+        self.succeed("apt-get install /root/cow-hooks.deb");
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.filesystem.path().join(name)
+    }
+
+    /// Runs a line of shell in the first guest.
+    fn run(&self, line: &str) -> Output {
+        let mut command = self.command(line);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        println!("$ {line}\n{}", text(&output));
+        output
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = support("guests");
+        command.arg("run").arg(self.path("g1")).args(["--", "sh", "-c", line]);
+        command
+    }
+
+    #[track_caller]
+    fn succeed(&self, line: &str) -> String {
+        self.exits(0, line)
+    }
+
+    #[track_caller]
+    fn exits(&self, code: i32, line: &str) -> String {
+        let output = self.run(line);
+        assert_eq!(output.status.code(), Some(code), "{line}:\n{}", text(&output));
+        text(&output)
+    }
+
+    /// Lets apt in the first guest look at another archive.
+    fn sources(&self, archive: &str) {
+        run(support("guests").arg("sources").arg(self.path("g1")).arg(archive));
+    }
+
+    /// Asserts that `work` leaves the pair clean and nothing pending; tells what was shared below `/usr` and still is.
+    #[track_caller]
+    fn watch(&self, work: impl FnOnce()) -> Shared {
+        let state = tempfile::tempdir_in(self.filesystem.path()).unwrap();
+        let check = |action: &str, option: Option<&str>| {
+            let mut command = support("clean-check");
+            command.arg(action).arg(state.path().join("state")).args([self.path("g1"), self.path("g2")]);
+            command.arg("--pool").arg(self.path("pool")).args(option);
+            command.output().unwrap()
+        };
+        let recorded = check("record", None);
+        assert!(recorded.status.success(), "{}", text(&recorded));
+        work();
+        let verified = check("verify", None);
+        assert!(verified.status.success(), "{}", text(&verified));
+        assert_eq!(self.pending(), (0, 0, 0), "ledger entries, originals in the stash, members");
+        let counts = text(&check("verify", Some("--counts")));
+        let count = |name: &str| {
+            let line = counts.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|value| value.parse().ok()).unwrap()
+        };
+        Shared { before: count("shared_before="), now: count("shared_now=") }
+    }
+
+    /// What the transaction still owes: entries in the ledger, files in the stash, members.
+    fn pending(&self) -> (i64, usize, usize) {
+        let state = self.path("g1/var/lib/cow-hooks");
+        let names = |dir: &str| fs::read_dir(state.join(dir)).map_or(0, |names| names.count());
+        let ledger = state.join("ledger.db");
+        let entries = if ledger.exists() {
+            let ledger = rusqlite::Connection::open(ledger).unwrap();
+            ledger.query_row("SELECT count(*) FROM entry", [], |row| row.get(0)).unwrap()
+        } else {
+            0
+        };
+        (entries, names("stash"), names("members"))
+    }
+
+    /// The files below `/usr` that cow-status takes for unified.
+    fn unified(&self) -> u64 {
+        let status: serde_json::Value =
+            serde_json::from_str(&self.succeed("cow-status --json /usr")).unwrap();
+        status["trees"][0]["unified"]["files"].as_u64().unwrap()
+    }
+
+    fn exists(&self, path: &str) -> bool {
+        fs::symlink_metadata(self.path("g1").join(path.trim_start_matches('/'))).is_ok()
+    }
+}
+
+/// How many files below `/usr` the guests shared before, and how many of these they share now.
+#[derive(Clone, Copy, Debug)]
+struct Shared {
+    before: u64,
+    now: u64,
+}
+
+fn support(script: &str) -> Command {
+    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(script))
+}
+
+/// The package, built once.
+fn deb() -> &'static Path {
+    static DEB: OnceLock<PathBuf> = OnceLock::new();
+    DEB.get_or_init(|| {
+        let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let built = Command::new(top.join("packaging/build-deb")).stderr(Stdio::inherit()).output().unwrap();
+        assert!(built.status.success(), "packaging/build-deb failed");
+        top.join(String::from_utf8(built.stdout).unwrap().trim())
+    })
+}
+
+/// The names of the packages of a test, on one line.
+fn packages(of: &str) -> String {
+    text(&run(support("guests").args(["packages", of]))).replace('\n', " ")
+}
+
+/// The lines we printed.
+fn ours(output: &str) -> Vec<&str> {
+    output.lines().filter(|line| line.starts_with("cow-hooks: ")).collect()
+}
+
+#[test]
+fn privileged_reinstalled_packages_are_shared_again() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Owned);
+    let shared = pair.watch(|| {
+        let output = pair.succeed(&format!("apt-get install --reinstall {}", packages("reinstall")));
+        let ours = ours(&output);
+        assert!(ours[0].ends_with("before dpkg runs") && ours[1].ends_with("shared again"), "{ours:?}");
+        assert_eq!(ours.len(), 2, "{ours:?}");
+    });
+    assert!(shared.now * 100 >= shared.before * 99, "{shared:?}");
+    assert_eq!(pair.unified(), shared.now);
+}
+
+#[test]
+fn privileged_a_hundred_packages_come_and_go() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Owned);
+    let count = || pair.succeed("dpkg-query -W").lines().count();
+    let before = count();
+    pair.watch(|| drop(pair.succeed(&format!("apt-get install {}", packages("install")))));
+    assert!(count() >= before + 100);
+    let remove = "apt-get remove git vim mc postfix xterm cron locales nginx-light less openssh-server";
+    pair.watch(|| drop(pair.succeed(remove)));
+    pair.watch(|| drop(pair.succeed("apt-get autoremove")));
+    let rest = "dpkg-query -W -f '${db:Status-Abbrev} ${Package}\\n' | sed -n 's/^rc  *//p'";
+    pair.watch(|| drop(pair.succeed(&format!("apt-get purge man-db $({rest})"))));
+    assert_eq!(pair.succeed(rest), "");
+    assert!(!pair.exists("/etc/postfix") && !pair.exists("/usr/bin/less"));
+}
+
+#[test]
+fn privileged_an_upgrade_hands_the_new_files_over() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Owned);
+    pair.sources("newer");
+    let shared = pair.watch(|| drop(pair.succeed("apt-get upgrade")));
+    assert!(pair.succeed("dpkg-query -W bash").contains("+cow1"));
+    let spool = fs::read(pair.path("g1/var/lib/cow-hooks/spool/changed")).unwrap();
+    let spooled = spool.split(|&byte| byte == 0).filter(|path| !path.is_empty()).count() as u64;
+    assert!(spooled >= (shared.before - shared.now) * 99 / 100, "{spooled}, {shared:?}");
+    assert_eq!(pair.unified(), shared.now);
+}
+
+#[test]
+fn privileged_a_distribution_is_upgraded() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Owned);
+    pair.sources("trixie");
+    pair.watch(|| drop(pair.succeed("apt-get dist-upgrade")));
+    assert!(fs::read_to_string(pair.path("g1/etc/debian_version")).unwrap().starts_with("13"));
+    assert!(fs::read_to_string(pair.path("g2/etc/debian_version")).unwrap().starts_with("12"));
+    pair.watch(|| drop(pair.succeed("apt-get autoremove --purge")));
+}
+
+#[test]
+fn privileged_plain_links_keep_set_id_bits_and_capabilities() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Plain);
+    let shared =
+        pair.watch(|| drop(pair.succeed(&format!("apt-get install --reinstall {}", packages("reinstall")))));
+    assert!(shared.now * 100 >= shared.before * 99, "{shared:?}");
+    pair.watch(|| drop(pair.succeed("apt-get purge cron mount iputils-ping; dpkg -P cow-links cow-scripts")));
+    pair.sources("newer");
+    pair.watch(|| drop(pair.succeed("apt-get upgrade")));
+}
+
+#[test]
+fn privileged_scripts_hit_nothing_shared_even_where_all_is() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Wide);
+    pair.watch(|| {
+        let output = pair.succeed(&format!("apt-get install --reinstall {}", packages("reinstall")));
+        assert!(!output.contains("not permitted"), "{output}");
+    });
+    pair.watch(|| {
+        let output = pair
+            .succeed("apt-get install emacsen-common shared-mime-info texinfo xml-core python3-venv hello");
+        assert!(!output.contains("not permitted"), "{output}");
+    });
+    pair.watch(|| {
+        let output = pair.succeed("apt-get purge cron locales man-db openssh-server hello nginx-common");
+        assert!(!output.contains("not permitted"), "{output}");
+    });
+}
+
+#[test]
+fn privileged_dpkg_installs_archives_of_every_shape() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Owned);
+    pair.watch(|| {
+        pair.succeed(&format!(
+            "cd {DEBS} && dpkg -i cow-links_2.deb ./cow-odd_2.deb ../debs/cow-shape_2.deb {DEBS}/cow-scripts_2.deb"
+        ));
+    });
+    assert_eq!(pair.succeed("stat -c %h /usr/lib/cow-links/a"), "3\n");
+    assert!(pair.exists("/usr/share/cow odd/trailing ") && pair.exists("/usr/share/cow-shape/two/x"));
+    // A directory of archives, with the first versions once more.
+    pair.watch(|| {
+        pair.succeed(&format!(
+            "mkdir -p /root/some/more; ln -s {DEBS}/cow-shape_1.deb /root/some; cp {DEBS}/cow-links_1.deb /root/some/more
+             cd /root && dpkg --recursive -i some"
+        ));
+    });
+    assert!(pair.exists("/usr/share/cow-shape/one/deep/y"));
+    pair.watch(|| drop(pair.succeed("dpkg -r cow-links cow-scripts; dpkg -P cow-links cow-odd cow-shape")));
+    assert!(!pair.exists("/usr/share/cow odd") && !pair.exists("/usr/lib/cow-links"));
+}
+
+#[test]
+fn privileged_what_is_only_unpacked_waits_until_it_is_configured() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Owned);
+    pair.watch(|| {
+        // Without md5sums, and with a file that another package had.
+        let output = pair.succeed(&format!("dpkg --unpack {DEBS}/cow-nosums_2.deb {DEBS}/cow-scripts_2.deb"));
+        assert!(output.contains("wait until their packages are configured"), "{output}");
+        assert!(!output.contains("new wait"), "{output}");
+        let (entries, stash, _) = pair.pending();
+        assert!(entries > 0 && stash as i64 == entries);
+        pair.succeed("dpkg --configure -a");
+    });
+    pair.watch(|| {
+        pair.succeed("dpkg --unpack /var/cache/apt/archives/openssh-client_1%3a9*.deb /var/cache/apt/archives/less_*.deb");
+        let output = pair.succeed("dpkg --configure -a");
+        assert!(ours(&output).iter().any(|line| line.contains("shared again")), "{output}");
+    });
+}
+
+#[test]
+fn privileged_packages_that_dpkg_removes_by_itself_leave_nothing() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Owned);
+    pair.watch(|| drop(pair.succeed(&format!("dpkg -i {DEBS}/cow-rival_2.deb {DEBS}/cow-eater_2.deb"))));
+    assert!(!pair.exists("/usr/share/cow-plain"));
+    assert_eq!(pair.succeed("dpkg-query -W -f '${db:Status-Status}' cow-eaten"), "not-installed");
+}
+
+#[test]
+fn privileged_configuration_files_are_kept_or_replaced_as_asked() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Wide);
+    let edited = || pair.succeed("tail -n 1 /etc/cow-conf/edited");
+    pair.succeed("cow-prepare /etc/cow-conf/edited && echo mine >>/etc/cow-conf/edited");
+    pair.watch(|| drop(pair.succeed(&format!("dpkg --force-confold -i {DEBS}/cow-conf_2.deb"))));
+    assert_eq!(edited(), "mine\n");
+    assert!(pair.exists("/etc/cow-conf/edited.dpkg-dist"));
+    pair.watch(|| drop(pair.succeed(&format!("dpkg --force-confnew -i {DEBS}/cow-conf_1.deb"))));
+    assert_ne!(edited(), "mine\n");
+    assert!(pair.exists("/etc/cow-conf/edited.dpkg-old"));
+    pair.watch(|| drop(pair.succeed("dpkg -P cow-conf")));
+    assert!(!pair.exists("/etc/cow-conf"));
+}
+
+#[test]
+fn privileged_tools_without_hooks_work_on_what_was_prepared() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Wide);
+    pair.watch(|| {
+        // The package diverts a file of another one; then the diverted file is upgraded, and the diversion goes.
+        pair.succeed(&format!("dpkg -i {DEBS}/cow-diverts_2.deb"));
+        pair.succeed(&format!("dpkg -i {DEBS}/cow-plain_2.deb"));
+        pair.succeed("dpkg -P cow-diverts");
+        assert_eq!(
+            pair.succeed("head -n 1 /usr/share/cow-plain/data"),
+            "cow-plain usr/share/cow-plain/data 2\n"
+        );
+    });
+    pair.watch(|| {
+        pair.succeed("cow-prepare /usr/share/cow-eaten/x /usr/bin/cow-setid /etc");
+        pair.succeed("dpkg-divert --local --rename --add /usr/share/cow-eaten/x");
+        pair.succeed("dpkg-statoverride --update --add root mail 4750 /usr/bin/cow-setid");
+        pair.succeed(&format!("dpkg -i {DEBS}/cow-eater_2.deb {DEBS}/cow-links_2.deb"));
+        assert_eq!(pair.succeed("stat -c '%a %G' /usr/bin/cow-setid"), "4750 mail\n");
+        pair.succeed("dpkg-reconfigure -f noninteractive tzdata debconf cron ca-certificates");
+        pair.succeed("update-alternatives --set pager /bin/more && update-alternatives --auto pager");
+    });
+}
+
+#[test]
+fn privileged_a_run_that_fails_is_settled_by_the_one_that_mends_it() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Owned);
+    pair.watch(|| {
+        pair.exits(
+            100,
+            &format!("apt-get install --reinstall less {DEBS}/cow-fails_2.deb {DEBS}/cow-links_2.deb"),
+        );
+        pair.succeed("touch /root/ok && apt-get --fix-broken install");
+    });
+    assert_eq!(pair.succeed("dpkg --audit"), "");
+}
+
+#[test]
+fn privileged_apt_may_be_killed_anywhere() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Owned);
+    pair.sources("newer");
+    pair.watch(|| {
+        for packages in [1, 8] {
+            let began = SystemTime::now();
+            let mut apt = pair.command("exec apt-get upgrade");
+            let mut apt = apt.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            while unpacked_since(&pair, began) < packages
+                && began.elapsed().unwrap() < Duration::from_secs(120)
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            apt.kill().unwrap();
+            apt.wait().unwrap();
+            assert!(pair.pending().0 > 0);
+            // Fails where dpkg itself asks for a package to be reinstalled.
+            pair.run("dpkg --configure -a");
+        }
+        pair.succeed("apt-get upgrade");
+    });
+}
+
+/// How many packages have been unpacked since.
+fn unpacked_since(pair: &Pair, time: SystemTime) -> usize {
+    let info = fs::read_dir(pair.path("g1/var/lib/dpkg/info")).unwrap().map(Result::unwrap);
+    let lists = info.filter(|entry| entry.path().extension() == Some(OsStr::new("list")));
+    lists.filter(|list| list.metadata().is_ok_and(|list| list.modified().unwrap() > time)).count()
+}
+
+#[test]
+fn privileged_a_lost_ledger_stops_nobody() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Owned);
+    pair.watch(|| {
+        pair.succeed(&format!("dpkg --unpack {DEBS}/cow-odd_2.deb"));
+        assert!(pair.pending().1 > 0);
+        pair.succeed("rm /var/lib/cow-hooks/ledger.db*");
+        // Its entries are numbered as the lost ones were.
+        pair.succeed("apt-get install --reinstall bash && dpkg --configure -a");
+    });
+}
+
+#[test]
+fn privileged_the_switch_and_a_guest_of_its_own_are_left_alone() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Owned);
+    let output = pair.exits(100, "COW_HOOKS=off apt-get install --reinstall less");
+    assert!(output.contains("less.dpkg-tmp") || output.contains("Operation not permitted"), "{output}");
+    assert!(!pair.exists("/var/lib/cow-hooks/stash"));
+    run(support("unify").arg("--undo").arg(pair.path("g1")));
+    let output =
+        pair.succeed("apt-get install --reinstall less base-files && apt-get install hello && dpkg -r hello");
+    assert_eq!(ours(&output), [""; 0]);
+    assert!(!pair.exists("/var/lib/cow-hooks/ledger.db"));
+}
+
+#[test]
+fn privileged_cow_hooks_itself_is_upgraded_and_removed() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Owned);
+    pair.succeed(
+        "cd /root && dpkg-deb -R cow-hooks.deb tree && sed -i 's/^Version: .*/Version: 99/' tree/DEBIAN/control &&
+         dpkg-deb -b tree next.deb && rm -r tree",
+    );
+    pair.watch(|| drop(pair.succeed("apt-get install --reinstall less /root/next.deb")));
+    pair.watch(|| drop(pair.succeed(&format!("dpkg -i /root/cow-hooks.deb {DEBS}/cow-links_2.deb"))));
+    // With originals in the stash, and with others in the same run.
+    pair.watch(|| {
+        pair.succeed("dpkg --unpack /var/cache/apt/archives/less_*.deb");
+        pair.succeed("apt-get remove cow-hooks cron; dpkg --configure -a");
+    });
+    pair.watch(|| assert_eq!(ours(&pair.succeed("apt-get install hello && apt-get purge hello")), [""; 0]));
+    pair.watch(|| drop(pair.succeed("apt-get purge cow-hooks")));
+    assert!(!pair.exists("/var/lib/cow-hooks") && !pair.exists("/etc/apt/apt.conf.d/30cow-hooks"));
+}
