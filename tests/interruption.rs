@@ -62,7 +62,7 @@ impl Interrupted {
     fn traced(&self, hook: &str, kill: Option<(&str, usize)>) -> (BTreeMap<String, usize>, bool) {
         let log = tempfile::NamedTempFile::new().unwrap();
         let mut command = Command::new("strace");
-        command.args(["-f", "--seccomp-bpf", "-qq", "-o"]).arg(log.path());
+        command.args(["-f", "-qq", "-o"]).arg(log.path());
         command.arg("-e").arg(format!("trace={}", MUTATING.join(",")));
         if let Some((call, nth)) = kill {
             command.arg("-e").arg(format!("inject={call}:signal=KILL:when={nth}"));
