@@ -3,6 +3,7 @@
 //!
 //! Every test has a filesystem of its own: a copy of one that is made once for each scope.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use crate::support::{Filesystem, privileged, run, text};
+use crate::support::{Filesystem, inode, privileged, run, text};
 
 /// What the guests share, and how it is protected.
 #[derive(Clone, Copy)]
@@ -79,8 +80,12 @@ impl Pair {
     }
 
     fn command(&self, line: &str) -> Command {
+        self.command_in("g1", line)
+    }
+
+    fn command_in(&self, guest: &str, line: &str) -> Command {
         let mut command = support("guests");
-        command.arg("run").arg(self.path("g1")).args(["--", "sh", "-c", line]);
+        command.arg("run").arg(self.path(guest)).args(["--", "sh", "-c", line]);
         command
     }
 
@@ -481,4 +486,54 @@ fn privileged_cow_hooks_itself_is_upgraded_and_removed() {
     pair.watch(|| assert_eq!(ours(&pair.succeed("apt-get install hello && apt-get purge hello")), [""; 0]));
     pair.watch(|| drop(pair.succeed("apt-get purge cow-hooks")));
     assert!(!pair.exists("/var/lib/cow-hooks") && !pair.exists("/etc/apt/apt.conf.d/30cow-hooks"));
+}
+
+#[test]
+fn privileged_two_guests_at_once_do_not_disturb_each_other() {
+    if !privileged() {
+        return;
+    }
+    let rounds = std::env::var("COW_TESTS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+    let pair = Pair::of(Scope::Owned);
+    run(Command::new("cp").args([pair.path("g1/root/cow-hooks.deb"), pair.path("g2/root/cow-hooks.deb")]));
+    run(&mut pair.command_in("g2", "apt-get install /root/cow-hooks.deb"));
+    let before = (pair.unified(), pool(&pair));
+    for round in 0..rounds {
+        let reinstall = "apt-get install --reinstall bash coreutils login passwd";
+        let started = ["g1", "g2"].map(|guest| {
+            let mut command = pair.command_in(guest, reinstall);
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        });
+        for apt in started {
+            let output = apt.wait_with_output().unwrap();
+            assert!(output.status.success(), "round {round}: {}", text(&output));
+            assert_eq!(ours(&text(&output)).len(), 2, "round {round}: {}", text(&output));
+        }
+    }
+    assert!(before == (pair.unified(), pool(&pair)), "a shared inode has lost a name or its protection");
+    for guest in ["g1", "g2"] {
+        let verified =
+            run(&mut pair.command_in(guest, "dpkg --audit; dpkg --verify bash coreutils login passwd"));
+        assert_eq!(text(&verified), "", "{guest}");
+    }
+    assert_eq!(pair.pending(), (0, 0, 0));
+}
+
+/// Links and protection of every shared inode.
+fn pool(pair: &Pair) -> BTreeMap<PathBuf, (u32, bool)> {
+    let mut waiting = vec![pair.path("pool")];
+    let mut found = BTreeMap::new();
+    while let Some(dir) = waiting.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                waiting.push(path);
+            } else {
+                let inode = inode(&path);
+                found.insert(path, (inode.nlink, inode.immutable));
+            }
+        }
+    }
+    assert!(found.len() > 1000, "{} objects", found.len());
+    found
 }

@@ -105,12 +105,16 @@ fn prepare(
     let manager = caller.manager();
     let plan = manager.database().and_then(|database| {
         let (changes, warnings) = changes(&database);
+        if changes.is_empty() && warnings.is_empty() {
+            return Ok(None);
+        }
         let mut plan = Plan::new(&database, &changes)?;
         plan.warnings.extend(warnings);
-        Ok(plan)
+        Ok(Some(plan))
     });
     let plan = match plan {
-        Ok(plan) => plan,
+        Ok(Some(plan)) => plan,
+        Ok(None) => return ExitCode::SUCCESS,
         // Without its database dpkg itself does nothing.
         Err(e) if e.source.kind() == io::ErrorKind::NotFound => return skipped(&e.to_string()),
         Err(e) => return verdict(&policy, &[e.to_string()], "mend the cause, then try again"),

@@ -218,6 +218,7 @@ impl Ledger {
     /// Records intents, durably, and numbers them.
     pub fn record(&mut self, intents: &[Intent]) -> Result<Vec<Entry>, Error> {
         let work = |db: &mut Connection| -> rusqlite::Result<Vec<Entry>> {
+            schema::set_durable(db, true)?;
             let tx = db.transaction()?;
             let mut entries = Vec::with_capacity(intents.len());
             {
@@ -242,6 +243,7 @@ impl Ledger {
                 }
             }
             tx.commit()?;
+            schema::set_durable(db, false)?;
             Ok(entries)
         };
         work(&mut self.db).map_err(|e| self.error(e))
@@ -285,6 +287,7 @@ impl Ledger {
             return Ok(());
         }
         let work = |db: &mut Connection| -> rusqlite::Result<()> {
+            schema::set_durable(db, true)?;
             let tx = db.transaction()?;
             {
                 let mut update = tx.prepare("UPDATE entry SET state = ?2 WHERE id = ?1")?;
@@ -292,7 +295,8 @@ impl Ledger {
                     update.execute(params![id, state.as_str()])?;
                 }
             }
-            tx.commit()
+            tx.commit()?;
+            schema::set_durable(db, false)
         };
         work(&mut self.db).map_err(|e| self.error(e))
     }

@@ -44,12 +44,18 @@ pub fn version(db: &Connection) -> rusqlite::Result<i64> {
     db.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
+/// Whether a commit is on disk when it returns (https://sqlite.org/pragma.html#pragma_synchronous).
+///
+/// An intent must be, before the window it announces. That something is over need not: recovery sees that for itself.
+pub fn set_durable(db: &Connection, durable: bool) -> rusqlite::Result<()> {
+    db.pragma_update(None, "synchronous", if durable { "FULL" } else { "NORMAL" })
+}
+
 /// Sets the connection up and makes the tables where there are none; returns the version of the tables.
 pub fn prepare(db: &Connection) -> rusqlite::Result<i64> {
     db.busy_timeout(Duration::from_secs(10))?;
     db.pragma_update(None, "journal_mode", "WAL")?;
-    // An intent must be on disk before the window it announces (https://sqlite.org/pragma.html#pragma_synchronous).
-    db.pragma_update(None, "synchronous", "FULL")?;
+    set_durable(db, false)?;
     let found = version(db)?;
     if found == 0 {
         db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?;
