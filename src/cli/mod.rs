@@ -10,6 +10,15 @@ use crate::policy::Policy;
 use crate::report::{Reason, Shown};
 use crate::sys::root::Root;
 
+/// The arguments of this process; where there is nothing to run, help or an error has been printed.
+fn parse<A: clap::Parser>() -> Result<A, Exit> {
+    A::try_parse().map_err(|e| {
+        // With standard error closed there is nobody to tell.
+        let _ = e.print();
+        if e.use_stderr() { Exit::Usage } else { Exit::Done }
+    })
+}
+
 /// Opens a guest's root and loads its policy.
 fn guest(root: &Path) -> anyhow::Result<(Root, Policy)> {
     let root = Root::open(root).map_err(|e| anyhow::anyhow!("{}: {}", Shown(root), Reason(e)))?;

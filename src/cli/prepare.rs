@@ -83,12 +83,9 @@ struct Problem {
 
 /// Runs the command with the arguments of this process.
 pub fn main() -> Exit {
-    let arguments = match Arguments::try_parse() {
+    let arguments: Arguments = match super::parse() {
         Ok(arguments) => arguments,
-        Err(e) => {
-            let _ = e.print();
-            return if e.use_stderr() { Exit::Usage } else { Exit::Done };
-        }
+        Err(exit) => return exit,
     };
     crate::logging::init("cow-prepare", arguments.quiet, arguments.verbose);
     let opened = guest(&arguments.root).and_then(|(root, policy)| {

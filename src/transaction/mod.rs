@@ -17,7 +17,7 @@ use self::settle::Settled;
 use crate::detach::Watch;
 use crate::detach::apply::{Detacher, Outcome};
 use crate::detach::preflight::{self, Refusal};
-use crate::detach::survey::{Survey, Surveyor, Unseen};
+use crate::detach::survey::{Found, Survey, Surveyor, Unseen};
 use crate::ledger::Ledger;
 use crate::ledger::store::{Locked, STATE_DIR, Store};
 use crate::package::PackageManager;
@@ -120,7 +120,7 @@ impl<'a> Guest<'a> {
         collect: impl FnOnce(&mut Surveyor<'a>),
     ) -> Result<Begun, Refusal> {
         let mut begun = Begun::default();
-        let mut open = if purpose.dry_run { None } else { self.existing()? };
+        let open = if purpose.dry_run { None } else { self.existing()? };
         if let Some((store, _lock)) = &open
             && let Some(mut ledger) = store.existing_ledger()?
         {
@@ -141,19 +141,45 @@ impl<'a> Guest<'a> {
             return Ok(begun);
         }
         preflight::check(self.root, &begun.survey.unified, self.policy.reserve)?;
-        if open.is_none() {
-            let store = Store::open(self.root).map_err(|e| Error::state("", e))?;
-            let lock = self.lock(&store)?;
-            open = Some((store, lock));
-        }
-        let Some((store, _lock)) = &open else { return Ok(begun) };
+        let (store, _lock) = match open {
+            Some(open) => open,
+            None => {
+                let store = Store::open(self.root).map_err(|e| Error::state("", e))?;
+                let lock = self.lock(&store)?;
+                (store, lock)
+            }
+        };
         let mut ledger = store.ledger()?;
+        let unified = std::mem::take(&mut begun.survey.unified);
+        begun.outcome = self.detach(&store, &mut ledger, purpose, unified)?;
+        // The names have changed: nothing is a refusal any more.
+        if begun.outcome.failed.iter().any(|failure| failure.unprotected) {
+            match self.recover_in(&store, &mut ledger) {
+                Ok(recovered) => begun.recovered = recovered,
+                Err(e) => log::warn!("{e}"),
+            }
+        }
+        if purpose.member.is_none() {
+            // Nobody settles these later: the host may look at them when it comes by.
+            let detached = begun.outcome.detached.iter().cloned().collect();
+            store.spool(&detached).map_err(Error::spool).unwrap_or_else(|e| log::warn!("{e}"));
+        }
+        Ok(begun)
+    }
+
+    /// Makes the member take part, detaches, and notes what that came to; all or nothing of the first two.
+    fn detach(
+        self,
+        store: &Store,
+        ledger: &mut Ledger,
+        purpose: &Purpose<'_>,
+        unified: Vec<Found>,
+    ) -> Result<Outcome, Refusal> {
         if let Some(member) = purpose.member {
             let joined = Members::open(store).and_then(|members| members.join(member));
             joined.map_err(|e| Error::state("members", e))?;
         }
         let (run, opened) = ledger.open_run(purpose.front_end, seconds_now())?;
-        let unified = std::mem::take(&mut begun.survey.unified);
         let bytes = unified.iter().map(|found| found.inode.size).sum();
         purpose.progress.begin(unified.len() as u64, bytes);
         let detacher = Detacher {
@@ -163,10 +189,10 @@ impl<'a> Guest<'a> {
             keep: purpose.member.is_some(),
             progress: purpose.progress,
         };
-        let detached = detacher.detach(&mut ledger, unified);
+        let detached = detacher.detach(ledger, unified);
         purpose.progress.end();
-        match detached {
-            Ok(outcome) => begun.outcome = outcome,
+        let outcome = match detached {
+            Ok(outcome) => outcome,
             Err(refusal) => {
                 if opened {
                     ledger.forget_run(run)?;
@@ -174,29 +200,16 @@ impl<'a> Guest<'a> {
                 self.leave(store, purpose.member);
                 return Err(refusal);
             }
-        }
-        // The names have changed: nothing is a refusal any more.
-        let outcome = &begun.outcome;
-        if outcome.failed.iter().any(|failure| failure.unprotected) {
-            match self.recover_in(store, &mut ledger) {
-                Ok(recovered) => begun.recovered = recovered,
-                Err(e) => log::warn!("{e}"),
-            }
-        }
-        if purpose.member.is_none() {
-            // Nobody settles these later: the host may look at them when it comes by.
-            let spooled = store.spool(&outcome.detached.iter().cloned().collect()).map_err(Error::spool);
-            spooled.unwrap_or_else(|e| log::warn!("{e}"));
-        }
-        let noted = ledger
-            .add_to_run(run, outcome.detached.len() as u64, outcome.bytes, outcome.failed.len() as u64)
-            .and_then(|()| {
-                let ends = purpose.member.is_none() && opened;
-                if ends { ledger.settle_run(seconds_now(), 0, outcome.detached.len() as u64) } else { Ok(()) }
+        };
+        let detached = outcome.detached.len() as u64;
+        let noted =
+            ledger.add_to_run(run, detached, outcome.bytes, outcome.failed.len() as u64).and_then(|()| {
+                let over = purpose.member.is_none() && opened;
+                if over { ledger.settle_run(seconds_now(), 0, detached) } else { Ok(()) }
             });
         // Statistics: the files are safe without them.
         noted.unwrap_or_else(|e| log::warn!("{e}"));
-        Ok(begun)
+        Ok(outcome)
     }
 
     /// These processes have run, as far as they are members. Settles, unless somebody else still takes part.
