@@ -44,7 +44,7 @@ pub fn version(db: &Connection) -> rusqlite::Result<i64> {
     db.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Whether a commit is on disk when it returns (https://sqlite.org/pragma.html#pragma_synchronous).
+/// Whether a commit is on disk when it returns (<https://sqlite.org/pragma.html#pragma_synchronous>).
 ///
 /// An intent must be, before the window it announces. That something is over need not: recovery sees that for itself.
 pub fn set_durable(db: &Connection, durable: bool) -> rusqlite::Result<()> {
