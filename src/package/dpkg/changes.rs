@@ -148,7 +148,7 @@ mod tests {
         let invocation = Invocation::parse(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
         let root = guest.root();
         let (mut changes, warnings) =
-            Change::of_invocation(&invocation, &guest.database(&root), &guest.path("/work"));
+            Change::of_invocation(&invocation, &guest.database(&root), &guest.path("/srv"));
         changes.sort_by_key(|change| format!("{change:?}"));
         (changes, warnings)
     }
@@ -174,22 +174,22 @@ mod tests {
     fn archives_are_relative_to_the_working_directory() {
         let guest = Guest::new();
         let (changes, _) = changes(&guest, "dpkg -i a.deb /b.deb");
-        assert_eq!(changes, [Change::Unpack("/b.deb".into()), Change::Unpack(guest.path("/work/a.deb"))]);
+        assert_eq!(changes, [Change::Unpack("/b.deb".into()), Change::Unpack(guest.path("/srv/a.deb"))]);
     }
 
     #[test]
     fn recursive_finds_archives_beyond_symlinks_and_not_for_ever() {
         let guest = Guest::new();
-        guest.write("/work/dir/a.deb", b"");
-        guest.write("/work/dir/readme", b"");
+        guest.write("/srv/dir/a.deb", b"");
+        guest.write("/srv/dir/readme", b"");
         guest.write("/elsewhere/deep/b.deb", b"");
         let link = |target: &str, name: &str| {
             std::os::unix::fs::symlink(guest.path(target), guest.path(name)).unwrap()
         };
-        link("/elsewhere", "/work/dir/more");
-        link("/work", "/work/dir/loop");
-        link("/elsewhere/deep/b.deb", "/work/dir/1.deb");
-        std::fs::create_dir(guest.path("/work/dir/dir.deb")).unwrap();
+        link("/elsewhere", "/srv/dir/more");
+        link("/srv", "/srv/dir/loop");
+        link("/elsewhere/deep/b.deb", "/srv/dir/1.deb");
+        std::fs::create_dir(guest.path("/srv/dir/dir.deb")).unwrap();
         let (changes, warnings) = changes(&guest, "dpkg --unpack -R dir missing");
         let mut names: Vec<_> = changes
             .iter()
@@ -200,7 +200,7 @@ mod tests {
             .collect();
         names.sort();
         assert_eq!(names, ["1.deb", "a.deb", "b.deb"]);
-        assert!(warnings.len() == 1 && warnings[0].contains("/work/missing"), "{warnings:?}");
+        assert!(warnings.len() == 1 && warnings[0].contains("/srv/missing"), "{warnings:?}");
     }
 
     #[test]
