@@ -3,13 +3,13 @@
 //! dpkg's lists say `/bin/bash` where a usr-merged guest holds `/usr/bin/bash`. Only the directory part of a
 //! path is ever resolved, never its last component: that is the name a package manager replaces.
 
-use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags};
 
 use super::root::Root;
 
@@ -36,13 +36,23 @@ impl Place {
 #[derive(Debug)]
 pub struct Resolver<'r> {
     root: &'r Root,
+    /// By the path asked for.
     known: HashMap<PathBuf, Option<PathBuf>>,
+    /// Canonical paths that were found to be directories.
+    directories: HashSet<PathBuf>,
+}
+
+/// What a name is on the way to a directory.
+enum Step {
+    Directory,
+    Symlink(PathBuf),
+    Nothing,
 }
 
 impl<'r> Resolver<'r> {
     /// A resolver with nothing resolved yet.
     pub fn new(root: &'r Root) -> Resolver<'r> {
-        Resolver { root, known: HashMap::new() }
+        Resolver { root, known: HashMap::new(), directories: HashSet::new() }
     }
 
     /// Where `path` is: its directory part resolved, its last component as it is.
@@ -75,46 +85,68 @@ impl<'r> Resolver<'r> {
 
     /// The canonical path of the directory `path`; `None` where there is no such directory.
     pub fn directory(&mut self, path: &Path) -> io::Result<Option<PathBuf>> {
-        self.resolve(path, MAX_SYMLINKS)
-    }
-
-    fn resolve(&mut self, path: &Path, links_left: u32) -> io::Result<Option<PathBuf>> {
         if let Some(known) = self.known.get(path) {
             return Ok(known.clone());
         }
-        let resolved = match path.components().next_back() {
-            None | Some(Component::RootDir | Component::Prefix(_)) => Some(PathBuf::from("/")),
-            Some(last) => match self.resolve(path.parent().unwrap_or(Path::new("/")), links_left)? {
-                None => None,
-                Some(parent) => match last {
-                    Component::ParentDir => Some(parent.parent().unwrap_or(Path::new("/")).to_path_buf()),
-                    Component::Normal(name) => self.step(parent, name, links_left)?,
-                    _ => Some(parent),
-                },
-            },
-        };
+        let resolved = self.walk(path)?;
         self.known.insert(path.to_path_buf(), resolved.clone());
         Ok(resolved)
     }
 
-    fn step(&mut self, parent: PathBuf, name: &OsStr, links_left: u32) -> io::Result<Option<PathBuf>> {
-        let child = parent.join(name);
-        let fd = match self.root.open_at(&child, OFlags::PATH | OFlags::NOFOLLOW) {
+    /// Goes to `path` from the root, as the kernel does. Nothing a guest holds makes this recurse.
+    fn walk(&mut self, path: &Path) -> io::Result<Option<PathBuf>> {
+        let mut at = PathBuf::from("/");
+        let mut links_left = MAX_SYMLINKS;
+        // The next name last.
+        let mut rest = names_reversed(path);
+        while let Some(name) = rest.pop() {
+            if name == ".." {
+                at.pop();
+                continue;
+            }
+            at.push(name);
+            if self.directories.contains(&at) {
+                continue;
+            }
+            match self.look(&at)? {
+                Step::Directory => {
+                    self.directories.insert(at.clone());
+                }
+                Step::Symlink(target) if links_left > 0 => {
+                    links_left -= 1;
+                    at.pop();
+                    if target.is_absolute() {
+                        at = PathBuf::from("/");
+                    }
+                    rest.extend(names_reversed(&target));
+                }
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(at))
+    }
+
+    fn look(&self, path: &Path) -> io::Result<Step> {
+        let fd = match self.root.open_at(path, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(fd) => fd,
-            Err(e) if is_absent(&e) => return Ok(None),
+            Err(e) if is_absent(&e) => return Ok(Step::Nothing),
             Err(e) => return Err(e),
         };
-        let stat = rustix::fs::fstat(&fd)?;
-        match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
-            rustix::fs::FileType::Directory => Ok(Some(child)),
-            rustix::fs::FileType::Symlink if links_left > 0 => {
+        Ok(match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+            FileType::Directory => Step::Directory,
+            FileType::Symlink => {
                 let target = rustix::fs::readlinkat(&fd, "", Vec::new())?;
-                let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
-                self.resolve(&parent.join(target), links_left - 1)
+                Step::Symlink(PathBuf::from(OsString::from_vec(target.into_bytes())))
             }
-            _ => Ok(None),
-        }
+            _ => Step::Nothing,
+        })
     }
+}
+
+/// The names of a path, `..` included, the last one first.
+fn names_reversed(path: &Path) -> Vec<OsString> {
+    let is_name = |part: &Component<'_>| matches!(part, Component::Normal(_) | Component::ParentDir);
+    path.components().rev().filter(is_name).map(|part| part.as_os_str().to_os_string()).collect()
 }
 
 /// Whether the error says that the path leads nowhere.
@@ -171,5 +203,17 @@ mod tests {
     fn dots_in_the_directory_part_are_resolved() {
         let (_dir, root) = guest();
         assert_eq!(place(&root, "/bin/../bin/./x"), Some(PathBuf::from("/usr/bin/x")));
+    }
+    #[test]
+    fn a_path_without_end_takes_no_stack() {
+        let (dir, root) = guest();
+        std::os::unix::fs::symlink(".", dir.path().join("self")).unwrap();
+        std::os::unix::fs::symlink("self/".repeat(800), dir.path().join("far")).unwrap();
+        assert_eq!(place(&root, &format!("{}x", "/self".repeat(100_000))), None);
+        assert_eq!(place(&root, "/far/x"), None);
+        assert_eq!(
+            place(&root, &format!("{}/usr/x", "/usr/..".repeat(100_000))),
+            Some(PathBuf::from("/usr/x"))
+        );
     }
 }

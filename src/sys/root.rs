@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+/// The largest file that is read whole, in bytes: what a guest holds is not to fill the host's memory.
+const MOST_READ: usize = 256 << 20;
+
 /// An open guest root.
 #[derive(Debug)]
 pub struct Root {
@@ -63,7 +66,8 @@ impl Root {
     /// Reads the regular file `path` whole, beneath the root, following symlinks inside it.
     ///
     /// # Errors
-    /// `InvalidInput` where `path` is something else than a regular file; a FIFO never blocks.
+    /// `InvalidInput` where `path` is something else than a regular file; a FIFO never blocks. `FileTooLarge` beyond
+    /// 256 MiB.
     pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         read_regular(self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK)?)
     }
@@ -86,9 +90,14 @@ fn read_regular(fd: OwnedFd) -> io::Result<Vec<u8>> {
     if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    let mut data = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0));
-    std::fs::File::from(fd).read_to_end(&mut data)?;
-    Ok(data)
+    let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, "too large to be read");
+    let size = usize::try_from(stat.st_size).unwrap_or(0);
+    if size > MOST_READ {
+        return Err(too_large());
+    }
+    let mut data = Vec::with_capacity(size);
+    std::fs::File::from(fd).take(MOST_READ as u64 + 1).read_to_end(&mut data)?;
+    if data.len() > MOST_READ { Err(too_large()) } else { Ok(data) }
 }
 
 /// `path` without its leading slashes; the root itself is `.`.
@@ -124,4 +133,17 @@ fn fill(fd: &OwnedFd, buf: &mut [u8], at: u64) -> io::Result<usize> {
         }
     }
     Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_end_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::File::create(dir.path().join("sparse")).unwrap().set_len(1 << 40).unwrap();
+        let error = Root::open(dir.path()).unwrap().read(Path::new("/sparse")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    }
 }
