@@ -10,10 +10,9 @@ use crate::detach::survey::{Found, Surveyor};
 use crate::inspect::{Verdict, inspect};
 use crate::ledger::store::{self, Store};
 use crate::package::dpkg::after::Dpkg;
-use crate::package::dpkg::owners::{Canonical, Owners};
+use crate::package::dpkg::{Owners, listed};
 use crate::report::{Shown, json_path, size};
 use crate::sys::inode::Inode;
-use crate::sys::resolve::Resolver;
 use crate::transaction::Guest;
 
 /// What is to be said of a file.
@@ -107,11 +106,7 @@ fn owners(guest: Guest<'_>) -> anyhow::Result<Option<Owners>> {
         Err(e) if e.source.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e.into()),
     };
-    let mut resolver = Resolver::new(guest.root);
-    let mut canonical = Canonical::new(|dir: &Path| {
-        resolver.directory(dir).ok().flatten().unwrap_or_else(|| dir.to_path_buf())
-    });
-    Ok(Some(Owners::load(&database, &mut canonical)?))
+    Ok(Some(Owners::load(&database, &mut listed::beneath(guest.root))?))
 }
 
 fn stashed(guest: Guest<'_>) -> anyhow::Result<Vec<PathBuf>> {

@@ -1,15 +1,11 @@
 //! What a transaction wants to know when dpkg has run.
 
-use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::database::{ADMINDIR, Database};
-use super::diversions::Diversion;
-use super::owners::Canonical;
-use super::status::Package;
+use super::listed::{self, Listed};
 use crate::package::{PackageManager, Packages};
-use crate::sys::resolve::Resolver;
 use crate::sys::root::Root;
 
 /// The guest's dpkg.
@@ -43,16 +39,17 @@ impl<'r> Dpkg<'r> {
 impl PackageManager for Dpkg<'_> {
     fn after_run(&self, since: i64) -> io::Result<Packages> {
         let Some(database) = self.present()? else { return Ok(Packages::default()) };
-        let mut files = Files::new(self.root, &database)?;
+        let mut canonical = listed::beneath(self.root);
+        let mut listed = Listed::new(&database, &mut canonical).map_err(told)?;
         let mut packages = Packages::default();
         for package in database.packages() {
-            packages.configuration.extend(files.real(package, package.conffiles()));
+            packages.configuration.extend(listed.all(package, package.conffiles()));
             if !package.is_configured() {
-                packages.unfinished.extend(files.of(package)?);
+                packages.unfinished.extend(listed.all(package, database.list(package).map_err(told)?));
             }
         }
         for package in database.changed_since(since).map_err(told)? {
-            packages.unpacked.extend(files.of(package)?);
+            packages.unpacked.extend(listed.all(package, database.list(package).map_err(told)?));
         }
         Ok(packages)
     }
@@ -69,40 +66,4 @@ impl PackageManager for Dpkg<'_> {
 
 fn told(error: super::Error) -> io::Error {
     io::Error::new(error.source.kind(), format!("{error}: {}", error.source))
-}
-
-/// Lists of packages, as canonical paths, diverted files where they really are.
-struct Files<'a, F> {
-    database: &'a Database<'a>,
-    diversions: HashMap<PathBuf, Diversion>,
-    canonical: Canonical<F>,
-}
-
-impl<'a> Files<'a, Box<dyn FnMut(&Path) -> PathBuf + 'a>> {
-    fn new(root: &'a Root, database: &'a Database<'a>) -> io::Result<Self> {
-        let diversions = database.diversions().map_err(told)?;
-        let diversions = diversions.into_iter().map(|each| (each.from.clone(), each)).collect();
-        let mut resolver = Resolver::new(root);
-        let directory =
-            move |dir: &Path| resolver.directory(dir).ok().flatten().unwrap_or_else(|| dir.to_path_buf());
-        let canonical = Canonical::new(Box::new(directory) as Box<dyn FnMut(&Path) -> PathBuf + 'a>);
-        Ok(Files { database, diversions, canonical })
-    }
-}
-
-impl<F: FnMut(&Path) -> PathBuf> Files<'_, F> {
-    fn of(&mut self, package: &Package) -> io::Result<Vec<PathBuf>> {
-        Ok(self.real(package, self.database.list(package).map_err(told)?))
-    }
-
-    fn real(&mut self, package: &Package, listed: Vec<PathBuf>) -> Vec<PathBuf> {
-        let real = |path: PathBuf| {
-            let diversion = self.diversions.get(&path);
-            match diversion.filter(|each| each.by.as_deref() != Some(package.id.name.as_str())) {
-                Some(diversion) => self.canonical.path(diversion.to.clone()),
-                None => self.canonical.path(path),
-            }
-        };
-        listed.into_iter().map(real).collect()
-    }
 }

@@ -5,6 +5,7 @@ pub mod changes;
 pub mod command_line;
 pub mod database;
 pub mod diversions;
+pub mod listed;
 pub mod owners;
 pub mod plan;
 pub mod statoverride;
@@ -18,7 +19,8 @@ use crate::report::{Reason, Shown};
 pub use changes::Change;
 pub use command_line::Invocation;
 pub use database::Database;
-pub use owners::{Canonical, Owners};
+pub use listed::{Canonical, Listed};
+pub use owners::Owners;
 pub use plan::Plan;
 pub use status::Package;
 

@@ -1,46 +1,11 @@
 //! Which packages own a path. Costs the reading of all lists, so it is only built where it is needed.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::{Database, Error};
+use super::{Canonical, Database, Error, Listed};
 use crate::package::PackageId;
-
-/// Makes listed paths comparable: dpkg may list `/bin/bash` where the file is `/usr/bin/bash`.
-///
-/// Only the directory part is made canonical, by a function of the caller's, asked once per directory; the last
-/// component is the file itself, symlink or not.
-pub struct Canonical<F> {
-    directory: F,
-    /// By listed directory; `None` for one that is canonical.
-    known: HashMap<OsString, Option<PathBuf>>,
-}
-
-impl<F: FnMut(&Path) -> PathBuf> Canonical<F> {
-    /// Uses `directory` to make a directory's path canonical; it returns what it cannot find as it is.
-    pub fn new(directory: F) -> Canonical<F> {
-        Canonical { directory, known: HashMap::new() }
-    }
-
-    /// `path`, an absolute one, with its directory part made canonical.
-    pub fn path(&mut self, path: PathBuf) -> PathBuf {
-        let bytes = path.as_os_str().as_bytes();
-        let Some(slash) = bytes.iter().rposition(|&byte| byte == b'/') else { return path };
-        let (parent, name) =
-            (OsStr::from_bytes(&bytes[..slash.max(1)]), OsStr::from_bytes(&bytes[slash + 1..]));
-        let canonical = match self.known.get(parent) {
-            Some(canonical) => canonical,
-            None => {
-                let canonical = (self.directory)(Path::new(parent));
-                let changed = canonical.as_os_str() != parent;
-                self.known.entry(parent.to_os_string()).or_insert(changed.then_some(canonical))
-            }
-        };
-        canonical.as_ref().map(|directory| directory.join(name)).unwrap_or(path)
-    }
-}
 
 /// The owners of all listed paths, and which of these are configuration files.
 ///
@@ -58,24 +23,15 @@ impl Owners {
     where
         F: FnMut(&Path) -> PathBuf,
     {
-        let diversions = database.diversions()?;
-        let diversions: HashMap<&OsStr, _> =
-            diversions.iter().map(|each| (each.from.as_os_str(), each)).collect();
+        let mut listed = Listed::new(database, canonical)?;
         let mut owners: HashMap<OsString, Vec<usize>> = HashMap::new();
         let mut conffiles = HashSet::new();
         let mut packages = Vec::with_capacity(database.packages().len());
         for package in database.packages() {
-            let mut real = |listed: PathBuf| {
-                let diversion = diversions.get(listed.as_os_str());
-                match diversion.filter(|each| each.by.as_deref() != Some(package.id.name.as_str())) {
-                    Some(diversion) => canonical.path(diversion.to.clone()),
-                    None => canonical.path(listed),
-                }
-            };
-            for path in database.list(package)? {
-                owners.entry(real(path).into_os_string()).or_default().push(packages.len());
+            for path in listed.all(package, database.list(package)?) {
+                owners.entry(path.into_os_string()).or_default().push(packages.len());
             }
-            conffiles.extend(package.conffiles().into_iter().map(|path| real(path).into_os_string()));
+            conffiles.extend(listed.all(package, package.conffiles()).map(PathBuf::into_os_string));
             packages.push(package.id.clone());
         }
         Ok(Owners { packages, owners, conffiles })
