@@ -8,7 +8,12 @@ use super::absolute;
 
 /// The paths of a `.list` file: all a package installed, directories included.
 pub fn list(data: &[u8]) -> Vec<PathBuf> {
-    lines(data).filter_map(absolute).collect()
+    paths(data).collect()
+}
+
+/// As [`list`], one path at a time.
+pub fn paths(data: &[u8]) -> impl Iterator<Item = PathBuf> {
+    lines(data).filter_map(absolute)
 }
 
 /// The paths of a `conffiles` member, whatever flags stand before them (`remove-on-upgrade`, deb-conffiles(5)).

@@ -17,7 +17,7 @@ pub mod dpkg;
 pub mod lists;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 /// What a package manager says when it has run. Paths are canonical.
 #[derive(Debug, Default)]

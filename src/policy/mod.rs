@@ -39,7 +39,7 @@ pub struct Policy {
     pub prepare: PatternSet,
     /// What is never detached, whoever asks.
     pub never_touch: PatternSet,
-    /// What stays private when a transaction settles.
+    /// What is never unified, neither when a transaction settles nor by the host.
     pub never_unify: PatternSet,
     /// Bytes that must be left free after the copies are made.
     #[serde(deserialize_with = "file::bytes")]
@@ -485,12 +485,27 @@ mod tests {
             "/usr/lib/sysimage/rpm/rpmdb.sqlite",
             "/usr/lib/locale/locale-archive",
             "/usr/lib/udev/hwdb.bin",
+            "/usr/bin/bash;6b033b7d",
+            "/.rpmdb/Packages",
+            "/usr/share/rpm/rpmdb.sqlite-wal",
+            "/opt/app/.rpm.lock",
+            "/opt/app/app.log.1",
+            "/opt/app/x.sqlite-shm",
+            "/opt/app/logs/today",
+            "/usr/local/app/.cache/x",
+            "/usr/local/lib/perl5/perllocal.pod",
         ] {
             assert!(policy.never_unify.matches(Path::new(path)), "{path}");
         }
-        for path in
-            ["/usr/bin/bash", "/usr/lib/locale/C.utf8/LC_CTYPE", "/usr/lib/python3.11/__pycache__/os.pyc"]
-        {
+        for path in [
+            "/usr/bin/bash",
+            "/usr/lib/locale/C.utf8/LC_CTYPE",
+            "/usr/lib/python3.11/__pycache__/os.pyc",
+            "/usr/lib/rpm/macros",
+            "/usr/share/mime/mime.cache",
+            "/opt/packages/x-1.0.noarch.rpm",
+            "/opt/app/catalog;1",
+        ] {
             assert!(!policy.never_unify.matches(Path::new(path)), "{path}");
         }
     }

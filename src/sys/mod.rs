@@ -9,6 +9,8 @@
 
 pub mod copy;
 pub mod filesystem;
+#[cfg(test)]
+pub mod fnmatch;
 pub mod handle;
 pub mod inode;
 pub mod lease;
