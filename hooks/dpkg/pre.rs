@@ -175,7 +175,10 @@ fn report(begun: &Begun) {
         }
     }
     for path in &begun.outcome.contested {
-        log::warn!("{}: somebody tried to write to the shared file; let the host verify it", Shown(path));
+        log::info!("{}: somebody tried to change the shared file, in vain", Shown(path));
+    }
+    for path in &begun.outcome.leaked {
+        log::warn!("{}: somebody may have changed the shared file; let the host verify it", Shown(path));
     }
     let count = begun.outcome.detached.len();
     if count > 0 {

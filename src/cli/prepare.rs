@@ -227,8 +227,11 @@ fn report(arguments: &Arguments, begun: Begun, missing: Vec<Problem>) -> Exit {
         log::error!("{}: {}", Shown(&problem.path), problem.reason);
     }
     for path in &outcome.contested {
+        log::info!("{}: somebody tried to change the shared file in that moment, in vain", Shown(path));
+    }
+    for path in &outcome.leaked {
         log::warn!(
-            "{}: somebody tried to write to the shared file in that moment; let the host verify it",
+            "{}: somebody may have changed the shared file in that moment; let the host verify it",
             Shown(path)
         );
     }

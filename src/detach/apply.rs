@@ -27,7 +27,7 @@ use crate::sys::resolve::is_absent;
 use crate::sys::root::Root;
 use crate::sys::signal::Held;
 use crate::sys::swap::{self, Name, Shared};
-use crate::sys::{filesystem, state};
+use crate::sys::{filesystem, gate, state};
 
 /// A name that kept its shared inode.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +50,10 @@ pub struct Outcome {
     pub bytes: u64,
     /// Names that kept the shared inode.
     pub failed: Vec<Failure>,
-    /// Names whose shared inode somebody tried to write to in the window.
+    /// Names whose shared inode somebody tried to change in the window, in vain.
     pub contested: Vec<PathBuf>,
+    /// Names whose shared inode somebody may have changed in the window, or may still change.
+    pub leaked: Vec<PathBuf>,
 }
 
 /// Detaches a batch of unified files.
@@ -129,7 +131,9 @@ impl Detacher<'_> {
                     } else {
                         over.push(job.entry.id)
                     }
-                    if change.contested {
+                    if change.leaked {
+                        outcome.leaked.push(path.clone());
+                    } else if change.contested {
                         outcome.contested.push(path.clone());
                     }
                     outcome.detached.push(path);
@@ -150,6 +154,7 @@ impl Detacher<'_> {
         }
         // The names have changed: what fails from here on is recovery's to end, not a refusal.
         let durable = self.sync(&jobs).and_then(|()| Ok(ledger.detached(&done, &over)?));
+        gate::linger();
         drop(held);
         if let Err(e) = durable {
             log::warn!("{e}; the next run ends what was begun");

@@ -5,10 +5,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{IFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
+use rustix::fs::{IFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::inode::{Inode, Time};
+use super::inode::Inode;
+use super::metadata::Metadata;
 use super::xattr;
 
 /// Flags that must be set while a file is empty to have their effect (btrfs: compression, no copy on write).
@@ -58,14 +59,7 @@ impl Copier {
         let wanted = inode_flags(source)?;
         add_flags(copy, wanted & FLAGS_BEFORE_DATA)?;
         let bytes = self.data(source, inode, copy)?;
-        let owner = (rustix::fs::Uid::from_raw(inode.uid), rustix::fs::Gid::from_raw(inode.gid));
-        rustix::fs::fchown(copy, Some(owner.0), Some(owner.1))?;
-        // After the owner, whose change strips set-id bits and capabilities.
-        rustix::fs::fchmod(copy, Mode::from_raw_mode(inode.mode))?;
-        xattr::write(copy, &xattr::read(source)?)?;
-        let time = |t: Time| Timespec { tv_sec: t.secs, tv_nsec: t.nanos.into() };
-        let times = Timestamps { last_access: time(inode.atime), last_modification: time(inode.mtime) };
-        rustix::fs::futimens(copy, &times)?;
+        Metadata { inode: *inode, xattrs: xattr::read(source)? }.write(copy, &Metadata::of(copy)?)?;
         add_flags(copy, wanted & FLAGS_AFTER_DATA)?;
         Ok(bytes)
     }

@@ -35,6 +35,12 @@ impl<'fd> Lease<'fd> {
     pub fn unbroken(&self) -> io::Result<bool> {
         Ok(fcntl(self.fd, libc::F_GETLEASE, 0)? == libc::F_RDLCK)
     }
+
+    /// Whether somebody is about to open the file for writing, and has not come to the lease yet.
+    pub fn is_wanted(&self) -> bool {
+        // The kernel counts a writer first; then it grants no lease, not even the one that is held already.
+        fcntl(self.fd, libc::F_SETLEASE, libc::F_RDLCK).is_err_and(|e| e.raw_os_error() == Some(libc::EAGAIN))
+    }
 }
 
 impl Drop for Lease<'_> {

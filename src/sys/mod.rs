@@ -1,8 +1,8 @@
 //! The only room with unsafe code, and the only one that writes to guests' files.
 //!
 //! It knows no policy: where a file is (`root`, `resolve`, `tree`), what it is (`inode`, `xattr`, `handle`), how a
-//! private copy is made (`copy`), how a name changes its inode (`swap`, with `lock` and `lease`), what the
-//! filesystem and the process table say (`filesystem`, `process`), our own files (`state`).
+//! private copy is made (`copy`, `metadata`), how a name changes its inode (`swap`, with `lock`, `lease` and `gate`), what
+//! the filesystem and the process table say (`filesystem`, `process`), our own files (`state`).
 //! Everything works on descriptors.
 
 #![allow(clippy::disallowed_methods)]
@@ -11,10 +11,12 @@ pub mod copy;
 pub mod filesystem;
 #[cfg(test)]
 pub mod fnmatch;
+pub mod gate;
 pub mod handle;
 pub mod inode;
 pub mod lease;
 pub mod lock;
+pub mod metadata;
 pub mod process;
 pub mod resolve;
 pub mod root;

@@ -29,6 +29,15 @@ pub struct Process {
     pub command: OsString,
 }
 
+/// A line of `/proc/PID/syscall` (`proc_pid_syscall(5)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SystemCall {
+    /// Its number, in the numbering of the thread's own ABI; -1 outside of system calls.
+    pub number: libc::c_long,
+    /// The registers its arguments came in.
+    pub arguments: [u64; 6],
+}
+
 /// A procfs: the mounted one, or one of our own where a chroot has none.
 #[derive(Debug)]
 pub struct Processes {
@@ -89,6 +98,15 @@ impl Processes {
         Ok(PathBuf::from(OsString::from_vec(link.into_bytes())))
     }
 
+    /// The system call that the thread `tid` sleeps in; `None` while it runs.
+    pub fn system_call(&self, tid: i32) -> io::Result<Option<SystemCall>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.proc, format!("{tid}/syscall"), flags, Mode::empty())?;
+        let mut line = [0; 256];
+        let len = rustix::io::read(&fd, &mut line)?;
+        Ok(parse_system_call(&line[..len]))
+    }
+
     fn read(&self, pid: i32, file: &str) -> io::Result<Vec<u8>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.proc, format!("{pid}/{file}"), flags, Mode::empty())?;
@@ -127,6 +145,14 @@ fn parse_stat(line: &[u8]) -> Option<Process> {
     Some(Process { id: ProcessId { pid, start }, parent, command })
 }
 
+fn parse_system_call(line: &[u8]) -> Option<SystemCall> {
+    let mut fields = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
+    let number = fields.next()?.parse().ok()?;
+    let hexadecimal = |field: &str| u64::from_str_radix(field.strip_prefix("0x")?, 16).ok();
+    let arguments = std::array::from_fn(|_| fields.next().and_then(hexadecimal).unwrap_or_default());
+    Some(SystemCall { number, arguments })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,5 +173,14 @@ mod tests {
         assert!(own.id.is_alive(Some(&processes)));
         assert!(!ProcessId { start: own.id.start + 1, ..own.id }.is_alive(Some(&processes)));
         assert_eq!(processes.ancestors().unwrap()[0].id.pid, own.parent);
+    }
+
+    #[test]
+    fn a_system_call_has_a_number_and_six_arguments() {
+        let line = b"257 0xffffffffffffff9c 0x7ffd0 0x80000 0x0 0x0 0xff 0x7ffc8 0x7f2b\n";
+        let call = parse_system_call(line).unwrap();
+        assert_eq!((call.number, call.arguments[2], call.arguments[5]), (257, 0x80000, 0xff));
+        assert_eq!(parse_system_call(b"running\n"), None);
+        assert_eq!(parse_system_call(b"-1 0x7ffc8 0x7f2b\n").unwrap().number, -1);
     }
 }

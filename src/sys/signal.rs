@@ -2,7 +2,7 @@
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
-/// Holds back the signals that a person or a service manager ends programs with, until dropped.
+/// Holds back the signals that a person or a service manager ends or stops programs with, until dropped.
 ///
 /// Threads started meanwhile inherit it.
 #[derive(Debug)]
@@ -12,7 +12,14 @@ impl Held {
     /// Holds signals back from now on.
     pub fn back() -> Held {
         let mut set = SigSet::empty();
-        for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGPIPE] {
+        for signal in [
+            Signal::SIGHUP,
+            Signal::SIGINT,
+            Signal::SIGQUIT,
+            Signal::SIGTERM,
+            Signal::SIGPIPE,
+            Signal::SIGTSTP,
+        ] {
             set.add(signal);
         }
         Held(set.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())

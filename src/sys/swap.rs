@@ -7,22 +7,26 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, IFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use super::gate::{self, Closed};
 use super::inode::{Inode, InodeId};
 use super::lease::Lease;
 use super::lock;
+use super::metadata::Metadata;
 
 /// How a change went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// The immutable flag was cleared for a moment.
     pub window: bool,
-    /// Somebody tried to open the shared inode for writing in that moment: its content wants verification.
+    /// Somebody tried to write to the shared inode in that moment, or changed metadata, which was put back.
     pub contested: bool,
+    /// Somebody may hold it open for writing since that moment, or has changed it for good: it wants verification.
+    pub leaked: bool,
 }
 
 /// A change of names that could not be made.
@@ -34,6 +38,17 @@ pub enum Error {
     /// The names are as asked or as before, but the shared inode could not be protected again.
     #[error("the immutable flag could not be set again: {0}")]
     Unprotected(io::Error),
+}
+
+/// How long metadata is put back that others change again and again.
+const UNDO_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What became of others' changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Undone {
+    Nothing,
+    All,
+    NotAll,
 }
 
 /// A shared inode, locked against every other process that opens windows.
@@ -67,22 +82,79 @@ impl Shared {
     /// `change` must leave nothing behind where it fails. The flag is set again whatever `change` returns, unless no
     /// name of the inode is left.
     pub fn change_names(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
+        self.change_with(Some(gate::close), change)
+    }
+
+    /// As [`Shared::change_names`], but with a lease alone to tell of writers: to measure what the gate is good for.
+    #[doc(hidden)]
+    pub fn change_names_ungated(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
+        self.change_with(None, change)
+    }
+
+    fn change_with(
+        &self,
+        gate: Option<fn(BorrowedFd<'_>, InodeId) -> Option<Closed>>,
+        change: impl Fn() -> rustix::io::Result<()>,
+    ) -> Result<Change, Error> {
         match change() {
             Ok(()) => return Ok(Change::default()),
             Err(Errno::PERM) => {}
             Err(e) => return Err(Error::Unchanged(e.into())),
         }
-        if !self.inode()?.immutable {
+        let before = Metadata::of(&self.fd)?;
+        if !before.inode.immutable {
             return Err(Error::Unchanged(Errno::PERM.into()));
         }
         // A lease fails where a writer is already there (not of our making), or where there are none.
         let lease = Lease::take(self.fd.as_fd()).ok().flatten();
-        set_immutable(&self.fd, false)?;
+        // On ext4, too: it takes no writes while the flag is set, but in the next window it would.
+        let gate = gate.and_then(|close| close(self.fd.as_fd(), before.inode.id));
+
+        let window = Window::open(&self.fd)?;
         let changed = change();
-        self.protect().map_err(Error::Unprotected)?;
+        if self.inode().map_err(Error::Unprotected)?.nlink > 0 {
+            window.close().map_err(Error::Unprotected)?;
+        }
+
+        let broken = lease.as_ref().map(|lease| !lease.unbroken().unwrap_or(false));
+        // Who has come to the lease is not held by the gate any more; without either nobody knows.
+        let passed = broken.unwrap_or(gate.is_none());
+        let undone = self.undo(before, passed)?;
         changed.map_err(io::Error::from)?;
-        let contested = lease.is_some_and(|lease| !lease.unbroken().unwrap_or(true));
-        Ok(Change { window: true, contested })
+        let turned_away = gate.is_some_and(|gate| gate.was_tried() || lease.is_some_and(|l| l.is_wanted()));
+        Ok(Change {
+            window: true,
+            contested: broken == Some(true) || turned_away || undone != Undone::Nothing,
+            leaked: passed || undone == Undone::NotAll,
+        })
+    }
+
+    /// Puts back what others changed besides names and content while the flag was clear.
+    ///
+    /// The kernel looks at the flag and changes metadata under one lock (`chmod_common` of `fs/open.c`, `vfs_setxattr`
+    /// of `fs/xattr.c`): what is found once the flag is set stays so. The time of a change of content is left to
+    /// tell of it.
+    fn undo(&self, mut wanted: Metadata, passed: bool) -> Result<Undone, Error> {
+        let mut undone = Undone::Nothing;
+        let begun = Instant::now();
+        while begun.elapsed() < UNDO_PATIENCE {
+            let Ok(now) = Metadata::of(&self.fd) else { return Ok(Undone::NotAll) };
+            let resized = now.inode.size != wanted.inode.size;
+            if passed || resized {
+                (wanted.inode.size, wanted.inode.mtime) = (now.inode.size, now.inode.mtime);
+            }
+            if resized {
+                undone = Undone::NotAll;
+            }
+            if now.same_as(&wanted) || now.inode.nlink == 0 {
+                return Ok(undone);
+            }
+            let Ok(window) = Window::open(&self.fd) else { return Ok(Undone::NotAll) };
+            let written = wanted.write(&self.fd, &now);
+            window.close().map_err(Error::Unprotected)?;
+            undone = if written.is_ok() { undone.max(Undone::All) } else { Undone::NotAll };
+        }
+        Ok(Undone::NotAll)
     }
 
     /// Sets the immutable flag, unless the inode has no name any more.
@@ -154,6 +226,25 @@ impl Name<'_> {
     /// Opens the file read-only; a symlink is not followed, a FIFO does not block.
     pub fn open(self) -> io::Result<OwnedFd> {
         open_file(self.dir, self.name)
+    }
+}
+
+/// The time in which a protected inode's flag is clear; as short as two system calls make it.
+#[must_use]
+struct Window<'fd> {
+    fd: &'fd OwnedFd,
+    flags: IFlags,
+}
+
+impl<'fd> Window<'fd> {
+    fn open(fd: &'fd OwnedFd) -> io::Result<Window<'fd>> {
+        let flags = rustix::fs::ioctl_getflags(fd)?;
+        rustix::fs::ioctl_setflags(fd, flags - IFlags::IMMUTABLE)?;
+        Ok(Window { fd, flags: flags | IFlags::IMMUTABLE })
+    }
+
+    fn close(self) -> io::Result<()> {
+        Ok(rustix::fs::ioctl_setflags(self.fd, self.flags)?)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::sys::inode::Inode;
 use crate::sys::resolve::is_absent;
 use crate::sys::root::Root;
 use crate::sys::swap::{self, Name, Shared};
-use crate::sys::{filesystem, state};
+use crate::sys::{filesystem, gate, state};
 
 /// What recovery found and did.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -68,6 +68,7 @@ pub fn recover(
         filesystem::sync(store.stash()).map_err(Error::stash)?;
         ledger.detached(&detached, &over)?;
     }
+    gate::linger();
     Ok(recovered)
 }
 

@@ -13,12 +13,12 @@ use crate::package::Packages;
 use crate::parallel;
 use crate::policy::Policy;
 use crate::report::{Reason, Shown};
-use crate::sys::filesystem;
 use crate::sys::inode::{Inode, Kind};
 use crate::sys::lease::Lease;
 use crate::sys::resolve::is_absent;
 use crate::sys::signal::Held;
 use crate::sys::swap::{self, Name, Shared};
+use crate::sys::{filesystem, gate};
 use crate::unify::identity;
 
 /// What settling came to.
@@ -98,6 +98,7 @@ pub fn settle(
     if !work.is_empty() {
         filesystem::sync(store.stash()).map_err(Error::stash)?;
         ledger.detached(&back, &over)?;
+        gate::linger();
     }
     drop(held);
     let new = changed.union(&packages.unpacked).filter(|path| !later.contains(*path));
@@ -240,6 +241,7 @@ pub fn retire(store: &Store, ledger: &mut Ledger, policy: &Policy) -> Result<Set
         }
     }
     filesystem::sync(store.stash()).map_err(Error::stash)?;
+    gate::linger();
     drop(held);
     ledger.forget(&over)?;
     settled.new = changed.len() as u64;
