@@ -7,5 +7,6 @@ mod detach;
 mod guests;
 mod interruption;
 mod prepare;
+mod race;
 mod refusal;
 mod support;
