@@ -1,11 +1,16 @@
-//! Work spread over the processors.
+//! Work spread over threads.
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Applies `work` to every item, on as many threads as there are processors; results keep the items' order.
-pub fn map<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(items.len());
+/// As many threads as there are processors.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Applies `work` to every item, on at most so many threads; results keep the items' order.
+pub fn map<T: Sync, R: Send>(threads: usize, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let threads = threads.min(items.len());
     if threads <= 1 {
         return items.iter().map(work).collect();
     }
@@ -38,7 +43,7 @@ mod tests {
     #[test]
     fn results_keep_the_order_of_the_items() {
         let items: Vec<u32> = (0..1000).collect();
-        assert_eq!(super::map(&items, |n| n * 2), items.iter().map(|n| n * 2).collect::<Vec<_>>());
-        assert!(super::map(&[] as &[u32], |n| *n).is_empty());
+        assert_eq!(super::map(2, &items, |n| n * 2), items.iter().map(|n| n * 2).collect::<Vec<_>>());
+        assert!(super::map(2, &[] as &[u32], |n| *n).is_empty());
     }
 }

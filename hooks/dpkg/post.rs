@@ -71,6 +71,9 @@ fn report(settled: &Settled) {
     if settled.restored > 0 {
         parts.push(format!("{} shared again", settled.restored));
     }
+    if settled.unified > 0 {
+        parts.push(format!("{} unified with the pool", settled.unified));
+    }
     if settled.new > 0 {
         parts.push(format!("{} new wait for the host", settled.new));
     }

@@ -1,7 +1,9 @@
 //! The commands a person calls: their arguments, and what they print.
 
+mod bar;
 pub mod prepare;
 pub mod status;
+pub mod unify;
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +14,14 @@ use crate::sys::root::Root;
 
 /// The arguments of this process; where there is nothing to run, help or an error has been printed.
 fn parse<A: clap::Parser>() -> Result<A, Exit> {
-    A::try_parse().map_err(|e| {
+    parse_in_order().map(|(arguments, _)| arguments)
+}
+
+/// The arguments of this process, and in which order they stood.
+fn parse_in_order<A: clap::Parser>() -> Result<(A, clap::ArgMatches), Exit> {
+    let parsed =
+        A::command().try_get_matches().and_then(|matches| Ok((A::from_arg_matches(&matches)?, matches)));
+    parsed.map_err(|e| {
         // With standard error closed there is nobody to tell.
         let _ = e.print();
         if e.use_stderr() { Exit::Usage } else { Exit::Done }

@@ -5,18 +5,17 @@ use std::ffi::OsString;
 use std::io::{self, BufRead, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 
 use clap::{ArgAction, Parser};
 use serde::Serialize;
 
+use super::bar::Bar;
 use super::{failed, guest, guest_path};
-use crate::detach::Watch;
 use crate::detach::preflight::Refusal;
 use crate::detach::survey::{Left, Surveyor};
 use crate::exit::Exit;
 use crate::package::dpkg::after::Dpkg;
-use crate::report::{Progress, Reason, Shown, json_path, size};
+use crate::report::{Reason, Shown, json_path, size};
 use crate::sys::inode::{Inode, Kind};
 use crate::sys::resolve::Resolver;
 use crate::sys::root::Root;
@@ -100,7 +99,7 @@ pub fn main() -> Exit {
     if arguments.recover {
         return recover(guest, &arguments).unwrap_or_else(|e| failed(&e, Exit::Refused));
     }
-    let bar = Bar { quiet: arguments.quiet > 0 || arguments.json, shown: Mutex::new(None) };
+    let bar = Bar::new(arguments.quiet > 0 || arguments.json);
     let purpose =
         Purpose { front_end: "cow-prepare", member: None, dry_run: arguments.dry_run, progress: &bar };
     let mut missing = Vec::new();
@@ -291,28 +290,4 @@ fn print(out: &mut dyn Write, arguments: &Arguments, report: &Report) -> io::Res
         write!(out, ", {} failed", report.failed.len())?;
     }
     writeln!(out)
-}
-
-/// The progress bar, from the moment it is known how many files there are.
-#[derive(Debug)]
-struct Bar {
-    quiet: bool,
-    shown: Mutex<Option<Progress>>,
-}
-
-impl Watch for Bar {
-    fn begin(&self, files: u64, _bytes: u64) {
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Progress::new("making private", Some(files), self.quiet));
-    }
-
-    fn add(&self, files: u64, bytes: u64) {
-        if let Some(progress) = &*self.shown.lock().unwrap_or_else(PoisonError::into_inner) {
-            progress.add(files, bytes);
-        }
-    }
-
-    fn end(&self) {
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
 }

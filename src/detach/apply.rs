@@ -207,7 +207,7 @@ impl Detacher<'_> {
         }
         let groups: Vec<_> = by_dir.into_iter().collect();
         let mut bytes = 0;
-        for copied in parallel::map(&groups, |(dir, jobs)| self.copy_in(dir, jobs)) {
+        for copied in parallel::map(parallel::processors(), &groups, |(dir, jobs)| self.copy_in(dir, jobs)) {
             bytes += copied?;
         }
         let mut dirs = Directories::new(self.root);
@@ -320,12 +320,13 @@ impl Detacher<'_> {
             by_dir.entry(&job.entry.intent.place.dir).or_default().push(job);
         }
         let groups: Vec<_> = by_dir.into_iter().collect();
-        let swapped = parallel::map(&groups, |(dir, jobs)| match self.root.open_dir(dir) {
-            Ok(fd) => {
-                jobs.iter().map(|job| (*job, self.swap(fd.as_fd(), job, names[&job.inode.id]))).collect()
-            }
-            Err(e) => jobs.iter().map(|job| (*job, Err(Unswapped::from(&e)))).collect::<Vec<_>>(),
-        });
+        let swapped =
+            parallel::map(parallel::processors(), &groups, |(dir, jobs)| match self.root.open_dir(dir) {
+                Ok(fd) => {
+                    jobs.iter().map(|job| (*job, self.swap(fd.as_fd(), job, names[&job.inode.id]))).collect()
+                }
+                Err(e) => jobs.iter().map(|job| (*job, Err(Unswapped::from(&e)))).collect::<Vec<_>>(),
+            });
         swapped.into_iter().flatten().collect()
     }
 

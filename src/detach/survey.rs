@@ -132,7 +132,8 @@ impl<'a> Surveyor<'a> {
             }
         }
         let dirs: Vec<_> = by_dir.into_iter().collect();
-        let looked = parallel::map(&dirs, |(dir, names)| look_into(self.root, dir, names));
+        let looked =
+            parallel::map(parallel::processors(), &dirs, |(dir, names)| look_into(self.root, dir, names));
         let mut directories = Vec::new();
         for ((dir, _), result) in dirs.into_iter().zip(looked) {
             match result {

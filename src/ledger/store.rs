@@ -26,6 +26,7 @@ const LEDGER: &str = "ledger.db";
 const STASH: &str = "stash";
 const SPOOL: &str = "spool";
 const CHANGED: &str = "changed";
+const TAKEN: &str = "taken-";
 const MEMBERS: &str = "members";
 
 /// The state directory of a guest, opened or made.
@@ -100,6 +101,11 @@ impl Store {
         Ledger::view(&self.ledger).inspect_err(|e| log::warn!("{e}")).ok()
     }
 
+    /// The directory of everything that is ours.
+    pub fn top(&self) -> BorrowedFd<'_> {
+        self.top.as_fd()
+    }
+
     /// The directory of private copies to be, and of originals that may come back.
     pub fn stash(&self) -> BorrowedFd<'_> {
         self.stash.as_fd()
@@ -123,7 +129,7 @@ impl Store {
             return Ok(());
         }
         let dir = state::make_dir_at(&self.top, OsStr::new(SPOOL))?;
-        let mut all = spooled(&dir)?;
+        let mut all = spooled(&dir, OsStr::new(CHANGED))?;
         all.extend(paths.iter().cloned());
         let mut content = Vec::new();
         for path in &all {
@@ -134,17 +140,104 @@ impl Store {
     }
 }
 
+/// Whether the host may change names in a guest now.
+#[derive(Debug)]
+pub enum Claim {
+    /// No hooks of ours are in it: nobody to agree with.
+    Unhooked,
+    /// While the lock lives, no hook in the guest begins or ends anything. With it, the guest's state directory.
+    Held(OwnedFd, Locked),
+    /// A package manager is at work there, or was killed: its files are detached for it.
+    Busy,
+}
+
+/// Keeps the hooks of a guest waiting for a moment, from outside.
+pub fn claim(root: &Root, patience: Duration) -> io::Result<Claim> {
+    let open = |path: &Path| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        match root.open_at(path, flags) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(e) if crate::sys::resolve::is_absent(&e) => Ok(None),
+            Err(e) => Err(e),
+        }
+    };
+    let top = Path::new(STATE_DIR);
+    let Some(dir) = open(top)? else { return Ok(Claim::Unhooked) };
+    let file = state::lock_file(&dir, OsStr::new("lock"))?;
+    match lock::exclusive(&file, patience) {
+        Err(e) if e.kind() == io::ErrorKind::TimedOut => return Ok(Claim::Busy),
+        locked => locked?,
+    }
+    for members in [top.join(MEMBERS), top.join("host").join(MEMBERS)] {
+        if let Some(members) = open(&members)?
+            && !state::names(members)?.is_empty()
+        {
+            return Ok(Claim::Busy);
+        }
+    }
+    Ok(Claim::Held(dir, Locked { _file: file }))
+}
+
 /// The paths in the guest's spool.
 pub fn read_spool(root: &Root) -> io::Result<BTreeSet<PathBuf>> {
+    match spool_dir(root)? {
+        Some(dir) => spooled(&dir, OsStr::new(CHANGED)),
+        None => Ok(BTreeSet::new()),
+    }
+}
+
+/// What the host has taken out of a guest's spool, and not yet worked off.
+#[derive(Debug)]
+pub struct Taken {
+    dir: Option<OwnedFd>,
+    files: Vec<OsString>,
+    /// The paths; whatever a guest may have written there.
+    pub paths: BTreeSet<PathBuf>,
+}
+
+impl Taken {
+    /// They have been worked off.
+    pub fn release(self) -> io::Result<()> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        self.files.iter().try_for_each(|file| state::remove(dir, file))
+    }
+}
+
+/// Takes what is in a guest's spool, and what an interrupted run of the host had taken.
+///
+/// Until it is released it stays there, under another name: nothing is lost if the host is interrupted.
+pub fn take_spool(root: &Root) -> io::Result<Taken> {
+    let Some(dir) = spool_dir(root)? else {
+        return Ok(Taken { dir: None, files: Vec::new(), paths: BTreeSet::new() });
+    };
+    let is_taken = |name: &OsString| name.as_bytes().starts_with(TAKEN.as_bytes());
+    let mut files: Vec<OsString> = state::names(&dir)?.into_iter().filter(is_taken).collect();
+    let number =
+        (0..).map(|number| OsString::from(format!("{TAKEN}{number}"))).find(|name| !files.contains(name));
+    if let Some(name) = number {
+        match state::rename(&dir, OsStr::new(CHANGED), &name) {
+            Ok(()) => files.push(name),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let mut paths = BTreeSet::new();
+    for file in &files {
+        paths.append(&mut spooled(&dir, file)?);
+    }
+    Ok(Taken { dir: Some(dir), files, paths })
+}
+
+fn spool_dir(root: &Root) -> io::Result<Option<OwnedFd>> {
     match root.open_dir(&Path::new(STATE_DIR).join(SPOOL)) {
-        Ok(dir) => spooled(&dir),
-        Err(e) if crate::sys::resolve::is_absent(&e) => Ok(BTreeSet::new()),
+        Ok(dir) => Ok(Some(dir)),
+        Err(e) if crate::sys::resolve::is_absent(&e) => Ok(None),
         Err(e) => Err(e),
     }
 }
 
-fn spooled(dir: &OwnedFd) -> io::Result<BTreeSet<PathBuf>> {
-    let content = match read_at(dir, OsStr::new(CHANGED)) {
+fn spooled(dir: &OwnedFd, file: &OsStr) -> io::Result<BTreeSet<PathBuf>> {
+    let content = match read_at(dir, file) {
         Ok(content) => content,
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(e),

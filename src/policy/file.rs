@@ -183,15 +183,18 @@ pub(super) fn bytes<'de, D: Deserializer<'de>, T: From<u64>>(deserializer: D) ->
         }
 
         fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<u64, E> {
-            parse_size(text).ok_or_else(|| {
-                E::custom(format_args!(
-                    "`{text}` is no size, expected a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`"
-                ))
-            })
+            size(text).map_err(E::custom)
         }
     }
 
     deserializer.deserialize_str(SizeVisitor).map(T::from)
+}
+
+/// Reads a size as people write it, such as `16 MiB`.
+pub fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).ok_or_else(|| {
+        format!("`{text}` is no size, expected a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`")
+    })
 }
 
 fn parse_size(text: &str) -> Option<u64> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use self::file::Invalid;
+pub use self::file::{Invalid, size};
 pub use self::pattern::{Pattern, PatternSet};
 use crate::report::{Reason, Shown};
 use crate::sys::root::Root;

@@ -29,6 +29,18 @@ impl Handle {
     /// # Errors
     /// `EOPNOTSUPP` where the filesystem has no handles.
     pub fn at(dir: impl AsFd, name: &OsStr) -> io::Result<Handle> {
+        Self::get(dir, name, 0)
+    }
+
+    /// The handle of an open file or directory.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where the filesystem has no handles.
+    pub fn of(fd: impl AsFd) -> io::Result<Handle> {
+        Self::get(fd, OsStr::new(""), libc::AT_EMPTY_PATH)
+    }
+
+    fn get(dir: impl AsFd, name: &OsStr, flags: libc::c_int) -> io::Result<Handle> {
         let name = CString::new(name.as_bytes())?;
         let mut raw = Raw { bytes: MAX_HANDLE as libc::c_uint, kind: 0, data: [0; MAX_HANDLE] };
         let mut mount = 0;
@@ -40,7 +52,7 @@ impl Handle {
                 name.as_ptr(),
                 (&raw mut raw).cast(),
                 &raw mut mount,
-                0,
+                flags,
             )
         };
         if result < 0 {

@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod copy;
+pub mod dedupe;
 pub mod filesystem;
 #[cfg(test)]
 pub mod fnmatch;
@@ -23,5 +24,6 @@ pub mod root;
 pub mod signal;
 pub mod state;
 pub mod swap;
+pub mod times;
 pub mod tree;
 pub mod xattr;

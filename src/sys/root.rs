@@ -29,6 +29,16 @@ impl Root {
         Ok(Root { fd, path: path.to_path_buf() })
     }
 
+    /// A root that is open already; `path` is for messages.
+    pub fn from_fd(fd: OwnedFd, path: &Path) -> Root {
+        Root { fd, path: path.to_path_buf() }
+    }
+
+    /// The same root, once more.
+    pub fn try_clone(&self) -> io::Result<Root> {
+        Ok(Root { fd: self.fd.try_clone()?, path: self.path.clone() })
+    }
+
     /// The path the root was opened by, for messages.
     pub fn path(&self) -> &Path {
         &self.path
@@ -123,8 +133,8 @@ pub fn same_content(a: &OwnedFd, b: &OwnedFd) -> io::Result<bool> {
     }
 }
 
-/// Reads until the buffer is full or the file ends.
-fn fill(fd: &OwnedFd, buf: &mut [u8], at: u64) -> io::Result<usize> {
+/// Reads from `at` until the buffer is full or the file ends.
+pub fn fill(fd: &OwnedFd, buf: &mut [u8], at: u64) -> io::Result<usize> {
     let mut done = 0;
     while done < buf.len() {
         match rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut buf[done..], at + done as u64))? {

@@ -1,5 +1,6 @@
 //! Files of our own in a guest: directories made beneath its root, small files replaced whole.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -89,4 +90,13 @@ pub fn names(dir: impl AsFd) -> io::Result<Vec<OsString>> {
         }
     }
     Ok(names)
+}
+
+/// The numbers of the inodes that the names in a directory stand for.
+pub fn inodes(dir: &OwnedFd) -> io::Result<HashSet<u64>> {
+    let mut inodes = HashSet::new();
+    super::tree::entries(dir, &mut super::tree::listing_buffer(), |_, _, ino| {
+        inodes.insert(ino);
+    })?;
+    Ok(inodes)
 }

@@ -17,6 +17,7 @@ use super::inode::{Inode, InodeId};
 use super::lease::Lease;
 use super::lock;
 use super::metadata::Metadata;
+use super::resolve::is_absent;
 
 /// How a change went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -248,6 +249,15 @@ impl<'fd> Window<'fd> {
     }
 }
 
+/// Removes a name of an inode that others share; one that is not there is no error.
+pub fn unlink_shared(name: Name<'_>, patience: Duration) -> Result<Change, Error> {
+    match Shared::lock_at(name.dir, name.name, patience) {
+        Ok(shared) => shared.change_names(|| name.unlink()),
+        Err(e) if is_absent(&e) => Ok(Change::default()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Whether this process may set and clear the immutable flag on the filesystem of `dir`.
 ///
 /// Tried on a nameless file: holding `CAP_LINUX_IMMUTABLE` is not enough inside a user namespace. A directory where
@@ -261,7 +271,11 @@ pub fn may_change_immutable(dir: impl AsFd) -> io::Result<()> {
 
 fn open_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+    // Looking at a file is no use of it: its time of access stays, where we may have it so.
+    match rustix::fs::openat(&dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => Ok(rustix::fs::openat(&dir, name, flags, Mode::empty())?),
+        opened => Ok(opened?),
+    }
 }
 
 fn set_immutable(fd: impl AsFd, immutable: bool) -> io::Result<()> {

@@ -1,12 +1,13 @@
 //! A walk through a guest's tree by directory descriptors, on one filesystem.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dir, Mode, OFlags};
+use rustix::fs::{OFlags, RawDir, SeekFrom};
 
 use super::inode::{Inode, Kind};
 use super::root::Root;
@@ -95,22 +96,42 @@ fn list(
     waiting: &mut Vec<(PathBuf, Option<OwnedFd>)>,
     visit: &mut dyn FnMut(&Entry<'_>) -> Descend,
 ) -> io::Result<()> {
-    let reading =
-        rustix::fs::openat(fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    for entry in Dir::new(reading)? {
-        let entry = entry?;
-        let name = OsString::from_vec(entry.file_name().to_bytes().to_vec());
-        if name == "." || name == ".." {
-            continue;
-        }
+    let mut failed = None;
+    entries(fd, &mut listing_buffer(), |name, kind, ino| {
         let dir = std::os::fd::AsFd::as_fd(fd);
-        let mut kind = Kind::from(entry.file_type());
-        if kind == Kind::Unknown {
-            kind = Inode::at(dir, &name)?.kind;
-        }
-        let shown = Entry { dir_path: path, dir, name: &name, kind, ino: entry.ino() };
+        let kind =
+            if kind == Kind::Unknown { Inode::at(dir, name).map(|inode| inode.kind) } else { Ok(kind) };
+        let kind = match kind {
+            Ok(kind) => kind,
+            Err(e) => return failed = Some(e),
+        };
+        let shown = Entry { dir_path: path, dir, name, kind, ino };
         if visit(&shown) == Descend::Into && kind == Kind::Directory {
-            waiting.push((path.join(&name), None));
+            waiting.push((path.join(name), None));
+        }
+    })?;
+    failed.map_or(Ok(()), Err)
+}
+
+/// What [`entries`] reads into; to be used again for the next directory.
+pub fn listing_buffer() -> Vec<MaybeUninit<u8>> {
+    vec![MaybeUninit::uninit(); 1 << 16]
+}
+
+/// Calls `visit` with name, type and inode number of everything in an open directory, from its beginning; `.` and
+/// `..` are left out. The type is `Unknown` where the filesystem does not keep it there.
+pub fn entries(
+    dir: &OwnedFd,
+    buffer: &mut [MaybeUninit<u8>],
+    mut visit: impl FnMut(&OsStr, Kind, u64),
+) -> io::Result<()> {
+    rustix::fs::seek(dir, SeekFrom::Start(0))?;
+    let mut listing = RawDir::new(dir, buffer);
+    while let Some(entry) = listing.next() {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            visit(name, Kind::from(entry.file_type()), entry.ino());
         }
     }
     Ok(())

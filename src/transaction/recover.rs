@@ -59,7 +59,7 @@ pub fn recover(
     }
     let names = state::names(store.stash()).map_err(Error::stash)?;
     for name in names.into_iter().filter(|name| !known.contains(name)) {
-        match drop_original(Name { dir: store.stash(), name: &name }, patience) {
+        match swap::unlink_shared(Name { dir: store.stash(), name: &name }, patience) {
             Ok(_) => recovered.orphans += 1,
             Err(e) => recovered.failed.push(format!("stash/{}: {}", Shown(name.as_ref()), Reason(e))),
         }
@@ -70,15 +70,6 @@ pub fn recover(
     }
     gate::linger();
     Ok(recovered)
-}
-
-/// Removes an original's name from the stash.
-pub fn drop_original(name: Name<'_>, patience: Duration) -> Result<swap::Change, swap::Error> {
-    match Shared::lock_at(name.dir, name.name, patience) {
-        Ok(shared) => shared.change_names(|| name.unlink()),
-        Err(e) if is_absent(&e) => Ok(swap::Change::default()),
-        Err(e) => Err(e.into()),
-    }
 }
 
 enum End {
@@ -124,7 +115,7 @@ fn end(
         | (State::Detaching, None, Some(_), Some(temporary))
             if entry.state == State::Dropping || !intent.keep =>
         {
-            drop_original(temporary, patience)?;
+            swap::unlink_shared(temporary, patience)?;
             recovered.done += 1;
             Ok(End::Over)
         }

@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use super::recover::drop_original;
 use super::{Error, Guest};
 use crate::ledger::store::Store;
 use crate::ledger::{Entry, Ledger, State};
@@ -19,13 +18,16 @@ use crate::sys::resolve::is_absent;
 use crate::sys::signal::Held;
 use crate::sys::swap::{self, Name, Shared};
 use crate::sys::{filesystem, gate};
-use crate::unify::identity;
+use crate::unify::identity::{self, Mtime};
+use crate::unify::inside;
 
 /// What settling came to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Settled {
     /// Names that share the original inode again.
     pub restored: u64,
+    /// Names with new content that are the pool's now: it was within reach.
+    pub unified: u64,
     /// Names that wait until their package is configured, or a writer is gone.
     pub postponed: u64,
     /// Names with new content that wait for the host.
@@ -55,7 +57,7 @@ pub fn settle(
     let settling = Settling { guest, store, packages };
     let mut settled = Settled::default();
     let entries: Vec<Entry> = ledger.entries()?.into_iter().filter(|e| e.state == State::Detached).collect();
-    let fates = parallel::map(&entries, |entry| settling.judge(entry));
+    let fates = parallel::map(parallel::processors(), &entries, |entry| settling.judge(entry));
     let mut work = Vec::new();
     let (mut changed, mut later) = (BTreeSet::new(), BTreeSet::new());
     for (entry, fate) in entries.iter().zip(fates) {
@@ -74,7 +76,8 @@ pub fn settle(
     ledger.set_state(&states)?;
 
     let held = Held::back();
-    let ended = parallel::map(&work, |(entry, fate)| settling.carry_out(entry, *fate));
+    let ended =
+        parallel::map(parallel::processors(), &work, |(entry, fate)| settling.carry_out(entry, *fate));
     let (mut over, mut back) = (Vec::new(), Vec::new());
     for ((entry, fate), ended) in work.iter().zip(ended) {
         let path = entry.intent.place.path();
@@ -102,7 +105,7 @@ pub fn settle(
     }
     drop(held);
     let new = changed.union(&packages.unpacked).filter(|path| !later.contains(*path));
-    settled.new = settling.hand_over(new)?;
+    (settled.unified, settled.new) = settling.hand_over(new)?;
     settled.postponed = later.len() as u64;
     Ok(settled)
 }
@@ -110,7 +113,8 @@ pub fn settle(
 /// Hands the host what was just unpacked, where nothing had to be detached for it.
 pub fn hand_over(guest: Guest<'_>, store: &Store, packages: &Packages) -> Result<Settled, Error> {
     let settling = Settling { guest, store, packages };
-    Ok(Settled { new: settling.hand_over(packages.unpacked.iter())?, ..Settled::default() })
+    let (unified, new) = settling.hand_over(packages.unpacked.iter())?;
+    Ok(Settled { unified, new, ..Settled::default() })
 }
 
 struct Settling<'a> {
@@ -146,7 +150,8 @@ impl Settling<'_> {
         }
         let untouched = entry.copy.is_some_and(|copy| copy.ino == now.id.ino && copy.ctime == now.ctime);
         let same = untouched
-            || (identity::same_metadata(&now, &original) && identity::same(&name.open()?, &stashed.open()?)?);
+            || (identity::same_metadata(&now, &original, Mtime::Match)
+                && identity::same(&name.open()?, &stashed.open()?, Mtime::Match)?);
         Ok(if same { Fate::Restore(now) } else { Fate::Drop { changed: true } })
     }
 
@@ -161,7 +166,7 @@ impl Settling<'_> {
         let stashed = Name { dir: self.store.stash(), name: &stashed };
         match fate {
             Fate::Restore(judged) => self.restore(entry, stashed, &judged),
-            _ => drop_original(stashed, self.guest.policy.lock_timeout).map(|_| true),
+            _ => swap::unlink_shared(stashed, self.guest.policy.lock_timeout).map(|_| true),
         }
     }
 
@@ -197,11 +202,19 @@ impl Settling<'_> {
         Ok(true)
     }
 
-    /// Adds to the spool what the host may unify of these paths; returns how many these are.
-    fn hand_over<'p>(&self, paths: impl Iterator<Item = &'p PathBuf>) -> Result<u64, Error> {
-        let new = self.eligible(paths);
+    /// Unifies what it can of these paths with the pool, and adds to the spool what the host may unify; returns how many
+    /// of each.
+    fn hand_over<'p>(&self, paths: impl Iterator<Item = &'p PathBuf>) -> Result<(u64, u64), Error> {
+        let mut new = self.eligible(paths);
+        let Guest { root, policy } = self.guest;
+        // The host looks at all that is left.
+        let unified = inside::unify(root, self.store.top(), policy, &new).unwrap_or_else(|e| {
+            log::debug!("{e}");
+            BTreeSet::new()
+        });
+        new.retain(|path| !unified.contains(path));
         self.store.spool(&new).map_err(Error::spool)?;
-        Ok(new.len() as u64)
+        Ok((unified.len() as u64, new.len() as u64))
     }
 
     fn eligible<'p>(&self, paths: impl Iterator<Item = &'p PathBuf>) -> BTreeSet<PathBuf> {
@@ -232,7 +245,7 @@ pub fn retire(store: &Store, ledger: &mut Ledger, policy: &Policy) -> Result<Set
     let held = Held::back();
     for entry in &entries {
         let name = entry.temporary();
-        match drop_original(Name { dir: store.stash(), name: &name }, policy.lock_timeout) {
+        match swap::unlink_shared(Name { dir: store.stash(), name: &name }, policy.lock_timeout) {
             Ok(_) => {
                 over.push(entry.id);
                 changed.insert(entry.intent.place.path());

@@ -1,25 +1,123 @@
 //! The one predicate: may these two files be one inode?
+//!
+//! They may where everything agrees that a guest could tell them apart by: what `stat(2)` shows, every extended
+//! attribute, every byte. For files that are not at hand at the same time the same question is put to digests.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use crate::sys::inode::{Inode, Kind};
-use crate::sys::{root, xattr};
+use crate::sys::root::{self, fill};
+use crate::sys::xattr::{self, Xattrs};
+
+/// Whether files may differ in their time of modification.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Mtime {
+    /// It must agree, to the nanosecond.
+    #[default]
+    Match,
+    /// It may differ; guests see the pool's.
+    Ignore,
+}
 
 /// Whether two regular files agree in everything `stat(2)` shows that a guest could tell them apart by: size, mode,
 /// owner, group and time of modification.
 ///
 /// Says nothing about extended attributes and content.
-pub fn same_metadata(a: &Inode, b: &Inode) -> bool {
-    let key = |inode: &Inode| (inode.size, inode.mode, inode.uid, inode.gid, inode.mtime);
-    a.kind == Kind::Regular && b.kind == Kind::Regular && key(a) == key(b)
+pub fn same_metadata(a: &Inode, b: &Inode, mtime: Mtime) -> bool {
+    let key = |inode: &Inode| (inode.size, inode.mode, inode.uid, inode.gid);
+    let both_regular = a.kind == Kind::Regular && b.kind == Kind::Regular;
+    both_regular && key(a) == key(b) && (mtime == Mtime::Ignore || a.mtime == b.mtime)
 }
 
 /// Whether two open regular files may be one inode: metadata, every extended attribute, every byte.
-pub fn same(a: &OwnedFd, b: &OwnedFd) -> io::Result<bool> {
-    Ok(same_metadata(&Inode::of(a)?, &Inode::of(b)?)
+pub fn same(a: &OwnedFd, b: &OwnedFd, mtime: Mtime) -> io::Result<bool> {
+    Ok(same_metadata(&Inode::of(a)?, &Inode::of(b)?, mtime)
         && xattr::read(a)? == xattr::read(b)?
         && root::same_content(a, b)?)
+}
+
+/// A digest of what [`same_metadata`] compares. Equal files have equal tags; the reverse wants a second look.
+pub fn tag(inode: &Inode, mtime: Mtime) -> u64 {
+    let mut encoded = [0; 32];
+    encoded[..8].copy_from_slice(&inode.size.to_le_bytes());
+    encoded[8..12].copy_from_slice(&inode.mode.to_le_bytes());
+    encoded[12..16].copy_from_slice(&inode.uid.to_le_bytes());
+    encoded[16..20].copy_from_slice(&inode.gid.to_le_bytes());
+    if mtime == Mtime::Match {
+        encoded[20..28].copy_from_slice(&inode.mtime.secs.to_le_bytes());
+        encoded[28..].copy_from_slice(&inode.mtime.nanos.to_le_bytes());
+    }
+    short(&encoded)
+}
+
+/// What keeps files of different paths apart where only those of the same path may be equal; 0 where any may.
+pub fn salt(by_path: bool, path: impl FnOnce() -> PathBuf) -> u64 {
+    // Never 0.
+    if by_path { short(path().as_os_str().as_bytes()) | 1 } else { 0 }
+}
+
+/// The first bytes of a BLAKE3 digest, as a number.
+pub fn short(data: &[u8]) -> u64 {
+    let digest = blake3::hash(data);
+    digest.as_bytes().iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+/// What of a file does not fit into its [`tag`]: content and extended attributes, as digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest {
+    /// BLAKE3 of all bytes.
+    pub content: [u8; 32],
+    /// A digest of names and values of the extended attributes; 0 for none.
+    pub xattrs: u64,
+}
+
+impl Digest {
+    /// Reads the open file to its end.
+    ///
+    /// `go_on` is asked after each piece; where it says no, there is no digest.
+    pub fn of(file: &OwnedFd, xattrs: &Xattrs, go_on: impl Fn() -> bool) -> io::Result<Option<Digest>> {
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; 1 << 18];
+        let mut at = 0;
+        loop {
+            let got = fill(file, &mut buffer, at)?;
+            hasher.update(&buffer[..got]);
+            at += got as u64;
+            if got < buffer.len() {
+                let digest = Digest { content: hasher.finalize().into(), xattrs: digest_xattrs(xattrs) };
+                return Ok(Some(digest));
+            }
+            if !go_on() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The digest of an open file that nobody writes to.
+    pub fn of_quiet(file: impl AsFd) -> io::Result<Digest> {
+        let file = file.as_fd().try_clone_to_owned()?;
+        let digest = Digest::of(&file, &xattr::read(&file)?, || true)?;
+        digest.ok_or_else(|| io::ErrorKind::Interrupted.into())
+    }
+}
+
+/// Each name and value with its length before it, so that no two sets are written alike.
+fn digest_xattrs(xattrs: &Xattrs) -> u64 {
+    if xattrs.is_empty() {
+        return 0;
+    }
+    let mut encoded = Vec::new();
+    for part in xattrs.iter().flat_map(|(name, value)| [name.as_bytes(), value]) {
+        encoded.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        encoded.extend_from_slice(part);
+    }
+    short(&encoded)
 }
 
 #[cfg(test)]
@@ -39,7 +137,7 @@ mod tests {
     }
 
     fn agree(a: File, b: File) -> bool {
-        same(&a.into(), &b.into()).unwrap()
+        same(&a.into(), &b.into(), Mtime::Match).unwrap()
     }
 
     #[test]
@@ -79,5 +177,42 @@ mod tests {
         if set.is_ok() {
             assert!(!agree(file(b"x"), other));
         }
+    }
+
+    #[test]
+    fn the_time_of_modification_may_be_left_out() {
+        let other = file(b"x");
+        other.set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH)).unwrap();
+        let (a, b): (OwnedFd, OwnedFd) = (file(b"x").into(), other.into());
+        assert!(!same(&a, &b, Mtime::Match).unwrap());
+        assert!(same(&a, &b, Mtime::Ignore).unwrap());
+        let inodes = (Inode::of(&a).unwrap(), Inode::of(&b).unwrap());
+        assert_ne!(tag(&inodes.0, Mtime::Match), tag(&inodes.1, Mtime::Match));
+        assert_eq!(tag(&inodes.0, Mtime::Ignore), tag(&inodes.1, Mtime::Ignore));
+    }
+
+    #[test]
+    fn digests_agree_where_content_and_attributes_do() {
+        let large = vec![7; 3 << 20];
+        let digest = |content: &[u8]| Digest::of_quiet(file(content)).unwrap();
+        assert_eq!(digest(&large), digest(&large));
+        assert_eq!(digest(&large[..1 << 18]).content, <[u8; 32]>::from(blake3::hash(&large[..1 << 18])));
+        assert_ne!(digest(&large), digest(&large[1..]));
+    }
+
+    #[test]
+    fn attributes_are_told_apart_by_where_one_ends() {
+        let set = |pairs: &[(&std::ffi::CStr, &[u8])]| {
+            digest_xattrs(&pairs.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect())
+        };
+        assert_eq!(set(&[]), 0);
+        assert_ne!(set(&[(c"user.a", b"bc")]), set(&[(c"user.ab", b"c")]));
+        assert_ne!(set(&[(c"user.a", b"")]), 0);
+    }
+
+    #[test]
+    fn a_writer_stops_the_reading() {
+        let file: OwnedFd = file(&vec![1; 1 << 20]).into();
+        assert_eq!(Digest::of(&file, &Xattrs::new(), || false).unwrap(), None);
     }
 }

@@ -1,5 +1,169 @@
-//! Makes equal files one inode again.
+//! Makes equal files of many guests one inode, and keeps them so.
+//!
+//! [`scan`] finds the files that may be unified, [`digest`] reads those of which at least two could be equal, [`link`]
+//! makes them names of an inode of the [`pool`]; [`run`] remembers what was begun and not ended. [`identity`] says what
+//! equal means.
 
+pub mod cache;
+pub mod catalog;
+pub mod changed;
+mod dedupe;
+pub mod digest;
 pub mod identity;
+pub mod inside;
+pub mod link;
+pub mod pass;
+pub mod plan;
+pub mod pool;
 pub mod rules;
+pub mod run;
+pub mod scan;
 pub mod scope;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::report::{Reason, Shown};
+
+/// Why the unifier refuses to work. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or directory.
+    #[error("{}: {}", Shown(path), Reason(source))]
+    At {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Other users could reach the pool.
+    #[error("{}: a pool must belong to the user who runs this, and be closed to all others", Shown(path))]
+    Exposed {
+        /// The pool.
+        path: PathBuf,
+    },
+    /// A directory that holds something else.
+    #[error("{}: is no pool, and holds other files ({})", Shown(path), Shown(stranger.as_ref()))]
+    NoPool {
+        /// The directory.
+        path: PathBuf,
+        /// One of them.
+        stranger: OsString,
+    },
+    /// The immutable flag cannot be set.
+    #[error("{}: the immutable flag cannot be set and cleared: {}", Shown(path), Reason(source))]
+    Capability {
+        /// The pool.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Blocks cannot be shared.
+    #[error("{}: the filesystem cannot share blocks between files", Shown(path))]
+    NoReflink {
+        /// The pool.
+        path: PathBuf,
+    },
+    /// The filesystem takes no changes.
+    #[error("{}: the filesystem is mounted read-only", Shown(path))]
+    ReadOnly {
+        /// The pool.
+        path: PathBuf,
+    },
+    /// A pool made for another way of sharing.
+    #[error("{}: this pool was made with {made}", Shown(path))]
+    Settings {
+        /// The pool.
+        path: PathBuf,
+        /// The options it was made with.
+        made: String,
+    },
+    /// No room, or no more of what the system has to give. What was done stays done.
+    #[error("{}: {}", Shown(path), Reason(source))]
+    Space {
+        /// The pool.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A guest that cannot share with the pool.
+    #[error("{}: {reason}", Shown(path))]
+    Guest {
+        /// The guest.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The cache, which is made anew where it can be.
+    #[error("{}: {source}", Shown(path))]
+    Cache {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+    /// Somebody else works on the pool.
+    #[error("{}: another cow-unify is at work on this pool", Shown(path))]
+    Busy {
+        /// The pool.
+        path: PathBuf,
+    },
+}
+
+impl Error {
+    /// What a person can do about it, where that is more than the message says.
+    pub fn remedy(&self) -> Option<&'static str> {
+        Some(match self {
+            Error::Exposed { .. } => "chown root and chmod 700 the pool, or name another with --pool",
+            Error::NoPool { .. } => "name a new or an empty directory with --pool",
+            Error::Busy { .. } => "wait for its end; an interrupted one keeps no lock",
+            Error::Capability { .. } => {
+                "run it as root of the host, with CAP_LINUX_IMMUTABLE, on a filesystem that knows the flag; \
+                 or say --protection none, which protects nothing, or --share reflink"
+            }
+            Error::NoReflink { .. } => {
+                "use --share hardlink, with another --pool if this one is made already"
+            }
+            Error::Settings { .. } => "leave the option out, or name another pool with --pool",
+            Error::At { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                "make room, and run it again"
+            }
+            Error::Space { .. } => "make room, or give more of what there is too little of, and run it again",
+            Error::At { .. } | Error::Guest { .. } | Error::Cache { .. } | Error::ReadOnly { .. } => {
+                return None;
+            }
+        })
+    }
+}
+
+/// Told how far the work has got.
+pub trait Watch: Sync {
+    /// So many files are to be worked on.
+    fn begin(&self, action: &'static str, files: u64);
+    /// Files and bytes that are done.
+    fn add(&self, files: u64, bytes: u64);
+    /// That was all.
+    fn end(&self);
+}
+
+/// Nobody watches.
+#[derive(Clone, Copy, Debug)]
+pub struct Silent;
+
+impl Watch for Silent {
+    fn begin(&self, _: &'static str, _: u64) {}
+    fn add(&self, _: u64, _: u64) {}
+    fn end(&self) {}
+}
+
+/// Says where an error happened.
+pub(crate) trait At<T> {
+    fn at(self, path: &Path) -> Result<T, Error>;
+}
+
+impl<T> At<T> for io::Result<T> {
+    fn at(self, path: &Path) -> Result<T, Error> {
+        self.map_err(|source| Error::At { path: path.to_path_buf(), source })
+    }
+}

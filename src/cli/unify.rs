@@ -1,0 +1,155 @@
+//! `cow-unify`: makes equal files of many guests one inode, keeps them so, checks and undoes it. The host's side.
+
+mod arguments;
+mod detach;
+mod gc;
+mod pass;
+mod status;
+mod verify;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use self::arguments::{Arguments, Command, Common};
+use super::failed;
+use crate::exit::Exit;
+use crate::policy::Policy;
+use crate::report::{Shown, json_path};
+use crate::sys::inode::InodeId;
+use crate::sys::root::Root;
+use crate::unify::catalog::Guest;
+use crate::unify::pass::open_guest;
+use crate::unify::pool::{self, Pool};
+use crate::unify::{self, Error};
+
+/// Runs the command with the arguments of this process.
+pub fn main() -> Exit {
+    let (arguments, matches): (Arguments, _) = match super::parse_in_order() {
+        Ok(arguments) => arguments,
+        Err(exit) => return exit,
+    };
+    let common = &arguments.common;
+    crate::logging::init("cow-unify", common.quiet, common.verbose);
+    let done = match &arguments.command {
+        None => pass::run(&arguments.pass, &matches, common),
+        Some(Command::Status { guests }) => status::run(guests, common),
+        Some(Command::Verify { guests }) => verify::run(guests, common),
+        Some(Command::Gc { dry_run }) => gc::run(*dry_run, common),
+        Some(Command::Detach { guest }) => detach::run(guest, common),
+    };
+    done.unwrap_or_else(|e| match e.downcast_ref::<Error>() {
+        Some(refusal) => {
+            let exit = failed(
+                &e,
+                if matches!(refusal, Error::Settings { .. }) { Exit::Usage } else { Exit::Refused },
+            );
+            if let Some(remedy) = refusal.remedy() {
+                log::error!("remedy: {remedy}");
+            }
+            exit
+        }
+        None => failed(&e, Exit::Usage),
+    })
+}
+
+/// A file in the result, for machines.
+#[derive(Debug, Serialize)]
+struct Named {
+    #[serde(flatten, serialize_with = "json_path")]
+    path: PathBuf,
+}
+
+/// A file or guest that something is wrong with.
+#[derive(Debug, Serialize)]
+struct Problem {
+    #[serde(flatten, serialize_with = "json_path")]
+    path: PathBuf,
+    reason: String,
+}
+
+/// The host's policy: what is never unified, how long to wait, how much room to leave.
+fn policy() -> anyhow::Result<Policy> {
+    let root = Root::open(Path::new("/"))?;
+    Ok(Policy::load(&root)?)
+}
+
+/// Opens guests, each once.
+fn open_guests(paths: &[PathBuf]) -> Result<Vec<Guest>, Error> {
+    let mut guests: Vec<Guest> = Vec::new();
+    let mut known: Vec<InodeId> = Vec::new();
+    for path in paths {
+        let guest = open_guest(path)?;
+        if !known.contains(&guest.inode.id) {
+            known.push(guest.inode.id);
+            guests.push(guest);
+        }
+    }
+    Ok(guests)
+}
+
+/// Where the pool is: as named, or beside the first guest.
+fn pool_path(common: &Common, guests: &[PathBuf]) -> anyhow::Result<PathBuf> {
+    let beside = |guest: &PathBuf| -> Result<PathBuf, Error> {
+        let guest = open_guest(guest)?;
+        let path = guest.root.path();
+        Ok(path.parent().unwrap_or(path).join(pool::DEFAULT_NAME))
+    };
+    let path = match (&common.pool, guests.first()) {
+        (Some(path), _) => std::path::absolute(path)?,
+        (None, Some(guest)) => beside(guest)?,
+        (None, None) => anyhow::bail!("name the pool with --pool DIR"),
+    };
+    // Its own path, where it is there already: it is compared with the guests'.
+    Ok(std::fs::canonicalize(&path).unwrap_or(path))
+}
+
+/// Opens a pool that must be there.
+fn existing_pool(common: &Common, guests: &[PathBuf]) -> anyhow::Result<Pool> {
+    let path = pool_path(common, guests)?;
+    Pool::open(&path)?.ok_or_else(|| {
+        anyhow::anyhow!(
+            "{}: there is no pool; `cow-unify GUEST...` makes one, --pool DIR names another",
+            Shown(&path)
+        )
+    })
+}
+
+/// Prints a result: as one JSON object, or as `text` prints it.
+fn print<R: Serialize>(
+    common: &Common,
+    report: &R,
+    text: impl Fn(&mut dyn Write, &R) -> io::Result<()>,
+    exit: Exit,
+) -> Exit {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let printed = if common.json {
+        serde_json::to_writer(&mut out, report).map_err(io::Error::from).and_then(|()| writeln!(out))
+    } else if common.quiet > 0 {
+        Ok(())
+    } else {
+        text(&mut out, report)
+    };
+    match printed.and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => failed(&e.into(), exit),
+        _ => exit,
+    }
+}
+
+/// Tells of a guest or file that something is wrong with.
+fn complain(problems: &[Problem]) {
+    for problem in problems {
+        log::error!("{}: {}", Shown(&problem.path), problem.reason);
+    }
+}
+
+/// Threads to look and read with, unless the command line says otherwise: a cold disk is quickest with many requests in flight.
+fn threads(common: &Common) -> usize {
+    common.jobs.map_or_else(|| (crate::parallel::processors() * 8).min(16), |jobs| usize::from(jobs.get()))
+}
+
+/// The pool's lock, or a refusal.
+fn lock(pool: &Pool, policy: &Policy) -> Result<pool::Locked, unify::Error> {
+    pool.lock(policy.lock_timeout)
+}

@@ -1,0 +1,231 @@
+//! `cow-unify GUEST...`: the pass itself.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::ArgMatches;
+use serde::Serialize;
+
+use super::arguments::{Common, PassArguments, Protection};
+use super::{Named, Problem};
+use crate::cli::bar::Bar;
+use crate::exit::Exit;
+use crate::report::{Reason, Shown, size};
+use crate::sys::{filesystem, swap};
+use crate::unify::catalog::{Guest, Unfit};
+use crate::unify::link::Fence;
+use crate::unify::pass::{Options, Pass, Passed, check_reach};
+use crate::unify::pool::{Pool, Settings, Share};
+use crate::unify::rules::Rules;
+use crate::unify::{Error, identity::Mtime};
+
+/// What happened, for machines.
+#[derive(Debug, Serialize)]
+struct Report {
+    dry_run: bool,
+    pool: Named,
+    guests: u64,
+    /// Private names that were looked at.
+    looked_at: u64,
+    /// Names linked.
+    linked: u64,
+    /// Objects made for them.
+    objects: u64,
+    bytes_freed: u64,
+    bytes_copied: u64,
+    /// Names in directories that were read which were the pool's already.
+    shared_before: u64,
+    /// Names of objects in quarantine.
+    damaged: u64,
+    left: BTreeMap<Unfit, u64>,
+    recovered: u64,
+    /// Names linked; only with --verbose and --dry-run.
+    names: Vec<Named>,
+    skipped: Vec<Problem>,
+    failed: Vec<Problem>,
+    /// Windows in which somebody tried in vain to write to a shared inode.
+    contested: u64,
+    /// Objects that somebody has written to in one.
+    changed_objects: u64,
+}
+
+pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> anyhow::Result<Exit> {
+    let policy = super::policy()?;
+    let rules = rules(arguments, matches)?;
+    let guests = super::open_guests(&arguments.guests)?;
+    let reference = arguments.reference.as_ref().map(|path| reference(&guests, path)).transpose()?;
+    let (path, pool, settings) = pool(arguments, common)?;
+    for guest in &guests {
+        check_reach(&path, pool.as_ref(), settings.share, guest)?;
+    }
+    let fence = pool.as_ref().map_or(Ok(Fence::None), |pool| fence(pool, arguments))?;
+    let options = Options {
+        scope: arguments.scope,
+        rules,
+        never: policy.never_unify.clone(),
+        min_size: arguments.min_size,
+        allow_setid: arguments.allow_setid,
+        reference,
+        fence,
+        threads: super::threads(common),
+        patience: policy.lock_timeout,
+        reserve: policy.reserve,
+    };
+    let _lock = pool.as_ref().map(|pool| super::lock(pool, &policy)).transpose()?;
+    let bar = Bar::new(common.quiet > 0 || common.json);
+    let pass = Pass { pool: pool.as_ref(), settings, options: &options, watch: &bar, locked: false };
+    let number = guests.len() as u64;
+    let passed = match (arguments.changed, arguments.dry_run) {
+        (true, _) => pass.changed(guests)?,
+        (_, true) => pass.rehearse(guests)?,
+        _ => pass.unify(guests)?,
+    };
+    Ok(report(arguments, common, Named { path }, number, passed))
+}
+
+/// The rules of the command line, in the order they stand there.
+fn rules(arguments: &PassArguments, matches: &ArgMatches) -> anyhow::Result<Rules> {
+    let read =
+        |path: &PathBuf| std::fs::read(path).map_err(|e| anyhow::anyhow!("{}: {}", Shown(path), Reason(e)));
+    let mut ordered: BTreeMap<usize, Rules> = BTreeMap::new();
+    let at = |option: &str| matches.indices_of(option).into_iter().flatten().collect::<Vec<_>>();
+    for (at, pattern) in at("exclude").into_iter().zip(&arguments.exclude) {
+        let mut rules = Rules::default();
+        rules.push_exclude(pattern).map_err(|e| anyhow::anyhow!("--exclude {pattern}: {e}"))?;
+        ordered.insert(at, rules);
+    }
+    for (at, pattern) in at("include").into_iter().zip(&arguments.include) {
+        let mut rules = Rules::default();
+        rules.push_include(pattern).map_err(|e| anyhow::anyhow!("--include {pattern}: {e}"))?;
+        ordered.insert(at, rules);
+    }
+    for (at, path) in at("exclude_from").into_iter().zip(&arguments.exclude_from) {
+        let rules = Rules::read(&read(path)?).map_err(|e| anyhow::anyhow!("{}: {e}", Shown(path)))?;
+        ordered.insert(at, rules);
+    }
+    for (at, path) in at("vserver_excludes").into_iter().zip(&arguments.vserver_excludes) {
+        let rules = Rules::read_vserver(&read(path)?).map_err(|e| anyhow::anyhow!("{}: {e}", Shown(path)))?;
+        ordered.insert(at, rules);
+    }
+    let mut all = Rules::default();
+    ordered.into_values().for_each(|rules| all.append(rules));
+    Ok(all)
+}
+
+/// Which of the guests is the model; it must be one of them.
+fn reference(guests: &[Guest], path: &std::path::Path) -> anyhow::Result<usize> {
+    let reference = crate::unify::pass::open_guest(path)?;
+    let found = guests.iter().position(|guest| guest.inode.id == reference.inode.id);
+    found.ok_or_else(|| anyhow::anyhow!("--reference {}: name it among the guests, too", Shown(path)))
+}
+
+/// The pool that was asked for, made where it is missing, unless nothing is to be done.
+fn pool(arguments: &PassArguments, common: &Common) -> anyhow::Result<(PathBuf, Option<Pool>, Settings)> {
+    let path = super::pool_path(common, &arguments.guests)?;
+    let asked = |default: Settings| Settings {
+        share: arguments.share.unwrap_or(default.share),
+        mtime: arguments.mtime.unwrap_or(default.mtime),
+    };
+    let pool = match Pool::open(&path)? {
+        None if arguments.dry_run => return Ok((path, None, asked(Settings::default()))),
+        None => Pool::create(&path, asked(Settings::default()))?,
+        Some(pool) => pool,
+    };
+    let made = pool.settings;
+    if asked(made) != made {
+        let share = if made.share == Share::Hardlink { "hardlink" } else { "reflink" };
+        let mtime = if made.mtime == Mtime::Match { "match" } else { "ignore" };
+        return Err(Error::Settings { path, made: format!("--share {share} --mtime {mtime}") }.into());
+    }
+    Ok((path, Some(pool), made))
+}
+
+/// How this host can fence shared inodes, tried before anything is touched.
+fn fence(pool: &Pool, arguments: &PassArguments) -> Result<Fence, Error> {
+    let at = |source| Error::At { path: pool.path().to_path_buf(), source };
+    if filesystem::is_read_only(pool.runs()).map_err(at)? {
+        return Err(Error::ReadOnly { path: pool.path().to_path_buf() });
+    }
+    if pool.settings.share == Share::Reflink
+        && !filesystem::shares_blocks(pool.settings_file().map_err(at)?, pool.runs())
+    {
+        return Err(Error::NoReflink { path: pool.path().to_path_buf() });
+    }
+    if arguments.dry_run || arguments.protection == Protection::None || pool.settings.share == Share::Reflink
+    {
+        return Ok(Fence::None);
+    }
+    let capable = swap::may_change_immutable(pool.runs());
+    capable.map_err(|source| Error::Capability { path: pool.path().to_path_buf(), source })?;
+    Ok(Fence::Immutable)
+}
+
+fn report(arguments: &PassArguments, common: &Common, pool: Named, guests: u64, passed: Passed) -> Exit {
+    let problem = |(path, reason)| Problem { path, reason };
+    let linked = passed.linked;
+    let named = arguments.dry_run || common.verbose > 0;
+    let report = Report {
+        dry_run: arguments.dry_run,
+        pool,
+        guests,
+        looked_at: passed.looked_at,
+        linked: if arguments.dry_run { passed.names.len() as u64 } else { linked.names.len() as u64 },
+        objects: linked.objects,
+        bytes_freed: if arguments.dry_run { passed.would_free } else { linked.freed },
+        bytes_copied: linked.copied,
+        shared_before: passed.shared_before,
+        damaged: passed.damaged,
+        left: passed.left,
+        recovered: passed.recovered.total(),
+        names: if named { passed.names.into_iter().map(|path| Named { path }).collect() } else { Vec::new() },
+        skipped: passed.skipped.into_iter().map(problem).collect(),
+        failed: linked.failed.into_iter().map(problem).collect(),
+        contested: linked.contested,
+        changed_objects: passed.changed_objects,
+    };
+    super::complain(&report.failed);
+    for guest in &report.skipped {
+        log::warn!("{}: left out: {}", Shown(&guest.path), guest.reason);
+    }
+    if report.damaged > 0 {
+        log::warn!(
+            "{} names belong to damaged objects: `cow-unify verify GUEST...` names them",
+            report.damaged
+        );
+    }
+    if report.changed_objects > 0 {
+        log::error!(
+            "{} objects were written to while they changed names: `cow-unify verify GUEST...` names them",
+            report.changed_objects
+        );
+    }
+    let whole = report.changed_objects == 0 && report.failed.is_empty() && report.skipped.is_empty();
+    super::print(common, &report, text, if whole { Exit::Done } else { Exit::Partial })
+}
+
+fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+    for Named { path } in &report.names {
+        writeln!(out, "{}", Shown(path))?;
+    }
+    let (linked, freed) =
+        if report.dry_run { ("would be linked", "to be freed") } else { ("linked", "freed") };
+    write!(
+        out,
+        "{} guests, {} private files looked at, {} {linked}, {} {freed}",
+        report.guests,
+        report.looked_at,
+        report.linked,
+        size(report.bytes_freed)
+    )?;
+    if !report.dry_run {
+        write!(out, ", {} new in the pool ({} copied)", report.objects, size(report.bytes_copied))?;
+    }
+    if !report.failed.is_empty() {
+        write!(out, ", {} failed", report.failed.len())?;
+    }
+    writeln!(out)?;
+    let left: Vec<String> =
+        report.left.iter().map(|(unfit, count)| format!("{count} {}", unfit.describe())).collect();
+    if left.is_empty() { Ok(()) } else { writeln!(out, "left as they are: {}", left.join("; ")) }
+}

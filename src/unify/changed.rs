@@ -1,0 +1,161 @@
+//! A pass over what the guests' own hooks say has changed: as much work as there are such files, however large the trees.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use super::catalog::{Catalog, Dir, Guest};
+use super::identity;
+use super::pass::{Pass, Passed};
+use super::plan;
+use super::pool::{Index, ObjectName, Pool};
+use super::rules::Choice;
+use super::scan;
+use super::{At, Error, run};
+use crate::ledger::store::{Taken, take_spool};
+use crate::report::{Reason, Shown};
+use crate::sys::inode::{Inode, Kind};
+use crate::sys::resolve::{Place, Resolver, is_absent};
+
+impl Pass<'_> {
+    /// Unifies the files in the guests' spools with the pool, and with one another.
+    ///
+    /// # Errors
+    /// As [`Pass::unify`].
+    pub fn changed(&self, guests: Vec<Guest>) -> Result<Passed, Error> {
+        let Some(pool) = self.pool else { return Ok(Passed::default()) };
+        let mut passed =
+            Passed { recovered: run::recover(pool, self.options.patience)?, ..Passed::default() };
+        let mut listed = Listed { pass: self, catalog: Catalog::default(), seen: HashSet::new() };
+        let mut taken: Vec<(PathBuf, Taken)> = Vec::new();
+        listed.catalog.guests = guests;
+        for number in 0..listed.catalog.guests.len() {
+            let root = &listed.catalog.guests[number].root;
+            let path = root.path().to_path_buf();
+            match take_spool(root) {
+                Ok(spool) => {
+                    listed.add(number, spool.paths.iter().map(PathBuf::as_path));
+                    taken.push((path, spool));
+                }
+                Err(e) => passed.skipped.push((path, format!("its spool: {}", Reason(e)))),
+            }
+        }
+        let mut cache = self.cache(pool)?;
+        let planner = self.planner();
+        planner.read(&mut listed.catalog, |_| true);
+        // What nobody has told of may have waited for just these: the private files that an earlier pass has seen.
+        let unmatched = |file: &&super::catalog::File| {
+            let tag = file.key;
+            listed.catalog.digest(file).is_some_and(|digest| {
+                let name = ObjectName { tag, digest, salt: 0, index: 0 };
+                !matches!(pool.find(&name), Ok(Some(_)))
+            })
+        };
+        let keys: HashSet<u64> = listed.catalog.files.iter().filter(unmatched).map(|file| file.key).collect();
+        for key in keys {
+            for (guest, path) in cache.with_key(key).unwrap_or_default() {
+                let number = listed.catalog.guests.iter().position(|known| known.root.path() == guest);
+                if let Some(number) = number {
+                    listed.add(number, std::iter::once(path.as_path()));
+                }
+            }
+        }
+        let mut catalog = listed.catalog;
+        scan::mark_linked_elsewhere(&mut catalog);
+        planner.read(&mut catalog, |_| true);
+        passed.looked_at = catalog.files.len() as u64;
+        passed.left = plan::left(&catalog);
+        let index = found(pool, &catalog)?;
+        let works = planner.works(&catalog, &index);
+        self.link(pool, &catalog, works, &mut passed)?;
+        // What found no equal waits for one.
+        let linked: HashSet<usize> = passed.linked.names.iter().copied().collect();
+        let mut at = 0;
+        catalog.files.retain(|_| {
+            at += 1;
+            !linked.contains(&(at - 1))
+        });
+        cache.note(&catalog).unwrap_or_else(|e| log::warn!("the pool's cache: {e}"));
+        for (path, spool) in taken {
+            if !passed.skipped.iter().any(|(skipped, _)| *skipped == path) {
+                spool.release().unwrap_or_else(|e| log::warn!("{}: its spool: {}", Shown(&path), Reason(e)));
+            }
+        }
+        Ok(passed)
+    }
+}
+
+/// The objects there are for these files.
+pub(super) fn found(pool: &Pool, catalog: &Catalog) -> Result<Index, Error> {
+    let mut objects = Vec::new();
+    for file in &catalog.files {
+        if let Some(digest) = catalog.digest(file) {
+            objects.extend(pool.find(&ObjectName { tag: file.key, digest, salt: 0, index: 0 })?);
+        }
+    }
+    objects.sort_unstable();
+    objects.dedup();
+    Ok(Index::new(objects, crate::sys::state::inodes(&pool.quarantine()?).at(pool.path())?))
+}
+
+/// Files that were named, not found by a scan.
+pub(super) struct Listed<'p> {
+    pub(super) pass: &'p Pass<'p>,
+    pub(super) catalog: Catalog,
+    pub(super) seen: HashSet<(usize, PathBuf)>,
+}
+
+impl Listed<'_> {
+    /// Adds the files of a guest that are there, and that the rules allow. Nothing else is taken on trust.
+    pub(super) fn add<'n>(&mut self, number: usize, paths: impl Iterator<Item = &'n Path>) {
+        let Listed { pass, catalog, seen } = self;
+        let mut part = Catalog::default();
+        let mut last: Option<(PathBuf, u32)> = None;
+        let guest = &catalog.guests[number];
+        let mut resolver = Resolver::new(&guest.root);
+        for path in paths {
+            let Ok(Some(Place { dir, name })) = resolver.place(path) else { continue };
+            let path = dir.join(&name);
+            let wanted = match pass.options.rules.choose(&path) {
+                Some(choice) => choice == Choice::Include,
+                None => !pass.options.never.matches(&path),
+            };
+            if !wanted || !seen.insert((number, path)) {
+                continue;
+            }
+            if last.as_ref().is_none_or(|(open, _)| *open != dir) {
+                let Some(at) = open(guest, number, &dir, &mut part) else { continue };
+                last = Some((dir, at));
+            }
+            let Some((dir, at)) = &last else { continue };
+            match guest.root.open_dir(dir).and_then(|fd| Inode::at(fd, &name)) {
+                Ok(inode) if inode.kind == Kind::Regular => pass.file(guest, &mut part, *at, &name, &inode),
+                Err(e) if !is_absent(&e) => log::warn!("{}: {}", Shown(&dir.join(&name)), Reason(e)),
+                _ => {}
+            }
+        }
+        catalog.absorb(part);
+    }
+}
+
+/// Adds a directory of a guest; `None` where it is none of it.
+fn open(guest: &Guest, number: usize, path: &Path, part: &mut Catalog) -> Option<u32> {
+    let inode = Inode::of(guest.root.open_dir(path).ok()?).ok()?;
+    let ours = inode.id.dev == guest.inode.id.dev && inode.mount == guest.inode.mount;
+    ours.then(|| {
+        part.add_dir(Dir {
+            guest: number as u16,
+            path: path.to_path_buf(),
+            ino: inode.id.ino,
+            ctime: 0,
+            fresh: false,
+        })
+    })
+}
+
+impl Pass<'_> {
+    fn file(&self, guest: &Guest, part: &mut Catalog, dir: u32, name: &OsStr, inode: &Inode) {
+        let unfit = scan::unfit(inode, guest, self.options.min_size, self.options.allow_setid);
+        part.add_file(dir, name, inode, identity::tag(inode, self.settings.mtime), unfit);
+    }
+}

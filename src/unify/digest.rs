@@ -1,0 +1,136 @@
+//! Reads files that may be equal, each inode once, while nobody writes to them.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use super::catalog::{Catalog, File, Unfit, nanoseconds};
+use super::identity::Digest;
+use crate::parallel;
+use crate::sys::inode::Inode;
+use crate::sys::lease::Lease;
+use crate::sys::resolve::is_absent;
+use crate::sys::swap::Name;
+use crate::sys::xattr::Xattrs;
+
+/// Files read by one thread in one go.
+const CHUNK: usize = 32;
+
+/// What reading a file came to.
+pub type Read = Result<Digest, Unfit>;
+
+/// Reads files that are told by their place in `catalog.files`; in the order of their inodes, which is about that of
+/// the disk.
+pub fn digest(
+    catalog: &Catalog,
+    mut files: Vec<usize>,
+    allow_setid: bool,
+    threads: usize,
+    done: &(dyn Fn(u64) + Sync),
+) -> Vec<(usize, Read)> {
+    files.sort_unstable_by_key(|&at| catalog.files[at].ino);
+    let chunks: Vec<&[usize]> = files.chunks(CHUNK).collect();
+    let read = parallel::map(threads, &chunks, |chunk| {
+        let mut dirs = Dirs::new(catalog);
+        let read = |&at: &usize| {
+            let file = &catalog.files[at];
+            let result = dirs.file(file).and_then(|opened| read(&opened, file, allow_setid));
+            done(file.size);
+            // What could not be opened, or is another file by now, is looked at again in the next run.
+            (at, result.unwrap_or(Err(Unfit::Changed)))
+        };
+        chunk.iter().map(read).collect::<Vec<_>>()
+    });
+    read.into_iter().flatten().collect()
+}
+
+/// Under a lease: it proves that there was no writer when the reading began, and none came.
+fn read(opened: &OwnedFd, file: &File, allow_setid: bool) -> io::Result<Read> {
+    let Some(lease) = take_lease(opened)? else { return Ok(Err(Unfit::Writer)) };
+    if !is_same(&Inode::of(opened)?, file) {
+        return Ok(Err(Unfit::Changed));
+    }
+    let xattrs = crate::sys::xattr::read(opened)?;
+    if has_capabilities(&xattrs) && !allow_setid {
+        return Ok(Err(Unfit::Capabilities));
+    }
+    // A writer that comes is not kept waiting for the end of a large file.
+    let Some(digest) = Digest::of(opened, &xattrs, || lease.holds())? else { return Ok(Err(Unfit::Writer)) };
+    let unchanged = lease.holds() && is_same(&Inode::of(opened)?, file);
+    Ok(if unchanged { Ok(digest) } else { Err(Unfit::Changed) })
+}
+
+/// Whether file capabilities are among the attributes (`capabilities(7)`).
+pub fn has_capabilities(xattrs: &Xattrs) -> bool {
+    xattrs.contains_key(c"security.capability")
+}
+
+/// Whether an inode is the one a scan saw, unchanged.
+pub fn is_same(inode: &Inode, file: &File) -> bool {
+    inode.id.ino == file.ino && inode.size == file.size && nanoseconds(inode.ctime) == file.ctime
+}
+
+/// A lease, or what must do where the filesystem has none.
+#[derive(Debug)]
+pub enum Quiet<'fd> {
+    /// Nobody has the file open for writing.
+    Leased(Lease<'fd>),
+    /// Nobody knows; a second look at the inode must do.
+    Unknown,
+}
+
+impl Quiet<'_> {
+    /// Whether no writer has come.
+    pub fn holds(&self) -> bool {
+        match self {
+            Quiet::Leased(lease) => lease.unbroken().unwrap_or(false),
+            Quiet::Unknown => true,
+        }
+    }
+}
+
+/// Takes a lease on a file; `None` where somebody has it open for writing.
+pub fn take_lease(file: &OwnedFd) -> io::Result<Option<Quiet<'_>>> {
+    match Lease::take(file.as_fd()) {
+        Ok(lease) => Ok(lease.map(Quiet::Leased)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOLCK)) => Ok(Some(Quiet::Unknown)),
+        Err(e) => Err(e),
+    }
+}
+
+/// Directories of a catalog, kept open: files come in runs of neighbours, of as many guests as there are.
+pub struct Dirs<'c> {
+    catalog: &'c Catalog,
+    open: HashMap<u32, Rc<OwnedFd>>,
+}
+
+impl<'c> Dirs<'c> {
+    /// None is open yet.
+    pub fn new(catalog: &'c Catalog) -> Dirs<'c> {
+        Dirs { catalog, open: HashMap::new() }
+    }
+
+    /// The directory of a file.
+    pub fn of(&mut self, file: &File) -> io::Result<Rc<OwnedFd>> {
+        if !self.open.contains_key(&file.dir) {
+            if self.open.len() >= 64 {
+                self.open.clear();
+            }
+            let opened = self.catalog.open_dir(self.catalog.dir(file))?;
+            self.open.insert(file.dir, Rc::new(opened));
+        }
+        self.open.get(&file.dir).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Opens a file.
+    pub fn file(&mut self, file: &File) -> io::Result<OwnedFd> {
+        let name = self.catalog.name(file);
+        Name { dir: self.of(file)?.as_fd(), name }.open()
+    }
+}
+
+/// Whether an error only says that the file is not there, or not the one it was.
+pub fn is_gone(error: &io::Error) -> bool {
+    is_absent(error) || matches!(error.raw_os_error(), Some(libc::ESTALE | libc::ELOOP))
+}

@@ -1,0 +1,145 @@
+//! Unifying from inside a guest, where the pool is within reach.
+//!
+//! The host leaves a file handle of its pool in each guest that has our hooks. A guest on the same mount whose root holds
+//! `CAP_DAC_READ_SEARCH` (a chroot, a privileged container) can open it, and link what its package manager has just
+//! unpacked without waiting for the host. All others cannot, and hand their list over.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::catalog::{Catalog, Guest};
+use super::changed::{Listed, found};
+use super::link::Fence;
+use super::pass::{Options, Pass, Passed};
+use super::pool::Pool;
+use super::rules::Rules;
+use super::scope::Scope;
+use super::{Error, Silent, scan};
+use crate::policy::Policy;
+use crate::sys::handle::Handle;
+use crate::sys::inode::Inode;
+use crate::sys::root::{Root, read_at};
+use crate::sys::state;
+
+/// The file in a guest's state directory.
+const FILE: &str = "pool.toml";
+
+/// What the host tells a guest of its pool.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Announcement {
+    /// Handle of the pool's directory, in hexadecimal.
+    handle: String,
+    /// Whether shared inodes are immutable.
+    immutable: bool,
+    /// Whether set-id files and files with capabilities are unified, too.
+    allow_setid: bool,
+    /// The smallest file, in bytes.
+    min_size: u64,
+}
+
+/// Tells a guest where the pool is; `state_dir` is its state directory, which is there if it has our hooks.
+pub fn announce(pool: &Pool, options: &Options, state_dir: &OwnedFd) -> io::Result<()> {
+    let handle = Handle::of(pool.root())?;
+    let announcement = Announcement {
+        handle: handle.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect(),
+        immutable: options.fence == Fence::Immutable,
+        allow_setid: options.allow_setid,
+        min_size: options.min_size,
+    };
+    if read(state_dir).ok().flatten().as_ref() == Some(&announcement) {
+        return Ok(());
+    }
+    let text = toml::to_string(&announcement).map_err(io::Error::other)?;
+    state::replace(state_dir, OsStr::new(FILE), text.as_bytes())
+}
+
+fn read(state_dir: impl AsFd) -> io::Result<Option<Announcement>> {
+    let text = match read_at(state_dir, OsStr::new(FILE)) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let text = String::from_utf8(text).map_err(io::Error::other)?;
+    toml::from_str(&text).map(Some).map_err(io::Error::other)
+}
+
+fn bytes(hex: &str) -> Option<Vec<u8>> {
+    let pair = |at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
+    (0..hex.len()).step_by(2).map(pair).collect()
+}
+
+/// Makes these files of the guest names of objects the pool has. The caller holds the guest's lock.
+///
+/// Returns the paths that are names of objects now; none where the pool is out of reach.
+pub fn unify(
+    root: &Root,
+    state_dir: impl AsFd,
+    policy: &Policy,
+    paths: &BTreeSet<PathBuf>,
+) -> Result<BTreeSet<PathBuf>, Error> {
+    let at = |source| Error::At { path: Path::new(crate::ledger::store::STATE_DIR).join(FILE), source };
+    let none = Ok(BTreeSet::new());
+    if paths.is_empty() {
+        return none;
+    }
+    let Some(announcement) = read(&state_dir).map_err(at)? else { return none };
+    let Some(handle) = bytes(&announcement.handle).map(|bytes| Handle::from_bytes(&bytes)) else {
+        return none;
+    };
+    // Another filesystem, another mount, no capability: the host will do it.
+    let Ok(dir) = handle.open(&state_dir) else { return none };
+    let inode = Inode::of(root).map_err(at)?;
+    let Some(pool) = Pool::at(Root::from_fd(dir, Path::new("the host's pool")))? else { return none };
+    if !pool.reaches(&inode) {
+        return none;
+    }
+    let options = Options {
+        scope: Scope::Owned,
+        rules: Rules::default(),
+        never: policy.never_unify.clone(),
+        min_size: announcement.min_size,
+        allow_setid: announcement.allow_setid,
+        reference: None,
+        fence: if announcement.immutable { Fence::Immutable } else { Fence::None },
+        threads: crate::parallel::processors(),
+        patience: policy.lock_timeout,
+        reserve: policy.reserve,
+    };
+    let pass =
+        Pass { pool: Some(&pool), settings: pool.settings, options: &options, watch: &Silent, locked: true };
+    let guest = Guest { root: root.try_clone().map_err(at)?, inode };
+    let mut listed = Listed { pass: &pass, catalog: Catalog::default(), seen: HashSet::new() };
+    listed.catalog.guests.push(guest);
+    listed.add(0, paths.iter().map(PathBuf::as_path));
+    let mut catalog = listed.catalog;
+    scan::mark_linked_elsewhere(&mut catalog);
+    let planner = pass.planner();
+    planner.read(&mut catalog, |_| true);
+    let mut works = planner.works(&catalog, &found(&pool, &catalog)?);
+    // What the pool does not have yet is the host's to decide: it sees the other guests.
+    works.retain(|work| work.existing.is_some());
+    let mut passed = Passed::default();
+    pass.link(&pool, &catalog, works, &mut passed)?;
+    for (path, reason) in &passed.linked.failed {
+        log::debug!("{}: {reason}", crate::report::Shown(path));
+    }
+    Ok(passed.linked.names.iter().map(|&at| catalog.path(&catalog.files[at])).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hexadecimal_is_read_as_it_is_written() {
+        assert_eq!(bytes("00ff7a"), Some(vec![0, 255, 0x7a]));
+        assert_eq!(bytes(""), Some(Vec::new()));
+        assert_eq!(bytes("0"), None);
+        assert_eq!(bytes("é0"), None);
+    }
+}

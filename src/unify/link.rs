@@ -1,0 +1,627 @@
+//! Makes equal files names of one inode.
+//!
+//! A batch at a time: the pool's fresh copies are made and their content compared with what was read; then the journal and the
+//! copies are flushed; only then do names change. Each name is exchanged with a link of the object, so that it names
+//! one or the other at every moment; the guest's own inode is looked at again before it is let go, and has its name back
+//! if a writer has come.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::catalog::{Catalog, Unfit};
+use super::digest::{Dirs, Quiet, is_gone, is_same, take_lease};
+use super::identity::{self, Digest};
+use super::plan::Work;
+use super::pool::{ObjectName, Pool, Share};
+use super::run::{Intent, Run, temporary};
+use super::{At, Error};
+use crate::parallel;
+use crate::report::Reason;
+use crate::sys::copy::Copier;
+use crate::sys::handle::Handle;
+use crate::sys::inode::Inode;
+use crate::sys::root;
+use crate::sys::signal::Held;
+use crate::sys::swap::{self, Name, Shared};
+use crate::sys::{filesystem, gate, times, xattr};
+
+/// Names linked in one window, at most: somebody may wait for its end.
+const WINDOW: usize = 64;
+/// Names changed before the directories get their times back.
+const SLICE: usize = 4096;
+
+/// How shared inodes are fenced on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fence {
+    /// `+i`.
+    Immutable,
+    /// Nothing.
+    None,
+}
+
+/// What linking came to.
+#[derive(Debug, Default)]
+pub struct Linked {
+    /// Names that are names of an object now: guest and path, by their places in the catalog's files.
+    pub names: Vec<usize>,
+    /// Objects made.
+    pub objects: u64,
+    /// Bytes written to the pool; blocks that are shared do not count.
+    pub copied: u64,
+    /// Bytes of disk that were freed.
+    pub freed: u64,
+    /// Names that stay as they are for now.
+    pub left: Vec<(usize, Unfit)>,
+    /// Names that could not be linked, with the reason.
+    pub failed: Vec<(PathBuf, String)>,
+    /// Windows in which somebody tried in vain to write.
+    pub contested: u64,
+    /// Objects that somebody may have written to, or still may: they want verification.
+    pub leaked: Vec<ObjectName>,
+    /// Something was left half way: the journal tells recovery what.
+    pub unfinished: bool,
+}
+
+impl Linked {
+    pub(super) fn absorb(&mut self, other: Linked) {
+        self.names.extend(other.names);
+        self.objects += other.objects;
+        self.copied += other.copied;
+        self.freed += other.freed;
+        self.left.extend(other.left);
+        self.failed.extend(other.failed);
+        self.contested += other.contested;
+        self.leaked.extend(other.leaked);
+        self.unfinished |= other.unfinished;
+    }
+}
+
+/// Links one catalog's files.
+pub struct Linker<'a> {
+    /// The pool.
+    pub pool: &'a Pool,
+    /// This run's place in it.
+    pub run: &'a Run<'a>,
+    /// The files.
+    pub catalog: &'a Catalog,
+    /// How objects are fenced.
+    pub fence: Fence,
+    /// How long to wait for the lock on one object.
+    pub patience: Duration,
+    /// How many threads link.
+    pub threads: usize,
+    /// Told of each name that is done, and of bytes copied.
+    pub done: &'a (dyn Fn(u64, u64) + Sync),
+}
+
+/// Work whose fresh object, if it needed one, has been copied.
+struct Job<'w> {
+    work: &'w Work,
+    /// The copy's name in the run's directory.
+    copy: Option<OsString>,
+    /// First number of the temporary names, one for each name of the work.
+    first: u64,
+}
+
+/// A name to be exchanged.
+struct Target {
+    at: usize,
+    dir: Rc<OwnedFd>,
+    temporary: OsString,
+}
+
+/// An inode of a guest that may become the object.
+struct Ready<'f> {
+    names: Vec<Target>,
+    own: &'f OwnedFd,
+    quiet: Quiet<'f>,
+    before: Inode,
+    attributes: xattr::Xattrs,
+}
+
+/// How far an inode's names have got.
+#[derive(Clone, Debug)]
+enum Stage {
+    Waiting,
+    Linked,
+    /// The object has as many links as it can have.
+    Full,
+    Failed(Errno),
+}
+
+impl Linker<'_> {
+    /// Links a batch.
+    ///
+    /// # Errors
+    /// Where nothing more can be done at all: no room, no journal. What was linked stays so.
+    pub fn link(&self, works: &[Work]) -> Result<Linked, Error> {
+        let mut linked = Linked::default();
+        let mut jobs = Vec::new();
+        for (work, made) in works.iter().zip(parallel::map(self.threads, works, |work| self.prepare(work))) {
+            match made {
+                Ok(Ok((copy, bytes))) => {
+                    linked.objects += u64::from(copy.is_some());
+                    linked.copied += bytes;
+                    jobs.push(Job { work, copy, first: self.run.numbers(work.names()) });
+                }
+                Ok(Err(unfit)) => linked.left.extend(work.inodes.iter().flatten().map(|&at| (at, unfit))),
+                Err(e) if is_exhaustion(&e) => {
+                    return Err(Error::Space { path: self.pool.path().into(), source: e });
+                }
+                Err(e) => {
+                    let path = self.catalog.outer_path(&self.catalog.files[work.inodes[0][0]]);
+                    linked.failed.push((path, Reason(e).to_string()));
+                }
+            }
+        }
+        let hardlinks = self.pool.settings.share == Share::Hardlink;
+        let intents = if hardlinks { self.intents(&jobs) } else { Vec::new() };
+        self.run.record(self.fence == Fence::Immutable, &intents).at(self.pool.path())?;
+        filesystem::sync(self.pool.runs()).at(self.pool.path())?;
+        let held = Held::back();
+        let mut slice: Vec<&Job<'_>> = Vec::new();
+        let mut names = 0;
+        for job in &jobs {
+            names += job.work.names();
+            slice.push(job);
+            if names >= SLICE {
+                linked.absorb(self.slice(&slice));
+                slice.clear();
+                names = 0;
+            }
+        }
+        linked.absorb(self.slice(&slice));
+        filesystem::sync(self.pool.runs()).at(self.pool.path())?;
+        gate::linger();
+        if !linked.unfinished {
+            self.run.forget().at(self.pool.path())?;
+        }
+        drop(held);
+        Ok(linked)
+    }
+
+    /// Copies a file of the work into the pool, unless the object is there. The copy's name, and the bytes written.
+    fn prepare(&self, work: &Work) -> io::Result<Result<(Option<OsString>, u64), Unfit>> {
+        if work.existing.is_some() {
+            return Ok(Ok((None, 0)));
+        }
+        let mut reason = Unfit::Changed;
+        let mut dirs = Dirs::new(self.catalog);
+        for names in &work.inodes {
+            let file = &self.catalog.files[names[0]];
+            let source = match dirs.file(file) {
+                Err(e) if is_gone(&e) => continue,
+                source => source?,
+            };
+            let inode = Inode::of(&source)?;
+            if !is_same(&inode, file) {
+                continue;
+            }
+            if take_lease(&source)?.is_none() {
+                reason = Unfit::Writer;
+                continue;
+            }
+            let name = temporary(self.run.numbers(1));
+            let copied = self.copy(&source, &inode, &name, work);
+            match copied {
+                Ok(Some(bytes)) => return Ok(Ok((Some(name), bytes))),
+                Ok(None) => {}
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Err(reason))
+    }
+
+    /// `None` where the copy is not what was read: somebody wrote meanwhile.
+    fn copy(&self, source: &OwnedFd, inode: &Inode, name: &OsString, work: &Work) -> io::Result<Option<u64>> {
+        let (copy, bytes) = Copier::default().copy(source, inode, self.run.dir(), name)?;
+        let tag = identity::tag(&Inode::of(&copy)?, self.pool.settings.mtime);
+        let same = tag == work.object.tag && Digest::of_quiet(&copy)? == work.object.digest;
+        if same {
+            (self.done)(0, bytes);
+            return Ok(Some(bytes));
+        }
+        Name { dir: self.run.dir(), name }.unlink()?;
+        Ok(None)
+    }
+
+    fn intents(&self, jobs: &[Job<'_>]) -> Vec<Intent> {
+        let mut handles: BTreeMap<u32, Option<Handle>> = BTreeMap::new();
+        let mut intents = Vec::new();
+        for job in jobs {
+            let numbers = job.first..;
+            for (&at, number) in job.work.inodes.iter().flatten().zip(numbers) {
+                let file = &self.catalog.files[at];
+                let handle = handles
+                    .entry(file.dir)
+                    .or_insert_with(|| Handle::of(self.catalog.open_dir(self.catalog.dir(file)).ok()?).ok());
+                intents.push(Intent {
+                    temporary: number,
+                    object: job.work.object,
+                    // Without one the guest's own inode cannot be given back to a writer after a kill.
+                    dir: handle.clone().unwrap_or_else(|| Handle::from_bytes(&[])),
+                    name: self.catalog.name(file).to_os_string(),
+                    ino: file.ino,
+                    size: file.size,
+                    mtime: file.mtime,
+                });
+            }
+        }
+        intents
+    }
+
+    /// Links some jobs; then their directories have the times they had.
+    fn slice(&self, jobs: &[&Job<'_>]) -> Linked {
+        // Names change only where inodes are shared.
+        let renames = self.pool.settings.share == Share::Hardlink;
+        let files = jobs.iter().filter(|_| renames).flat_map(|job| job.work.inodes.iter().flatten());
+        let dirs: BTreeSet<u32> = files.map(|&at| self.catalog.files[at].dir).collect();
+        let dirs: Vec<u32> = dirs.into_iter().collect();
+        let open = |dir: u32| self.catalog.open_dir(&self.catalog.dirs[dir as usize]);
+        let modified =
+            parallel::map(self.threads, &dirs, |&dir| Inode::of(open(dir)?).map(|inode| inode.mtime));
+        let chunks: Vec<&[&Job<'_>]> = jobs.chunks(32).collect();
+        let mut linked = Linked::default();
+        for part in parallel::map(self.threads, &chunks, |chunk| {
+            let mut dirs = Dirs::new(self.catalog);
+            let mut part = Linked::default();
+            for job in *chunk {
+                self.work(job, &mut dirs, &mut part);
+            }
+            part
+        }) {
+            linked.absorb(part);
+        }
+        let dirs: Vec<_> = dirs.iter().zip(&modified).collect();
+        parallel::map(self.threads, &dirs, |(dir, modified)| {
+            // A directory that has gone meanwhile needs no time.
+            if let (Ok(modified), Ok(fd)) = (modified, open(**dir)) {
+                times::set_modified(fd, *modified).unwrap_or_else(|e| log::debug!("{}", Reason(e)));
+            }
+        });
+        linked
+    }
+
+    fn work(&self, job: &Job<'_>, dirs: &mut Dirs<'_>, linked: &mut Linked) {
+        let mut done = 0;
+        if let Err(e) = self.try_work(job, dirs, linked, &mut done) {
+            linked.unfinished = true;
+            let rest = job.work.inodes[done..].iter().flatten();
+            let reason = Reason(&e).to_string();
+            linked
+                .failed
+                .extend(rest.map(|&at| (self.catalog.outer_path(&self.catalog.files[at]), reason.clone())));
+        }
+        (self.done)(job.work.names() as u64, 0);
+    }
+
+    /// `done` counts the inodes whose fate is in `linked`.
+    fn try_work(
+        &self,
+        job: &Job<'_>,
+        dirs: &mut Dirs<'_>,
+        linked: &mut Linked,
+        done: &mut usize,
+    ) -> Result<(), swap::Error> {
+        let (mut object, mut fresh) = match &job.copy {
+            Some(copy) => self.publish(job.work.object, copy)?,
+            None => (job.work.object, false),
+        };
+        if self.pool.settings.share == Share::Reflink {
+            *done = job.work.inodes.len();
+            return self.share(job.work, &object, dirs, linked);
+        }
+        let mut shelf = self.open_shelf(&object)?;
+        let mut shared = Shared::lock_at(&shelf, &object.file(), self.patience)?;
+        if self.fence == Fence::Immutable && !shared.inode()?.immutable {
+            shared.protect()?;
+        }
+        let mut number = job.first;
+        while *done < job.work.inodes.len() {
+            let rest = &job.work.inodes[*done..];
+            let mut names = 0;
+            let fits = |inode: &&Vec<usize>| {
+                names += inode.len();
+                names <= WINDOW
+            };
+            let chunk = &rest[..rest.iter().take_while(fits).count().max(1)];
+            let own = chunk.iter().map(|names| dirs.file(&self.catalog.files[names[0]])).collect::<Vec<_>>();
+            let link = Link { linker: self, object: &object, shared: &shared, shelf: &shelf, fresh };
+            let settled = link.chunk(chunk, &own, number, dirs, linked)?;
+            // The object has been compared with a guest's file now.
+            fresh = true;
+            number += chunk[..settled].iter().map(|names| names.len() as u64).sum::<u64>();
+            *done += settled;
+            if settled < chunk.len() {
+                object = self.successor(&object, &shared)?;
+                shelf = self.open_shelf(&object)?;
+                shared = Shared::lock_at(&shelf, &object.file(), self.patience)?;
+                linked.objects += 1;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn open_shelf(&self, object: &ObjectName) -> io::Result<OwnedFd> {
+        self.pool.shelf(object.shelf(), true)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Gives a copy its name among the objects, and fences it before any guest sees it. `false` where another run has
+    /// been faster.
+    fn publish(&self, object: ObjectName, copy: &OsString) -> Result<(ObjectName, bool), swap::Error> {
+        let shelf = self.open_shelf(&object)?;
+        let file = object.file();
+        let (copy, name) =
+            (Name { dir: self.run.dir(), name: copy }, Name { dir: shelf.as_fd(), name: &file });
+        let fresh = match copy.link(name) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(e) => return Err(io::Error::from(e).into()),
+        };
+        copy.unlink().map_err(io::Error::from)?;
+        if fresh && self.fence == Fence::Immutable {
+            Shared::lock_at(name.dir, name.name, self.patience)?.protect()?;
+        }
+        Ok((object, fresh))
+    }
+
+    /// A further inode of an object that can have no more links.
+    fn successor(&self, object: &ObjectName, full: &Shared) -> Result<ObjectName, swap::Error> {
+        let name = temporary(self.run.numbers(1));
+        let source = full.as_fd().try_clone_to_owned()?;
+        let (copy, _) = Copier::default().copy(&source, &full.inode()?, self.run.dir(), &name)?;
+        if Digest::of_quiet(&copy)? != object.digest {
+            Name { dir: self.run.dir(), name: &name }.unlink().map_err(io::Error::from)?;
+            return Err(io::Error::other("the pool's object is damaged; `cow-unify verify` tells").into());
+        }
+        filesystem::sync(self.run.dir())?;
+        let next = ObjectName { index: object.index + 1, ..*object };
+        self.publish(next, &name).map(|(object, _)| object)
+    }
+}
+
+/// An object that is locked, and about to get names.
+struct Link<'l> {
+    linker: &'l Linker<'l>,
+    object: &'l ObjectName,
+    shared: &'l Shared,
+    shelf: &'l OwnedFd,
+    /// It was made, or compared with a file of equal digests, in this run.
+    fresh: bool,
+}
+
+impl Link<'_> {
+    /// Links inodes, in one window. How many of them are settled; fewer than all where the object is full.
+    fn chunk(
+        &self,
+        inodes: &[Vec<usize>],
+        own: &[io::Result<OwnedFd>],
+        mut number: u64,
+        dirs: &mut Dirs<'_>,
+        linked: &mut Linked,
+    ) -> Result<usize, swap::Error> {
+        let mut ready: Vec<Option<Ready<'_>>> = Vec::new();
+        let mut compared = self.fresh;
+        for (names, own) in inodes.iter().zip(own) {
+            let looked = match own {
+                Ok(own) => self.look(names, own, number, dirs, &mut compared),
+                Err(e) => Err(io::Error::new(e.kind(), Reason(e).to_string()).into()),
+            };
+            number += names.len() as u64;
+            ready.push(match looked {
+                Ok(Ok(found)) => Some(found),
+                Ok(Err(unfit)) => {
+                    linked.left.extend(names.iter().map(|&at| (at, unfit)));
+                    None
+                }
+                Err(swap::Error::Unchanged(e)) if is_gone(&e) => {
+                    linked.left.extend(names.iter().map(|&at| (at, Unfit::Changed)));
+                    None
+                }
+                Err(e) => {
+                    self.fail(names, &e, linked);
+                    None
+                }
+            });
+        }
+        let stages = RefCell::new(vec![Stage::Waiting; ready.len()]);
+        let change = self.shared.change_names(|| self.link_all(&ready, &mut stages.borrow_mut()))?;
+        self.note(change, linked);
+        let mut stages = stages.into_inner();
+        self.take_back(&ready, &mut stages, linked)?;
+        let mut settled = 0;
+        for ((names, ready), stage) in inodes.iter().zip(&ready).zip(&stages) {
+            match (ready, stage) {
+                (None, _) => {}
+                (Some(_), Stage::Full) => return Ok(settled),
+                (Some(ready), Stage::Linked) => self.let_go(ready, linked)?,
+                (Some(_), Stage::Failed(Errno::STALE | Errno::NOENT)) => {
+                    linked.left.extend(names.iter().map(|&at| (at, Unfit::Changed)));
+                }
+                (Some(_), Stage::Failed(e)) => self.fail(names, &io::Error::from(*e).into(), linked),
+                (Some(_), Stage::Waiting) => linked.left.extend(names.iter().map(|&at| (at, Unfit::Writer))),
+            }
+            settled += 1;
+        }
+        Ok(settled)
+    }
+
+    fn note(&self, change: swap::Change, linked: &mut Linked) {
+        linked.contested += u64::from(change.contested);
+        if change.leaked {
+            linked.leaked.push(*self.object);
+        }
+    }
+
+    /// Looks at a guest's inode under a lease, and compares it with the object where that was not done yet.
+    fn look<'f>(
+        &self,
+        names: &[usize],
+        own: &'f OwnedFd,
+        number: u64,
+        dirs: &mut Dirs<'_>,
+        compared: &mut bool,
+    ) -> Result<Result<Ready<'f>, Unfit>, swap::Error> {
+        let catalog = self.linker.catalog;
+        let Some(quiet) = take_lease(own)? else { return Ok(Err(Unfit::Writer)) };
+        let before = Inode::of(own)?;
+        if !is_same(&before, &catalog.files[names[0]]) {
+            return Ok(Err(Unfit::Changed));
+        }
+        let attributes = xattr::read(own)?;
+        let object = self.shared.inode()?;
+        let object_fd = self.shared.as_fd().try_clone_to_owned()?;
+        let equal = identity::same_metadata(&before, &object, self.linker.pool.settings.mtime)
+            && attributes == xattr::read(&object_fd)?
+            && (*compared || root::same_content(own, &object_fd)?);
+        if !equal {
+            return Err(io::Error::other("the pool's object is damaged; `cow-unify verify` tells").into());
+        }
+        *compared = true;
+        let mut targets = Vec::with_capacity(names.len());
+        for (&at, number) in names.iter().zip(number..) {
+            let file = &catalog.files[at];
+            targets.push(Target { at, dir: dirs.of(file)?, temporary: temporary(number) });
+        }
+        Ok(Ok(Ready { names: targets, own, quiet, before, attributes }))
+    }
+
+    /// Exchanges the names of every inode that is ready. Fails as a whole only where the object needs a window.
+    fn link_all(&self, ready: &[Option<Ready<'_>>], stages: &mut [Stage]) -> rustix::io::Result<()> {
+        for (ready, stage) in ready.iter().zip(stages) {
+            let (Some(ready), Stage::Waiting) = (ready, &*stage) else { continue };
+            // A writer who came meanwhile would only be turned away again.
+            if !ready.quiet.holds() {
+                continue;
+            }
+            *stage = match self.link_names(ready) {
+                Ok(()) => Stage::Linked,
+                Err((true, Errno::PERM)) => return Err(Errno::PERM),
+                Err((true, Errno::MLINK)) => {
+                    *stage = Stage::Full;
+                    break;
+                }
+                Err((_, e)) => Stage::Failed(e),
+            };
+        }
+        Ok(())
+    }
+
+    /// All names of an inode, or none. An error says whether the object refused another link.
+    fn link_names(&self, ready: &Ready<'_>) -> Result<(), (bool, Errno)> {
+        let file = self.object.file();
+        let object = Name { dir: self.shelf.as_fd(), name: &file };
+        for (at, target) in ready.names.iter().enumerate() {
+            let temporary = Name { dir: self.linker.run.dir(), name: &target.temporary };
+            let name = Name { dir: target.dir.as_fd(), name: self.name(target.at) };
+            let failed = match object.link(temporary) {
+                Err(e) => (true, e),
+                Ok(()) => match temporary.exchange_for(name, ready.before.id) {
+                    Ok(()) => continue,
+                    Err(e) => {
+                        let _ = temporary.unlink();
+                        (false, e)
+                    }
+                },
+            };
+            for target in &ready.names[..at] {
+                self.give_back(target, None);
+            }
+            return Err(failed);
+        }
+        Ok(())
+    }
+
+    /// The guest's own inode has its name again, unless that is another file's by now.
+    fn give_back(&self, target: &Target, object: Option<Inode>) {
+        let temporary = Name { dir: self.linker.run.dir(), name: &target.temporary };
+        let name = Name { dir: target.dir.as_fd(), name: self.name(target.at) };
+        let exchanged = match object {
+            Some(object) => temporary.exchange_for(name, object.id),
+            None => temporary.exchange(name),
+        };
+        if let Err(e) = exchanged.and_then(|()| temporary.unlink()) {
+            log::debug!("{}: {e}", crate::report::Shown(name.name.as_ref()));
+        }
+    }
+
+    /// Gives the names back of inodes that a writer has got hold of meanwhile.
+    fn take_back(
+        &self,
+        ready: &[Option<Ready<'_>>],
+        stages: &mut [Stage],
+        linked: &mut Linked,
+    ) -> Result<(), swap::Error> {
+        let mut back = Vec::new();
+        for (ready, stage) in ready.iter().zip(stages.iter_mut()) {
+            let (Some(ready), Stage::Linked) = (ready, &*stage) else { continue };
+            let untouched = ready.quiet.holds()
+                && Inode::of(ready.own)?.same_content_as(&ready.before)
+                && xattr::read(ready.own)? == ready.attributes;
+            if !untouched {
+                *stage = Stage::Waiting;
+                back.push(ready);
+            }
+        }
+        if back.is_empty() {
+            return Ok(());
+        }
+        let object = self.shared.inode()?;
+        let first = RefCell::new(true);
+        let change = self.shared.change_names(|| {
+            for ready in &back {
+                for target in &ready.names {
+                    if *first.borrow() && object.immutable {
+                        // Natively it cannot be: the object's name is to move.
+                        first.replace(false);
+                        return Err(Errno::PERM);
+                    }
+                    self.give_back(target, Some(object));
+                }
+            }
+            Ok(())
+        })?;
+        self.note(change, linked);
+        Ok(())
+    }
+
+    /// Lets a guest's own inode go.
+    fn let_go(&self, ready: &Ready<'_>, linked: &mut Linked) -> Result<(), swap::Error> {
+        for target in &ready.names {
+            let temporary = Name { dir: self.linker.run.dir(), name: &target.temporary };
+            temporary.unlink().map_err(io::Error::from)?;
+            linked.names.push(target.at);
+        }
+        if ready.before.nlink as usize == ready.names.len() {
+            linked.freed += ready.before.allocated;
+        }
+        Ok(())
+    }
+
+    fn name(&self, at: usize) -> &std::ffi::OsStr {
+        self.linker.catalog.name(&self.linker.catalog.files[at])
+    }
+
+    fn fail(&self, names: &[usize], error: &swap::Error, linked: &mut Linked) {
+        let reason = Reason(error).to_string();
+        let path = |&at: &usize| self.linker.catalog.outer_path(&self.linker.catalog.files[at]);
+        linked.failed.extend(names.iter().map(|at| (path(at), reason.clone())));
+    }
+}
+
+/// Whether there is no use in going on with other files.
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EMFILE | libc::ENFILE | libc::ENOMEM)
+    )
+}

@@ -1,0 +1,423 @@
+//! One pass over guests: scan, read, link, and remember what is left.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use super::cache::{Cache, Remembered};
+use super::catalog::{Catalog, File, Guest, Unfit};
+use super::identity::{self, Digest};
+use super::link::{Fence, Linked, Linker};
+use super::plan::{self, Planner, Work};
+use super::pool::{Index, ObjectName, Pool, Settings, Share};
+use super::rules::Rules;
+use super::run::{self, Recovered, Run};
+use super::scan::{self, Wanted};
+use super::scope::{self, Eligible, Scope};
+use super::{At, Error, Watch, inside};
+use crate::ledger::store::{Claim, claim};
+use crate::policy::PatternSet;
+use crate::report::Reason;
+use crate::sys::filesystem;
+use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::sys::root::Root;
+use crate::sys::swap::Name;
+
+/// Names in one batch: one journal, two flushes.
+const BATCH: usize = 1 << 16;
+
+/// How long a guest's hook may keep us waiting before its guest is left for the next run.
+const GUEST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is to be done.
+#[derive(Debug)]
+pub struct Options {
+    /// Which files.
+    pub scope: Scope,
+    /// What the command line includes and excludes.
+    pub rules: Rules,
+    /// What is never unified unless it is asked for.
+    pub never: PatternSet,
+    /// The smallest file, in bytes.
+    pub min_size: u64,
+    /// Unify set-id files and files with capabilities, too.
+    pub allow_setid: bool,
+    /// The guest that is the model: only files of the same path as one of its are unified.
+    pub reference: Option<usize>,
+    /// How shared inodes are fenced.
+    pub fence: Fence,
+    /// How many threads look and read.
+    pub threads: usize,
+    /// How long to wait for the lock on one shared inode.
+    pub patience: Duration,
+    /// Bytes to be left free on the filesystem.
+    pub reserve: u64,
+}
+
+/// What a pass came to.
+#[derive(Debug, Default)]
+pub struct Passed {
+    /// What an interrupted run had left.
+    pub recovered: Recovered,
+    /// Private names that were looked at.
+    pub looked_at: u64,
+    /// Names seen that were the pool's before; those of directories that have not changed are not counted.
+    pub shared_before: u64,
+    /// Names of objects that are in quarantine.
+    pub damaged: u64,
+    /// Objects that somebody has written to meanwhile.
+    pub changed_objects: u64,
+    /// What was linked.
+    pub linked: Linked,
+    /// The paths of the names linked, or to be linked.
+    pub names: Vec<PathBuf>,
+    /// Bytes that a dry run would free, at most.
+    pub would_free: u64,
+    /// How many names stay private, by reason.
+    pub left: BTreeMap<Unfit, u64>,
+    /// Guests that were left out, with the reason.
+    pub skipped: Vec<(PathBuf, String)>,
+}
+
+/// Opens a guest.
+pub fn open_guest(path: &Path) -> Result<Guest, Error> {
+    let path = std::fs::canonicalize(path).at(path)?;
+    let root = Root::open(&path).at(&path)?;
+    Ok(Guest { inode: Inode::of(&root).at(&path)?, root })
+}
+
+/// A pass over some guests.
+pub struct Pass<'a> {
+    /// The pool; a rehearsal can do without.
+    pub pool: Option<&'a Pool>,
+    /// How files are shared in it.
+    pub settings: Settings,
+    /// What is to be done.
+    pub options: &'a Options,
+    /// Told how far it has got.
+    pub watch: &'a dyn Watch,
+    /// The caller holds the locks of the guests.
+    pub locked: bool,
+}
+
+impl Pass<'_> {
+    /// Says what there is to unify in these guests; writes nothing.
+    pub fn rehearse(&self, guests: Vec<Guest>) -> Result<Passed, Error> {
+        let mut passed = Passed::default();
+        // A cache that is not there is not made for this.
+        let cache = match self.pool {
+            Some(pool) if pool.cache_path().exists() => Some(self.cache(pool)?),
+            _ => None,
+        };
+        let mut catalog = Catalog::default();
+        let index = self.index()?;
+        self.scan_all(&mut catalog, guests, cache.as_ref(), &index, &mut passed);
+        let works = self.plan(&mut catalog, &index, &mut passed);
+        for work in &works {
+            let files = work.inodes.iter().flatten().map(|&at| catalog.outer_path(&catalog.files[at]));
+            passed.names.extend(files);
+            let inodes = work.inodes.len() as u64 - u64::from(work.existing.is_none());
+            passed.would_free += inodes * catalog.files[work.inodes[0][0]].size;
+        }
+        Ok(passed)
+    }
+
+    /// Unifies equal files of these guests.
+    ///
+    /// # Errors
+    /// Where nothing can be done at all. What fails for one file or guest is in the result.
+    pub fn unify(&self, guests: Vec<Guest>) -> Result<Passed, Error> {
+        let Some(pool) = self.pool else { return Ok(Passed::default()) };
+        let mut passed =
+            Passed { recovered: run::recover(pool, self.options.patience)?, ..Passed::default() };
+        let mut cache = self.cache(pool)?;
+        let mut catalog = Catalog::default();
+        let index = self.index()?;
+        let prints = self.scan_all(&mut catalog, guests, Some(&cache), &index, &mut passed);
+        let works = self.plan(&mut catalog, &index, &mut passed);
+        self.link(pool, &catalog, works, &mut passed)?;
+        if passed.linked.names.is_empty() {
+            self.store(&mut cache, &catalog, &prints);
+            return Ok(passed);
+        }
+        // What the directories look like now, and what has come meanwhile, is for the next pass to know.
+        for &at in &passed.linked.names {
+            catalog.files[at].shares_blocks = self.settings.share == Share::Reflink;
+        }
+        let known = digests(&catalog);
+        let guests = std::mem::take(&mut catalog.guests);
+        drop((catalog, index));
+        let mut after = Catalog::default();
+        let prints = self.scan_all(&mut after, guests, Some(&cache), &self.index()?, &mut Passed::default());
+        for at in 0..after.files.len() {
+            let file = &after.files[at];
+            if let Some((ctime, digest, shares_blocks)) = known.get(&after.id(file))
+                && *ctime == file.ctime
+            {
+                after.set_digest(at, *digest);
+                after.files[at].shares_blocks = *shares_blocks;
+            }
+        }
+        self.store(&mut cache, &after, &prints);
+        Ok(passed)
+    }
+
+    fn plan(&self, catalog: &mut Catalog, index: &Index, passed: &mut Passed) -> Vec<Work> {
+        passed.shared_before = catalog.shared;
+        passed.damaged = catalog.damaged;
+        passed.looked_at = catalog.files.len() as u64;
+        let planner = self.planner();
+        planner.read(catalog, |key| index.knows(key));
+        passed.left = plan::left(catalog);
+        planner.works(catalog, index)
+    }
+
+    fn index(&self) -> Result<Index, Error> {
+        self.pool.map_or_else(|| Ok(Index::default()), |pool| pool.index(self.options.threads))
+    }
+
+    pub(super) fn cache(&self, pool: &Pool) -> Result<Cache, Error> {
+        let path = pool.cache_path();
+        Cache::open(&path).map_err(|source| Error::Cache { path, source })
+    }
+
+    fn store(&self, cache: &mut Cache, catalog: &Catalog, prints: &[[u8; 32]]) {
+        // Nothing is lost but time.
+        cache.store(catalog, prints).unwrap_or_else(|e| log::warn!("the pool's cache: {e}"));
+    }
+
+    pub(super) fn planner(&self) -> Planner<'_> {
+        Planner {
+            allow_setid: self.options.allow_setid,
+            reference: self.options.reference.map(|at| at as u16),
+            threads: self.options.threads,
+            watch: self.watch,
+        }
+    }
+
+    /// Scans all guests into the catalog; returns the fingerprint of what was eligible in each.
+    fn scan_all(
+        &self,
+        catalog: &mut Catalog,
+        guests: Vec<Guest>,
+        cache: Option<&Cache>,
+        index: &Index,
+        passed: &mut Passed,
+    ) -> Vec<[u8; 32]> {
+        let pool = self.pool.map(|pool| pool.inode().id);
+        let borders: Vec<InodeId> =
+            pool.into_iter().chain(guests.iter().map(|guest| guest.inode.id)).collect();
+        let paths: Vec<PathBuf> = guests.iter().map(|guest| guest.root.path().to_path_buf()).collect();
+        let Options { scope, rules, never, .. } = self.options;
+        let wanted = Wanted {
+            index,
+            share: self.settings.share,
+            mtime: self.settings.mtime,
+            min_size: self.options.min_size,
+            allow_setid: self.options.allow_setid,
+            by_path: self.options.reference.is_some(),
+            borders: &borders,
+            threads: self.options.threads,
+        };
+        let mut prints = Vec::new();
+        for guest in guests {
+            let path = guest.root.path().to_path_buf();
+            // A guest of whom nothing is known is scanned in full.
+            let print = scope::fingerprint(&guest.root, *scope, rules, never).unwrap_or_default();
+            prints.push(print);
+            let loaded = cache.map_or_else(|| Ok(Remembered::new()), |cache| cache.load(&guest, &print));
+            let mut remembered = loaded.unwrap_or_else(|e| {
+                log::warn!("the pool's cache: {e}");
+                Remembered::new()
+            });
+            for inner in paths.iter().filter_map(|inner| inner.strip_prefix(&path).ok()) {
+                if !inner.as_os_str().is_empty() {
+                    remembered.retain(|dir, _| !dir.starts_with(Path::new("/").join(inner)));
+                }
+            }
+            let number = catalog.guests.len() as u16;
+            let eligible = OnceLock::new();
+            let load = || Eligible::load(&guest.root, *scope, rules, never);
+            let eligible_here = || eligible.get_or_init(load).as_ref().ok();
+            let found = scan::scan(&guest, number, &eligible_here, &remembered, &wanted);
+            match eligible.get() {
+                Some(Err(e)) => passed.skipped.push((path, Reason(e).to_string())),
+                _ => catalog.absorb(found),
+            }
+            catalog.guests.push(guest);
+        }
+        if self.settings.share == Share::Hardlink {
+            scan::mark_linked_elsewhere(catalog);
+        }
+        prints
+    }
+
+    /// Links all work, in batches; while one is under way, the hooks of its guests wait.
+    pub(super) fn link(
+        &self,
+        pool: &Pool,
+        catalog: &Catalog,
+        works: Vec<Work>,
+        passed: &mut Passed,
+    ) -> Result<(), Error> {
+        let names: usize = works.iter().map(Work::names).sum();
+        self.watch.begin("linking", names as u64);
+        let mut works = works.into_iter().peekable();
+        while works.peek().is_some() {
+            let room = self.room(pool)?;
+            let (mut batch, mut names, mut bytes) = (Vec::new(), 0, 0);
+            while let Some(work) = works.next_if(|work| {
+                let copy = self.copy_size(catalog, work);
+                names < BATCH && (batch.is_empty() || bytes + copy <= room / 2)
+            }) {
+                names += work.names();
+                bytes += self.copy_size(catalog, &work);
+                batch.push(work);
+            }
+            if bytes > room {
+                let path = pool.path().to_path_buf();
+                let source = std::io::Error::from_raw_os_error(libc::ENOSPC);
+                return Err(Error::Space { path, source });
+            }
+            let (batch, claims) = self.claim(catalog, batch, passed);
+            for claim in &claims {
+                if let Claim::Held(state_dir, _) = claim {
+                    // A guest that does not know waits for the host.
+                    let told = inside::announce(pool, self.options, state_dir);
+                    told.unwrap_or_else(|e| log::debug!("{}", Reason(e)));
+                }
+            }
+            self.batch(pool, catalog, &batch, passed)?;
+        }
+        self.watch.end();
+        Ok(())
+    }
+
+    fn batch(
+        &self,
+        pool: &Pool,
+        catalog: &Catalog,
+        batch: &[Work],
+        passed: &mut Passed,
+    ) -> Result<(), Error> {
+        let run = Run::begin(pool)?;
+        let linker = Linker {
+            pool,
+            run: &run,
+            catalog,
+            fence: self.options.fence,
+            patience: self.options.patience,
+            threads: crate::parallel::processors().min(self.options.threads),
+            done: &|files, bytes| self.watch.add(files, bytes),
+        };
+        let linked = linker.link(batch);
+        drop(run);
+        let unfinished = linked.as_ref().map_or(true, |linked| linked.unfinished);
+        if unfinished {
+            run::recover(pool, self.options.patience)?;
+        }
+        let before = passed.linked.names.len();
+        passed.linked.absorb(linked?);
+        for object in std::mem::take(&mut passed.linked.leaked) {
+            if !self.is_intact(pool, &object).unwrap_or(false) {
+                passed.changed_objects += 1;
+            }
+        }
+        let new = passed.linked.names[before..].iter();
+        passed.names.extend(new.map(|&at| catalog.outer_path(&catalog.files[at])));
+        Ok(())
+    }
+
+    /// Whether an object is what its name says.
+    fn is_intact(&self, pool: &Pool, object: &ObjectName) -> std::io::Result<bool> {
+        let Some(shelf) = pool.shelf(object.shelf(), false)? else { return Ok(true) };
+        let file = Name { dir: shelf.as_fd(), name: &object.file() }.open()?;
+        let tag = identity::tag(&Inode::of(&file)?, self.settings.mtime);
+        Ok(tag == object.tag && Digest::of_quiet(&file)? == object.digest)
+    }
+
+    fn copy_size(&self, catalog: &Catalog, work: &Work) -> u64 {
+        if work.existing.is_some() { 0 } else { catalog.files[work.inodes[0][0]].size }
+    }
+
+    /// Bytes that copies may take.
+    fn room(&self, pool: &Pool) -> Result<u64, Error> {
+        let runs = pool.runs();
+        if filesystem::shares_blocks(pool.settings_file().at(pool.path())?, runs) {
+            return Ok(u64::MAX);
+        }
+        Ok(filesystem::available(runs).at(pool.path())?.saturating_sub(self.options.reserve))
+    }
+
+    /// Takes out what belongs to guests in which a package manager is at work.
+    fn claim(&self, catalog: &Catalog, batch: Vec<Work>, passed: &mut Passed) -> (Vec<Work>, Vec<Claim>) {
+        let guest_of = |names: &[usize]| usize::from(catalog.dir(&catalog.files[names[0]]).guest);
+        let mut claims = Vec::new();
+        if self.locked {
+            return (batch, claims);
+        }
+        let mut busy = Vec::new();
+        for (at, guest) in catalog.guests.iter().enumerate() {
+            let reason = match claim(&guest.root, GUEST_PATIENCE) {
+                Ok(Claim::Busy) => {
+                    "a package manager is at work in it, or was killed (then `cow-prepare --recover` in the guest helps)"
+                        .to_owned()
+                }
+                Err(e) => Reason(e).to_string(),
+                Ok(held) => {
+                    claims.push(held);
+                    continue;
+                }
+            };
+            busy.push(at);
+            let path = guest.root.path().to_path_buf();
+            if !passed.skipped.iter().any(|(skipped, _)| *skipped == path) {
+                passed.skipped.push((path, reason));
+            }
+        }
+        let mut batch = batch;
+        if !busy.is_empty() {
+            for work in &mut batch {
+                work.inodes.retain(|names| !names.iter().any(|&at| busy.contains(&guest_of(&[at]))));
+            }
+            batch.retain(|work| work.inodes.len() > usize::from(work.existing.is_none()));
+        }
+        (batch, claims)
+    }
+}
+
+/// What was read of the files that are still private.
+fn digests(catalog: &Catalog) -> HashMap<InodeId, (i64, Digest, bool)> {
+    let known =
+        |file: &File| Some((catalog.id(file), (file.ctime, catalog.digest(file)?, file.shares_blocks)));
+    catalog.files.iter().filter_map(known).collect()
+}
+
+/// Whether a guest can share with the pool at `path`, which need not be there yet.
+pub fn check_reach(path: &Path, pool: Option<&Pool>, share: Share, guest: &Guest) -> Result<(), Error> {
+    let guest_path = guest.root.path();
+    let refuse =
+        |reason: &str| Err(Error::Guest { path: guest_path.to_path_buf(), reason: reason.to_owned() });
+    if guest.inode.kind != Kind::Directory {
+        return refuse("not a directory");
+    }
+    if path.starts_with(guest_path) && guest_path != Path::new("/") {
+        return refuse("the pool lies in it, where the guest could reach it; name another with --pool");
+    }
+    let near = match pool {
+        Some(pool) => *pool.inode(),
+        None => {
+            let parent = path.parent().unwrap_or(path);
+            Inode::of(Root::open(parent).at(parent)?).at(parent)?
+        }
+    };
+    if share == Share::Hardlink && (near.id.dev, near.mount) != (guest.inode.id.dev, guest.inode.mount) {
+        return refuse(
+            "on another filesystem, mount or subvolume than the pool, so no hard link can join them; \
+             give it a pool of its own there (--pool), or share blocks with --share reflink where the filesystem can",
+        );
+    }
+    Ok(())
+}

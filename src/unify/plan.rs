@@ -1,0 +1,156 @@
+//! Which files become one inode: those that could be equal are read, those that are become work.
+
+use std::path::PathBuf;
+
+use super::Watch;
+use super::catalog::{Catalog, Unfit};
+use super::digest::digest;
+use super::identity::{self, Digest};
+use super::pool::{Index, Object, ObjectName};
+
+/// Equal files, and the object whose names they are to be.
+#[derive(Debug)]
+pub struct Work {
+    /// The object; its index is that of `existing`, or 0.
+    pub object: ObjectName,
+    /// What the pool has already.
+    pub existing: Option<Object>,
+    /// The names of each inode, by their places in the catalog's files.
+    pub inodes: Vec<Vec<usize>>,
+}
+
+impl Work {
+    /// How many names there are.
+    pub fn names(&self) -> usize {
+        self.inodes.iter().map(Vec::len).sum()
+    }
+}
+
+/// How to plan.
+pub struct Planner<'a> {
+    /// Unify files with capabilities, too.
+    pub allow_setid: bool,
+    /// The guest whose files alone are a model for the others.
+    pub reference: Option<u16>,
+    /// How many threads read.
+    pub threads: usize,
+    /// Told of what is to be read, and of each file that was.
+    pub watch: &'a dyn Watch,
+}
+
+impl Planner<'_> {
+    /// Reads the files that could be equal to one another, or to an object whose key is `known`.
+    pub fn read(&self, catalog: &mut Catalog, known: impl Fn(u64) -> bool) {
+        let mut unread = Vec::new();
+        for group in groups(catalog, &by_key(catalog)) {
+            if self.wants(catalog, group, known(catalog.files[group[0] as usize].key)) {
+                let inodes = inodes(catalog, group).map(|names| names[0] as usize);
+                unread.extend(inodes.filter(|&at| catalog.files[at].digest.is_none()));
+            }
+        }
+        self.watch.begin("reading", unread.len() as u64);
+        for (at, read) in
+            digest(catalog, unread, self.allow_setid, self.threads, &|bytes| self.watch.add(1, bytes))
+        {
+            match read {
+                Ok(digest) => {
+                    catalog.set_digest(at, digest);
+                    let dir = catalog.files[at].dir as usize;
+                    catalog.dirs[dir].fresh = true;
+                }
+                Err(unfit) => catalog.files[at].unfit = Some(unfit),
+            }
+        }
+        self.watch.end();
+    }
+
+    /// Puts together what is equal, and wants to be one inode.
+    pub fn works(&self, catalog: &Catalog, index: &Index) -> Vec<Work> {
+        let mut works = Vec::new();
+        for group in groups(catalog, &by_key(catalog)) {
+            self.equal(catalog, index, group, &mut works);
+        }
+        // Neighbours in a guest are neighbours on the disk, and share directories.
+        works.sort_by_cached_key(|work| first_path(catalog, work));
+        works
+    }
+
+    /// Whether files of one key may come to anything.
+    fn wants(&self, catalog: &Catalog, group: &[u32], known: bool) -> bool {
+        let guest = |&at: &u32| catalog.dir(&catalog.files[at as usize]).guest;
+        if let Some(reference) = self.reference
+            && !known
+            && !group.iter().any(|at| guest(at) == reference)
+        {
+            return false;
+        }
+        let first = group[0];
+        let differs = |at: &&u32| {
+            catalog.files[**at as usize].ino != catalog.files[first as usize].ino
+                || guest(at) != guest(&first)
+        };
+        known || group.iter().any(|at| differs(&at))
+    }
+
+    fn equal(&self, catalog: &Catalog, index: &Index, group: &[u32], works: &mut Vec<Work>) {
+        let mut equal: Vec<(Digest, &[u32])> = inodes(catalog, group)
+            .filter_map(|names| Some((catalog.digest(&catalog.files[names[0] as usize])?, names)))
+            .filter(|(_, names)| {
+                let file = &catalog.files[names[0] as usize];
+                file.unfit.is_none() && !file.shares_blocks && !index.holds(file.ino)
+            })
+            .collect();
+        equal.sort_unstable_by_key(|(digest, names)| (*digest, names[0]));
+        for same in equal.chunk_by(|a, b| a.0 == b.0) {
+            let file = &catalog.files[same[0].1[0] as usize];
+            let salt = identity::salt(self.reference.is_some(), || catalog.path(file));
+            let name = ObjectName { tag: file.key ^ salt, digest: same[0].0, salt, index: 0 };
+            let existing = index.newest(&name);
+            let names: Vec<u32> = same.iter().flat_map(|(_, names)| names.iter().copied()).collect();
+            if self.wants(catalog, &names, existing.is_some()) {
+                works.push(Work {
+                    object: existing.map_or(name, |object| object.name),
+                    existing,
+                    inodes: same
+                        .iter()
+                        .map(|(_, names)| names.iter().map(|&at| at as usize).collect())
+                        .collect(),
+                });
+            }
+        }
+    }
+}
+
+/// The files that nothing keeps as they are, those that may be equal side by side, and names of one inode in these.
+fn by_key(catalog: &Catalog) -> Vec<u32> {
+    let mut order: Vec<u32> =
+        (0..catalog.files.len() as u32).filter(|&at| catalog.files[at as usize].unfit.is_none()).collect();
+    order.sort_unstable_by_key(|&at| {
+        let file = &catalog.files[at as usize];
+        (file.key, file.ino, at)
+    });
+    order
+}
+
+/// The files of each key among files that are sorted by key.
+fn groups<'o>(catalog: &Catalog, order: &'o [u32]) -> impl Iterator<Item = &'o [u32]> {
+    order.chunk_by(|&a, &b| catalog.files[a as usize].key == catalog.files[b as usize].key)
+}
+
+/// The names of each inode among files that are sorted by inode.
+fn inodes<'g>(catalog: &Catalog, group: &'g [u32]) -> impl Iterator<Item = &'g [u32]> {
+    group.chunk_by(|&a, &b| catalog.files[a as usize].ino == catalog.files[b as usize].ino)
+}
+
+fn first_path(catalog: &Catalog, work: &Work) -> PathBuf {
+    catalog.path(&catalog.files[work.inodes[0][0]])
+}
+
+/// How many names stay as they are, by reason.
+pub fn left(catalog: &Catalog) -> std::collections::BTreeMap<Unfit, u64> {
+    let mut left = std::collections::BTreeMap::new();
+    for unfit in catalog.files.iter().filter_map(|file| file.unfit) {
+        *left.entry(unfit).or_default() += 1;
+    }
+    left
+}

@@ -1,0 +1,334 @@
+//! A run's place in the pool: its temporary names, and the journal of what it is about to change.
+//!
+//! A run holds a lock on its directory. A directory that nobody holds is a killed run's: whoever comes next ends what
+//! the journal speaks of. Names in guests are told by file handles, which do not depend on who looks from where.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::catalog::nanoseconds;
+use super::pool::{Object, ObjectName, Pool};
+use super::{At, Error};
+use crate::report::{Reason, Shown};
+use crate::sys::handle::Handle;
+use crate::sys::inode::Inode;
+use crate::sys::lease::Lease;
+use crate::sys::root::read_at;
+use crate::sys::swap::{self, Name, Shared};
+use crate::sys::{filesystem, gate, lock, state};
+
+const JOURNAL: &str = "journal";
+/// The first bytes of a journal, and its version.
+const MAGIC: &[u8] = b"cow-hooks journal 1\n";
+
+/// A run's own directory. It goes with the value, unless something is left in it for the next run to end.
+#[derive(Debug)]
+pub struct Run<'p> {
+    pool: &'p Pool,
+    name: OsString,
+    dir: OwnedFd,
+    next: AtomicU64,
+}
+
+/// A name that is to become a name of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// The name in the run's directory that it is exchanged with.
+    pub temporary: u64,
+    /// The object, whatever its index.
+    pub object: ObjectName,
+    /// The directory of the name.
+    pub dir: Handle,
+    /// The name.
+    pub name: OsString,
+    /// Number of the inode it had.
+    pub ino: u64,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its time of modification, in nanoseconds.
+    pub mtime: i64,
+}
+
+impl<'p> Run<'p> {
+    /// Begins a run.
+    pub fn begin(pool: &'p Pool) -> Result<Run<'p>, Error> {
+        let at = pool.path();
+        for number in 0.. {
+            let name = OsString::from(format!("{}-{number}", std::process::id()));
+            match rustix::fs::mkdirat(pool.runs(), &name, Mode::RWXU) {
+                Err(Errno::EXIST) => continue,
+                made => made.map_err(io::Error::from).at(at)?,
+            }
+            if let Some(dir) = claim(pool, &name).at(at)? {
+                return Ok(Run { pool, name, dir, next: AtomicU64::new(0) });
+            }
+        }
+        Err(io::Error::from(io::ErrorKind::AlreadyExists)).at(at)
+    }
+
+    /// The run's directory.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// The first of `count` numbers that no name in the run's directory has had yet.
+    pub fn numbers(&self, count: usize) -> u64 {
+        self.next.fetch_add(count as u64, Ordering::Relaxed)
+    }
+
+    /// Writes down what is about to be changed. The caller flushes the filesystem before it begins.
+    pub fn record(&self, protect: bool, intents: &[Intent]) -> io::Result<()> {
+        state::replace(&self.dir, OsStr::new(JOURNAL), &encode(protect, intents))
+    }
+
+    /// All that was written down has been done, and is on the disk.
+    pub fn forget(&self) -> io::Result<()> {
+        state::remove(&self.dir, OsStr::new(JOURNAL))
+    }
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        // Where something is left in it, the next run sees to that.
+        let _ = rustix::fs::unlinkat(self.pool.runs(), &self.name, AtFlags::REMOVEDIR);
+    }
+}
+
+/// A temporary name.
+pub fn temporary(number: u64) -> OsString {
+    number.to_string().into()
+}
+
+/// Opens and locks a run's directory; `None` where somebody holds it, or it is gone.
+fn claim(pool: &Pool, name: &OsStr) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = match rustix::fs::openat(pool.runs(), name, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(None),
+        opened => opened?,
+    };
+    match lock::exclusive(&dir, Duration::ZERO) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::TimedOut => return Ok(None),
+        Err(e) => return Err(e),
+    }
+    // Whoever held it may have removed it meanwhile.
+    let there = Name { dir: pool.runs().as_fd(), name }.inode()?;
+    Ok(if there.is_some_and(|inode| inode.id == Inode::of(&dir).map_or(inode.id, |own| own.id)) {
+        Some(dir)
+    } else {
+        None
+    })
+}
+
+/// What ending killed runs came to.
+#[derive(Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Recovered {
+    /// Names that became names of their object.
+    pub done: u64,
+    /// Names that have their own inode again.
+    pub undone: u64,
+    /// Shared inodes that were protected again.
+    pub protected: u64,
+    /// Temporary names removed.
+    pub removed: u64,
+}
+
+impl Recovered {
+    /// How much there was to do.
+    pub fn total(&self) -> u64 {
+        self.done + self.undone + self.protected + self.removed
+    }
+}
+
+/// Ends what killed runs began: every name has its own inode or the object's, every object is protected, nothing is left.
+pub fn recover(pool: &Pool, patience: Duration) -> Result<Recovered, Error> {
+    let mut recovered = Recovered::default();
+    for name in state::names(pool.runs()).at(pool.path())? {
+        let Some(dir) = claim(pool, &name).at(pool.path())? else { continue };
+        Ending { pool, dir: &dir, patience }.end(&mut recovered).at(&pool.path().join("runs").join(&name))?;
+        match rustix::fs::unlinkat(pool.runs(), &name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => {
+                log::warn!("{}: {}", Shown(&pool.path().join("runs").join(&name)), Reason(io::Error::from(e)))
+            }
+        }
+    }
+    Ok(recovered)
+}
+
+struct Ending<'a> {
+    pool: &'a Pool,
+    dir: &'a OwnedFd,
+    patience: Duration,
+}
+
+impl Ending<'_> {
+    fn end(&self, recovered: &mut Recovered) -> io::Result<()> {
+        let journal = match read_at(self.dir, OsStr::new(JOURNAL)) {
+            Ok(journal) => decode(&journal),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        // A journal that was never whole speaks of nothing that was begun.
+        if let Some((protect, intents)) = journal {
+            for family in intents.chunk_by(|a, b| a.object.same_object(&b.object)) {
+                let objects = self.objects(&family[0].object)?;
+                for intent in family {
+                    self.end_one(intent, &objects, recovered).map_err(io::Error::other)?;
+                }
+                for object in objects.iter().filter(|_| protect) {
+                    recovered.protected += u64::from(self.protect(object)?);
+                }
+            }
+        }
+        for name in state::names(self.dir)? {
+            if name != JOURNAL {
+                let left = Name { dir: self.dir.as_fd(), name: &name };
+                swap::unlink_shared(left, self.patience).map_err(io::Error::other)?;
+                recovered.removed += 1;
+            }
+        }
+        filesystem::sync(self.dir)?;
+        gate::linger();
+        state::remove(self.dir, OsStr::new(JOURNAL))
+    }
+
+    /// All inodes of an object.
+    fn objects(&self, name: &ObjectName) -> io::Result<Vec<Object>> {
+        let shelf = self.pool.read_shelf(name.shelf()).map_err(io::Error::other)?;
+        Ok(shelf.into_iter().filter(|object| object.name.same_object(name)).collect())
+    }
+
+    fn end_one(
+        &self,
+        intent: &Intent,
+        objects: &[Object],
+        recovered: &mut Recovered,
+    ) -> Result<(), swap::Error> {
+        let temporary_name = temporary(intent.temporary);
+        let temporary = Name { dir: self.dir.as_fd(), name: &temporary_name };
+        let Some(set_aside) = temporary.inode()? else { return Ok(()) };
+        let is_object = |inode: &Inode| objects.iter().any(|object| object.ino == inode.id.ino);
+        if set_aside.id.ino != intent.ino || is_object(&set_aside) {
+            // A link of the object that never came to its place, or came back from it.
+            recovered.undone += u64::from(is_object(&set_aside));
+            return swap::unlink_shared(temporary, self.patience).map(drop);
+        }
+        // The exchange has happened. Was the guest's own inode left alone?
+        let own = temporary.open()?;
+        let quiet = Lease::take(own.as_fd()).map_or(true, |lease| lease.is_some());
+        let unchanged =
+            quiet && (set_aside.size, nanoseconds(set_aside.mtime)) == (intent.size, intent.mtime);
+        if !unchanged && let Ok(dir) = intent.dir.open(self.dir) {
+            let name = Name { dir: dir.as_fd(), name: &intent.name };
+            if let Some(now) = name.inode()?.filter(is_object) {
+                let shared = Shared::lock_at(name.dir, name.name, self.patience)?;
+                shared.change_names(|| temporary.exchange_for(name, now.id))?;
+                swap::unlink_shared(temporary, self.patience)?;
+                recovered.undone += 1;
+                return Ok(());
+            }
+        }
+        temporary.unlink().map_err(io::Error::from)?;
+        recovered.done += 1;
+        Ok(())
+    }
+
+    fn protect(&self, object: &Object) -> io::Result<bool> {
+        let Some(shelf) = self.pool.shelf(object.name.shelf(), false)? else { return Ok(false) };
+        let shared = Shared::lock_at(&shelf, &object.name.file(), self.patience)?;
+        if shared.inode()?.immutable {
+            return Ok(false);
+        }
+        shared.protect().map(|()| true)
+    }
+}
+
+fn encode(protect: bool, intents: &[Intent]) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    out.push(u8::from(protect));
+    for intent in intents {
+        for number in [intent.temporary, intent.ino, intent.size, intent.mtime as u64] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        let object = intent.object.whole();
+        for field in [object.as_bytes(), intent.dir.as_bytes(), intent.name.as_bytes()] {
+            out.extend_from_slice(&(field.len() as u32).to_le_bytes());
+            out.extend_from_slice(field);
+        }
+    }
+    out.extend_from_slice(MAGIC);
+    out
+}
+
+/// Reads a journal; `None` where it is not whole.
+fn decode(data: &[u8]) -> Option<(bool, Vec<Intent>)> {
+    let body = data.strip_prefix(MAGIC)?.strip_suffix(MAGIC)?;
+    let (&protect, mut rest) = body.split_first()?;
+    let mut intents = Vec::new();
+    while !rest.is_empty() {
+        let mut numbers = [0; 4];
+        for number in &mut numbers {
+            let (bytes, tail) = rest.split_first_chunk()?;
+            (*number, rest) = (u64::from_le_bytes(*bytes), tail);
+        }
+        let mut fields = [&[][..]; 3];
+        for field in &mut fields {
+            let (length, tail) = rest.split_first_chunk()?;
+            (*field, rest) = tail.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        }
+        intents.push(Intent {
+            temporary: numbers[0],
+            ino: numbers[1],
+            size: numbers[2],
+            mtime: numbers[3] as i64,
+            object: ObjectName::parse_whole(OsStr::from_bytes(fields[0]))?,
+            dir: Handle::from_bytes(fields[1]),
+            name: OsString::from_vec(fields[2].to_vec()),
+        });
+    }
+    Some((protect != 0, intents))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::unify::identity::Digest;
+
+    proptest! {
+        #[test]
+        fn a_journal_is_read_as_it_was_written_or_not_at_all(
+            rows in prop::collection::vec((any::<u64>(), any::<[u8; 32]>(), prop::collection::vec(any::<u8>(), 0..40)), 0..5),
+            protect: bool,
+            cut in 1usize..60,
+        ) {
+            let intents: Vec<Intent> = rows.into_iter().map(|(number, content, bytes)| Intent {
+                temporary: number,
+                object: ObjectName { tag: number, digest: Digest { content, xattrs: 3 }, salt: number / 2, index: 9 },
+                dir: Handle::from_bytes(&bytes),
+                name: OsString::from_vec(bytes),
+                ino: !number,
+                size: number ^ 5,
+                mtime: number as i64,
+            }).collect();
+            let data = encode(protect, &intents);
+            prop_assert_eq!(decode(&data), Some((protect, intents)));
+            prop_assert_eq!(decode(&data[..data.len() - cut.min(data.len())]), None);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(data in prop::collection::vec(any::<u8>(), 0..100)) {
+            decode(&data);
+            decode(&[MAGIC, &data, MAGIC].concat());
+        }
+    }
+}
