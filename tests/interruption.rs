@@ -1,29 +1,11 @@
 //! Killed before any system call that changes something, nothing is lost: the next run ends what was begun.
 
 use std::collections::BTreeMap;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Output;
 
+use crate::support::strace::{self, points};
 use crate::support::{FILESYSTEMS, Guests, Seen, feed, files, litter, privileged, removal, same_inode, text};
-
-/// What changes a file, a name, a flag or the ledger, or makes it durable.
-const MUTATING: [&str; 14] = [
-    "renameat2",
-    "renameat",
-    "unlinkat",
-    "linkat",
-    "ioctl",
-    "fchown",
-    "fchmod",
-    "utimensat",
-    "ftruncate",
-    "copy_file_range",
-    "syncfs",
-    "pwrite64",
-    "fdatasync",
-    "mkdirat",
-];
 
 /// How many files the transaction is about.
 const FILES: usize = 200;
@@ -57,34 +39,10 @@ impl Interrupted {
         output
     }
 
-    /// Runs a hook under strace; with `kill`, it dies at the entry of that call. Returns the calls it made, and
-    /// whether it died.
+    /// Runs a hook under strace; with `kill`, it dies at the entry of that call.
     fn traced(&self, hook: &str, kill: Option<(&str, usize)>) -> (BTreeMap<String, usize>, bool) {
-        let log = tempfile::NamedTempFile::new().unwrap();
-        let mut command = Command::new("strace");
-        command.args(["-f", "-qq", "-o"]).arg(log.path());
-        command.arg("-e").arg(format!("trace={}", MUTATING.join(",")));
-        if let Some((call, nth)) = kill {
-            command.arg("-e").arg(format!("inject={call}:signal=KILL:when={nth}"));
-        }
-        command.arg("chroot").arg(self.guests.first()).args(["/cow-dpkg", hook]);
-        let status = feed(&mut command, removal("p").as_bytes()).status;
-        let died = status.signal() == Some(9) || status.code() == Some(128 + 9);
-        // "PID call(...": each thread counts for itself.
-        let mut by_thread: BTreeMap<(String, String), usize> = BTreeMap::new();
-        for line in std::fs::read_to_string(log.path()).unwrap().lines() {
-            let mut words = line.split_ascii_whitespace();
-            let (Some(thread), Some(call)) = (words.next(), words.next()) else { continue };
-            if let Some((call, _)) = call.split_once('(') {
-                *by_thread.entry((thread.to_owned(), call.to_owned())).or_default() += 1;
-            }
-        }
-        let mut calls = BTreeMap::new();
-        for ((_, call), count) in by_thread {
-            let most = calls.entry(call).or_default();
-            *most = count.max(*most);
-        }
-        (calls, died)
+        let mut command = self.guests.program("cow-dpkg");
+        strace::traced(command.arg(hook), removal("p").as_bytes(), kill)
     }
 
     /// What must hold at every moment: no name missing or half written, the other guest's files as they were.
@@ -121,18 +79,6 @@ impl Interrupted {
             assert!(shared, "{when}: /{name} is not shared again");
         }
     }
-}
-
-/// The calls to die at: all of them on demand, else the first, the last and some between.
-fn points(count: usize) -> Vec<usize> {
-    if std::env::var_os("COW_TESTS_EVERY_CALL").is_some() {
-        return (1..=count).collect();
-    }
-    let mut points = vec![1, 2, count / 3, count / 2, count.saturating_sub(1), count];
-    points.retain(|&n| n > 0);
-    points.sort_unstable();
-    points.dedup();
-    points
 }
 
 fn killed_everywhere(kind: &str) {

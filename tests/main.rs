@@ -10,3 +10,6 @@ mod prepare;
 mod race;
 mod refusal;
 mod support;
+mod unify;
+mod unify_failures;
+mod unify_interruption;

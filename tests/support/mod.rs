@@ -1,5 +1,7 @@
 //! Small guests on filesystems of their own.
 
+pub mod strace;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -79,6 +81,12 @@ impl Filesystem {
 
     pub fn path(&self) -> &Path {
         &self.mount
+    }
+
+    /// Bytes that can still be allocated.
+    pub fn available(&self) -> u64 {
+        let stat = rustix::fs::statvfs(&self.mount).unwrap();
+        stat.f_bavail * stat.f_frsize
     }
 
     /// Leaves nothing free.

@@ -1,0 +1,383 @@
+//! What is equal becomes one inode, whatever differs stays apart, and nothing else changes.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use cow_hooks::sys::inode::Time;
+use serde_json::Value;
+
+use crate::support::{
+    FILESYSTEMS, Filesystem, assert_same, files, inode, picture, privileged, run, same_inode, seen,
+    set_immutable, set_mtime, text,
+};
+
+/// Guests on a filesystem of their own, with the pool beside them.
+pub struct Farm {
+    pub filesystem: Filesystem,
+}
+
+impl Farm {
+    pub fn new(kind: &str) -> Farm {
+        Farm::of_size(kind, 512)
+    }
+
+    pub fn of_size(kind: &str, megabytes: u64) -> Farm {
+        let farm = Farm { filesystem: Filesystem::new(kind, megabytes) };
+        for guest in ["g1", "g2"] {
+            fs::create_dir_all(farm.path(guest).join("usr/bin")).unwrap();
+        }
+        farm
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.filesystem.path().join(path)
+    }
+
+    /// Writes a file with a time of modification that all have.
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        set_mtime(&path, Time { secs: 1_600_000_000, nanos: 123_456_789 });
+        path
+    }
+
+    /// Writes equal files in both guests.
+    pub fn both(&self, path: &str, content: impl AsRef<[u8]>) -> (PathBuf, PathBuf) {
+        (self.write(&format!("g1/{path}"), &content), self.write(&format!("g2/{path}"), &content))
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cow-unify"));
+        command.current_dir(self.filesystem.path()).args(arguments);
+        command
+    }
+
+    /// Unifies all files of both guests.
+    pub fn unify(&self, more: &[&str]) -> Value {
+        let arguments = [&["--scope", "all", "--json", "g1", "g2"], more].concat();
+        let output = self.command(&arguments).output().unwrap();
+        let json =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)));
+        assert!(output.status.success(), "{}", text(&output));
+        json
+    }
+
+    /// The code of a run that does not do what was asked, and what it says.
+    pub fn refused(&self, arguments: &[&str]) -> (i32, String) {
+        let output: Output = self.command(arguments).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    }
+
+    pub fn objects(&self) -> Vec<PathBuf> {
+        files(&self.path(".cow-pool/objects")).into_keys().collect()
+    }
+
+    /// Nothing of a run is left in the pool.
+    pub fn assert_tidy(&self) {
+        assert_eq!(fs::read_dir(self.path(".cow-pool/runs")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn privileged_equal_files_become_one_protected_inode_and_nothing_else_changes() {
+    if !privileged() {
+        return;
+    }
+    for kind in FILESYSTEMS {
+        let farm = Farm::new(kind);
+        let (a, b) = farm.both("usr/bin/tool", vec![7; 300_000]);
+        let (c, d) = farm.both("usr/share/other name", "short");
+        let (only, _) = (farm.write("g1/usr/bin/only", "alone"), ());
+        symlink("tool", farm.path("g1/usr/bin/link")).unwrap();
+        for dir in ["g1/usr/bin", "g2/usr/bin", "g2/usr/share"] {
+            set_mtime(&farm.path(dir), Time { secs: 1_500_000_000, nanos: 7 });
+        }
+        let before: Vec<_> = ["g1", "g2"].iter().map(|guest| visible(&farm.path(guest))).collect();
+
+        let report = farm.unify(&[]);
+        assert_eq!(report["linked"], 4, "{kind}: {report}");
+        assert_eq!(report["objects"], 2);
+        assert!(same_inode(&a, &b) && same_inode(&c, &d));
+        assert!(inode(&a).immutable && inode(&a).nlink == 3);
+        assert_eq!(inode(&only).nlink, 1);
+        let after: Vec<_> = ["g1", "g2"].iter().map(|guest| visible(&farm.path(guest))).collect();
+        assert_eq!(before, after, "{kind}");
+        farm.assert_tidy();
+
+        let again = farm.unify(&[]);
+        assert_eq!((&again["linked"], &again["objects"]), (&0.into(), &0.into()));
+        // The pool is closed to guests.
+        assert_eq!(fs::metadata(farm.path(".cow-pool")).unwrap().mode() & 0o7777, 0o700);
+    }
+}
+
+/// What a guest can see of its tree, but for inode numbers, links and protection.
+pub fn visible(top: &Path) -> Vec<String> {
+    let entries = crate::support::entries(top).into_iter();
+    entries
+        .map(|(path, inode)| {
+            let full = top.join(&path);
+            let more = match inode.kind {
+                cow_hooks::sys::inode::Kind::Regular => {
+                    let seen = seen(&full);
+                    format!("{:?} {:?}", seen.content.len(), (seen.xattrs, seen.content))
+                }
+                cow_hooks::sys::inode::Kind::Symlink => format!("{:?}", fs::read_link(&full).unwrap()),
+                _ => String::new(),
+            };
+            format!(
+                "{path:?} {:?} {:o} {} {} {:?} {more}",
+                inode.kind, inode.mode, inode.uid, inode.gid, inode.mtime
+            )
+        })
+        .collect()
+}
+
+/// Two files that differ in one thing stay two inodes.
+fn stay_apart(what: &str, change: impl Fn(&Path)) {
+    if !privileged() {
+        return;
+    }
+    let farm = Farm::new("ext4");
+    let (a, b) = farm.both("usr/bin/tool", "the same content");
+    let (c, d) = farm.both("usr/bin/control", "equal");
+    change(&b);
+    let before = (seen(&a), seen(&b));
+    farm.unify(&["--allow-setid"]);
+    assert!(!same_inode(&a, &b), "{what}");
+    assert_eq!((seen(&a), seen(&b)), before, "{what}");
+    assert!(same_inode(&c, &d), "{what}");
+}
+
+fn keep_mtime(path: &Path, change: impl FnOnce(&Path)) {
+    let mtime = inode(path).mtime;
+    change(path);
+    set_mtime(path, mtime);
+}
+
+#[test]
+fn privileged_content_keeps_files_apart() {
+    stay_apart("content", |path| keep_mtime(path, |path| fs::write(path, "the same cOntent").unwrap()));
+}
+
+#[test]
+fn privileged_size_keeps_files_apart() {
+    stay_apart("size", |path| keep_mtime(path, |path| fs::write(path, "the same content!").unwrap()));
+}
+
+#[test]
+fn privileged_mode_keeps_files_apart() {
+    stay_apart("mode", |path| fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap());
+    stay_apart("set-id", |path| fs::set_permissions(path, fs::Permissions::from_mode(0o4644)).unwrap());
+}
+
+#[test]
+fn privileged_owner_keeps_files_apart() {
+    stay_apart("owner", |path| std::os::unix::fs::chown(path, Some(1000), None).unwrap());
+}
+
+#[test]
+fn privileged_group_keeps_files_apart() {
+    stay_apart("group", |path| std::os::unix::fs::chown(path, None, Some(1000)).unwrap());
+}
+
+#[test]
+fn privileged_a_nanosecond_keeps_files_apart() {
+    stay_apart("mtime", |path| set_mtime(path, Time { secs: 1_600_000_000, nanos: 123_456_790 }));
+}
+
+#[test]
+fn privileged_an_extended_attribute_keeps_files_apart() {
+    stay_apart("xattr", |path| {
+        drop(run(Command::new("setfattr").args(["-n", "user.x", "-v", "1"]).arg(path)))
+    });
+}
+
+#[test]
+fn privileged_an_acl_keeps_files_apart() {
+    stay_apart("acl", |path| drop(run(Command::new("setfacl").args(["-m", "u:1000:r"]).arg(path))));
+}
+
+#[test]
+fn privileged_a_capability_keeps_files_apart() {
+    stay_apart("capability", |path| drop(run(Command::new("setcap").arg("cap_net_raw+ep").arg(path))));
+}
+
+#[test]
+fn privileged_hard_links_of_a_guest_stay_hard_links() {
+    if !privileged() {
+        return;
+    }
+    for kind in FILESYSTEMS {
+        let farm = Farm::new(kind);
+        let (a, b) = farm.both("usr/bin/perl", "perl");
+        fs::hard_link(&a, farm.path("g1/usr/bin/perl5")).unwrap();
+        // One name is where nothing is ever unified: the other one must stay with it.
+        let (outside, _) = farm.both("usr/bin/half", "half");
+        fs::create_dir_all(farm.path("g1/var/lib")).unwrap();
+        fs::hard_link(&outside, farm.path("g1/var/lib/half")).unwrap();
+        let report = farm.unify(&[]);
+        assert!(same_inode(&a, &b) && same_inode(&a, &farm.path("g1/usr/bin/perl5")), "{kind}");
+        assert!(same_inode(&outside, &farm.path("g1/var/lib/half")), "{kind}");
+        assert!(!inode(&outside).immutable && report["left"]["linked_elsewhere"] == 1, "{report}");
+    }
+}
+
+#[test]
+fn privileged_plain_links_between_guests_move_to_the_pool() {
+    if !privileged() {
+        return;
+    }
+    let farm = Farm::new("ext4");
+    let a = farm.write("g1/usr/bin/tool", "copied with cp -al");
+    let b = farm.path("g2/usr/bin/tool");
+    fs::hard_link(&a, &b).unwrap();
+    let guests = inode(&a).id;
+    farm.unify(&[]);
+    assert!(same_inode(&a, &b) && inode(&a).immutable);
+    assert_ne!(inode(&a).id, guests, "a guest's inode never becomes the pool's");
+}
+
+#[test]
+fn privileged_what_never_is_unified_is_left() {
+    if !privileged() {
+        return;
+    }
+    let farm = Farm::new("ext4");
+    let paths =
+        ["etc/passwd", "var/lib/x", "home/u/x", "usr/bin/x.dpkg-new", "usr/lib/x.lock", "root/x", "tmp/x"];
+    let pairs: Vec<_> = paths.iter().map(|path| farm.both(path, "equal")).collect();
+    let empty = farm.both("usr/lib/empty", "");
+    let setid = farm.both("usr/bin/su", "su");
+    let capable = farm.both("usr/bin/ping6", "ping");
+    let own = farm.both("usr/bin/own", "own");
+    for path in [&setid.0, &setid.1] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o4755)).unwrap();
+    }
+    for path in [&capable.0, &capable.1] {
+        run(Command::new("setcap").arg("cap_net_raw+ep").arg(path));
+    }
+    set_immutable(&own.0, true);
+    let report = farm.unify(&[]);
+    for (a, b) in pairs.iter().chain([&empty, &setid, &capable, &own]) {
+        assert!(!same_inode(a, b), "{}", a.display());
+    }
+    assert!(inode(&own.0).immutable && !inode(&own.1).immutable);
+    let left = &report["left"];
+    assert_eq!((&left["set_id"], &left["capabilities"]), (&2.into(), &2.into()), "{report}");
+    assert_eq!((&left["small"], &left["protected"]), (&2.into(), &1.into()), "{report}");
+
+    farm.unify(&["--allow-setid", "--include", "/etc/passwd"]);
+    assert!(same_inode(&setid.0, &setid.1) && same_inode(&capable.0, &capable.1));
+    assert!(same_inode(&pairs[0].0, &pairs[0].1) && !same_inode(&pairs[1].0, &pairs[1].1));
+    assert_eq!(inode(&setid.0).mode, 0o4755);
+    set_immutable(&own.0, false);
+}
+
+#[test]
+fn privileged_patterns_choose_and_the_first_match_counts() {
+    if !privileged() {
+        return;
+    }
+    let farm = Farm::new("ext4");
+    let docs = farm.both("usr/share/doc/a", "doc");
+    let kept = farm.both("usr/share/doc/keep/b", "kept");
+    farm.unify(&["--include", "/usr/share/doc/keep", "--exclude", "/usr/share/doc"]);
+    assert!(same_inode(&kept.0, &kept.1) && !same_inode(&docs.0, &docs.1));
+    farm.unify(&["--exclude", "/usr/share/doc", "--include", "/usr/share/doc/a"]);
+    assert!(!same_inode(&docs.0, &docs.1));
+}
+
+#[test]
+fn privileged_a_reference_guest_unifies_equal_paths_only() {
+    if !privileged() {
+        return;
+    }
+    let farm = Farm::new("ext4");
+    let same = farm.both("usr/bin/tool", "equal");
+    let elsewhere = farm.write("g2/usr/bin/renamed", "equal");
+    let mut content = "different".to_owned();
+    let one = farm.write("g1/usr/bin/other", &content);
+    content.replace_range(0..1, "D");
+    let other = farm.write("g2/usr/bin/other", &content);
+    farm.unify(&["--reference", "g1"]);
+    assert!(same_inode(&same.0, &same.1) && !same_inode(&same.0, &elsewhere) && !same_inode(&one, &other));
+}
+
+#[test]
+fn privileged_times_of_modification_may_be_ignored() {
+    if !privileged() {
+        return;
+    }
+    let farm = Farm::new("ext4");
+    let (a, b) = farm.both("usr/bin/tool", "equal");
+    set_mtime(&b, Time { secs: 1, nanos: 0 });
+    farm.unify(&["--mtime", "ignore"]);
+    assert!(same_inode(&a, &b));
+    let (code, said) = farm.refused(&["--mtime", "match", "g1", "g2"]);
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("--mtime ignore"), "{said}");
+}
+
+#[test]
+fn privileged_a_dry_run_changes_nothing_and_makes_no_pool() {
+    if !privileged() {
+        return;
+    }
+    let farm = Farm::new("ext4");
+    farm.both("usr/bin/tool", "equal");
+    let before = picture(farm.filesystem.path());
+    let report = farm.unify(&["-n"]);
+    assert_eq!((&report["linked"], &report["names"].as_array().unwrap().len()), (&2.into(), &2), "{report}");
+    assert_same(&before, &picture(farm.filesystem.path()), "dry run");
+}
+
+#[test]
+fn privileged_without_protection_links_are_plain() {
+    if !privileged() {
+        return;
+    }
+    let farm = Farm::new("ext4");
+    let (a, b) = farm.both("usr/bin/tool", "equal");
+    farm.unify(&["--protection", "none"]);
+    assert!(same_inode(&a, &b) && !inode(&a).immutable);
+    let (c, d) = farm.both("usr/bin/more", "equal");
+    farm.unify(&["--protection", "none"]);
+    assert!(same_inode(&a, &c) && same_inode(&c, &d));
+    // Asked for later, it covers what gets a new name.
+    let late = farm.write("g2/usr/bin/late", "equal");
+    farm.unify(&[]);
+    assert!(same_inode(&a, &late) && inode(&a).immutable);
+}
+
+#[test]
+fn privileged_blocks_are_shared_where_inodes_are_not() {
+    if !privileged() {
+        return;
+    }
+    for kind in ["xfs", "btrfs"] {
+        let farm = Farm::new(kind);
+        let (a, b) = farm.both("usr/bin/tool", vec![9; 1 << 20]);
+        let before = (inode(&a), inode(&b), seen(&a));
+        let report = farm.unify(&["--share", "reflink"]);
+        assert_eq!(report["linked"], 2, "{kind}: {report}");
+        assert!(!same_inode(&a, &b) && seen(&a) == before.2 && seen(&b) == before.2, "{kind}");
+        assert_eq!((inode(&a).ctime, inode(&b).ctime), (before.0.ctime, before.1.ctime), "{kind}");
+        run(Command::new("sync").arg("-f").arg(farm.filesystem.path()));
+        let shared =
+            |path: &Path| text(&run(Command::new("filefrag").arg("-v").arg(path))).contains("shared");
+        assert!(shared(&a) && shared(&b), "{kind}");
+        assert_eq!(farm.unify(&[])["linked"], 0, "{kind}: the second run has nothing to do");
+        // A write to one is nobody else's.
+        fs::write(&a, "mine").unwrap();
+        assert_eq!(seen(&b), before.2);
+    }
+    let farm = Farm::new("ext4");
+    farm.both("usr/bin/tool", "equal");
+    let (code, said) = farm.refused(&["--share", "reflink", "g1", "g2"]);
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("cannot share blocks") && said.contains("--share hardlink"), "{said}");
+}

@@ -1,0 +1,106 @@
+//! cow-unify killed before any system call that changes something: no name is missing, and the next run ends what was
+//! begun.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::support::strace::{points, traced};
+use crate::support::{FILESYSTEMS, inode, privileged, same_inode, text};
+use crate::unify::{Farm, visible};
+
+/// Pairs of equal files a run is about.
+const PAIRS: usize = 24;
+
+struct Round {
+    pairs: Vec<(PathBuf, PathBuf)>,
+    visible: [Vec<String>; 2],
+}
+
+/// New files in both guests: small ones, one with two names, one equal to what the pool has.
+fn round(farm: &Farm, number: usize) -> Round {
+    let mut pairs = vec![farm.both("usr/lib/again", "the same in each round")];
+    for pair in 0..PAIRS {
+        let content = format!("{number} {pair}\n").repeat(50);
+        pairs.push(farm.both(&format!("usr/lib/dir{}/file-{pair}", pair % 5), content));
+    }
+    for guest in ["g1", "g2"] {
+        let link = farm.path(&format!("{guest}/usr/lib/second-name"));
+        let _ = fs::remove_file(&link);
+        fs::hard_link(farm.path(&format!("{guest}/usr/lib/dir0/file-0")), &link).unwrap();
+    }
+    pairs.push((farm.path("g1/usr/lib/second-name"), farm.path("g2/usr/lib/second-name")));
+    Round { pairs, visible: look(farm) }
+}
+
+fn look(farm: &Farm) -> [Vec<String>; 2] {
+    ["g1", "g2"].map(|guest| visible(&farm.path(guest)))
+}
+
+/// Takes all names out of the guests, for the next round to write them anew.
+fn clear(farm: &Farm) {
+    for path in farm.objects() {
+        crate::support::set_immutable(&farm.path(".cow-pool/objects").join(path), false);
+    }
+    for guest in ["g1", "g2"] {
+        fs::remove_dir_all(farm.path(&format!("{guest}/usr/lib"))).unwrap();
+    }
+    for path in farm.objects() {
+        crate::support::set_immutable(&farm.path(".cow-pool/objects").join(path), true);
+    }
+}
+
+fn killed_everywhere(kind: &str) {
+    if !privileged() {
+        return;
+    }
+    let farm = Farm::new(kind);
+    let command = farm.command(&["--scope", "all", "g1", "g2"]);
+    round(&farm, 0);
+    let (calls, _) = traced(&command, b"", None);
+    clear(&farm);
+    let mut killed = 0;
+    let mut number = 0;
+    for (call, count) in &calls {
+        for nth in points(*count) {
+            number += 1;
+            let when = format!("{kind}, killed at {call} {nth}");
+            let round = round(&farm, number);
+            killed += usize::from(traced(&command, b"", Some((call, nth))).1);
+            // Protection and directories' times are the next run's to restore.
+            let names = |visible: &[Vec<String>; 2]| -> Vec<String> {
+                visible.iter().flatten().filter(|line| line.contains(" Regular ")).cloned().collect()
+            };
+            assert!(names(&round.visible) == names(&look(&farm)), "{when}: something is lost");
+            let output = farm.command(&["--scope", "all", "g1", "g2"]).output().unwrap();
+            assert!(output.status.success(), "{when}: {}", text(&output));
+            assert!(names(&round.visible) == names(&look(&farm)), "{when}: something is lost afterwards");
+            for (a, b) in &round.pairs {
+                assert!(same_inode(a, b), "{when}: {} is private", a.display());
+                assert!(inode(a).immutable, "{when}: {} is not protected", a.display());
+            }
+            for object in farm.objects() {
+                let object = farm.path(".cow-pool/objects").join(object);
+                assert!(inode(&object).immutable, "{when}: {} is not protected", object.display());
+            }
+            farm.assert_tidy();
+            clear(&farm);
+        }
+    }
+    assert!(killed > 30, "only {killed} kills");
+    eprintln!("{kind}: {killed} kills");
+}
+
+#[test]
+fn privileged_cow_unify_killed_at_any_call_loses_nothing_on_ext4() {
+    killed_everywhere(FILESYSTEMS[0]);
+}
+
+#[test]
+fn privileged_cow_unify_killed_at_any_call_loses_nothing_on_xfs() {
+    killed_everywhere(FILESYSTEMS[1]);
+}
+
+#[test]
+fn privileged_cow_unify_killed_at_any_call_loses_nothing_on_btrfs() {
+    killed_everywhere(FILESYSTEMS[2]);
+}
