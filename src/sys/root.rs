@@ -118,11 +118,11 @@ pub fn relative(path: &Path) -> &Path {
 }
 
 /// Whether two open files hold the same bytes.
-pub fn same_content(a: &OwnedFd, b: &OwnedFd) -> io::Result<bool> {
+pub fn same_content(a: impl AsFd, b: impl AsFd) -> io::Result<bool> {
     let mut buffers = (vec![0; 1 << 17], vec![0; 1 << 17]);
     let mut at = 0;
     loop {
-        let got = (fill(a, &mut buffers.0, at)?, fill(b, &mut buffers.1, at)?);
+        let got = (fill(&a, &mut buffers.0, at)?, fill(&b, &mut buffers.1, at)?);
         if buffers.0[..got.0] != buffers.1[..got.1] {
             return Ok(false);
         }
@@ -134,10 +134,10 @@ pub fn same_content(a: &OwnedFd, b: &OwnedFd) -> io::Result<bool> {
 }
 
 /// Reads from `at` until the buffer is full or the file ends.
-pub fn fill(fd: &OwnedFd, buf: &mut [u8], at: u64) -> io::Result<usize> {
+pub fn fill(fd: impl AsFd, buf: &mut [u8], at: u64) -> io::Result<usize> {
     let mut done = 0;
     while done < buf.len() {
-        match rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut buf[done..], at + done as u64))? {
+        match rustix::io::retry_on_intr(|| rustix::io::pread(&fd, &mut buf[done..], at + done as u64))? {
             0 => break,
             got => done += got,
         }

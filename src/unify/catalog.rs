@@ -166,6 +166,9 @@ impl Catalog {
     pub fn absorb(&mut self, part: Catalog) {
         let (dirs, names) = (self.dirs.len() as u32, self.names.len() as u32);
         let digests = self.digests.len() as u32;
+        // Room for just that: doubling would need twice as much at the end.
+        self.names.reserve_exact(part.names.len());
+        self.files.reserve_exact(part.files.len());
         self.dirs.extend(part.dirs);
         self.names.extend(part.names);
         self.digests.extend(part.digests);

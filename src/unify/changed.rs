@@ -69,7 +69,7 @@ impl Pass<'_> {
         let works = planner.works(&catalog, &index);
         self.link(pool, &catalog, works, &mut passed)?;
         // What found no equal waits for one.
-        let linked: HashSet<usize> = passed.linked.names.iter().copied().collect();
+        let linked: HashSet<u32> = passed.linked.names.iter().copied().collect();
         let mut at = 0;
         catalog.files.retain(|_| {
             at += 1;

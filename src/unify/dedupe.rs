@@ -24,7 +24,7 @@ impl Linker<'_> {
     ) -> Result<(), swap::Error> {
         let shelf = self.open_shelf(object)?;
         let object = Name { dir: std::os::fd::AsFd::as_fd(&shelf), name: &object.file() }.open()?;
-        for names in &work.inodes {
+        for names in work.inodes(self.catalog) {
             match self.share_one(&object, names[0], dirs) {
                 Ok(Ok(freed)) => {
                     linked.freed += freed;
@@ -32,16 +32,16 @@ impl Linker<'_> {
                 }
                 Ok(Err(unfit)) => linked.left.extend(names.iter().map(|&at| (at, unfit))),
                 Err(e) => {
-                    let path = |&at: &usize| self.catalog.outer_path(&self.catalog.files[at]);
-                    linked.failed.extend(names.iter().map(|at| (path(at), Reason(&e).to_string())));
+                    let reason = Reason(&e).to_string();
+                    linked.failed.extend(names.iter().map(|&at| (self.outer_path(at), reason.clone())));
                 }
             }
         }
         Ok(())
     }
 
-    fn share_one(&self, object: &OwnedFd, at: usize, dirs: &mut Dirs<'_>) -> io::Result<Result<u64, Unfit>> {
-        let file = &self.catalog.files[at];
+    fn share_one(&self, object: &OwnedFd, at: u32, dirs: &mut Dirs<'_>) -> io::Result<Result<u64, Unfit>> {
+        let file = &self.catalog.files[at as usize];
         let own = match dirs.file(file) {
             Err(e) if is_gone(&e) => return Ok(Err(Unfit::Changed)),
             own => own?,

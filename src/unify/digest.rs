@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
+use super::Watch;
 use super::catalog::{Catalog, File, Unfit, nanoseconds};
 use super::identity::Digest;
 use crate::parallel;
@@ -20,27 +21,28 @@ const CHUNK: usize = 32;
 /// What reading a file came to.
 pub type Read = Result<Digest, Unfit>;
 
-/// Reads files that are told by their place in `catalog.files`; in the order of their inodes, which is about that of
-/// the disk.
+/// Reads files that are told by their place in `catalog.files`.
 pub fn digest(
     catalog: &Catalog,
-    mut files: Vec<usize>,
+    files: &[u32],
     allow_setid: bool,
     threads: usize,
-    done: &(dyn Fn(u64) + Sync),
-) -> Vec<(usize, Read)> {
-    files.sort_unstable_by_key(|&at| catalog.files[at].ino);
-    let chunks: Vec<&[usize]> = files.chunks(CHUNK).collect();
+    watch: &dyn Watch,
+) -> Vec<Read> {
+    let chunks: Vec<&[u32]> = files.chunks(CHUNK).collect();
     let read = parallel::map(threads, &chunks, |chunk| {
         let mut dirs = Dirs::new(catalog);
-        let read = |&at: &usize| {
-            let file = &catalog.files[at];
+        let mut bytes = 0;
+        let results = chunk.iter().map(|&at| {
+            let file = &catalog.files[at as usize];
+            bytes += file.size;
             let result = dirs.file(file).and_then(|opened| read(&opened, file, allow_setid));
-            done(file.size);
             // What could not be opened, or is another file by now, is looked at again in the next run.
-            (at, result.unwrap_or(Err(Unfit::Changed)))
-        };
-        chunk.iter().map(read).collect::<Vec<_>>()
+            result.unwrap_or(Err(Unfit::Changed))
+        });
+        let results: Vec<Read> = results.collect();
+        watch.add(results.len() as u64, bytes);
+        results
     });
     read.into_iter().flatten().collect()
 }
@@ -56,7 +58,9 @@ fn read(opened: &OwnedFd, file: &File, allow_setid: bool) -> io::Result<Read> {
         return Ok(Err(Unfit::Capabilities));
     }
     // A writer that comes is not kept waiting for the end of a large file.
-    let Some(digest) = Digest::of(opened, &xattrs, || lease.holds())? else { return Ok(Err(Unfit::Writer)) };
+    let Some(digest) = Digest::of(opened, file.size, &xattrs, || lease.holds())? else {
+        return Ok(Err(Unfit::Writer));
+    };
     let unchanged = lease.holds() && is_same(&Inode::of(opened)?, file);
     Ok(if unchanged { Ok(digest) } else { Err(Unfit::Changed) })
 }

@@ -4,7 +4,7 @@
 //! attribute, every byte. For files that are not at hand at the same time the same question is put to digests.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -36,9 +36,9 @@ pub fn same_metadata(a: &Inode, b: &Inode, mtime: Mtime) -> bool {
 }
 
 /// Whether two open regular files may be one inode: metadata, every extended attribute, every byte.
-pub fn same(a: &OwnedFd, b: &OwnedFd, mtime: Mtime) -> io::Result<bool> {
-    Ok(same_metadata(&Inode::of(a)?, &Inode::of(b)?, mtime)
-        && xattr::read(a)? == xattr::read(b)?
+pub fn same(a: impl AsFd, b: impl AsFd, mtime: Mtime) -> io::Result<bool> {
+    Ok(same_metadata(&Inode::of(&a)?, &Inode::of(&b)?, mtime)
+        && xattr::read(&a)? == xattr::read(&b)?
         && root::same_content(a, b)?)
 }
 
@@ -62,6 +62,9 @@ pub fn salt(by_path: bool, path: impl FnOnce() -> PathBuf) -> u64 {
     if by_path { short(path().as_os_str().as_bytes()) | 1 } else { 0 }
 }
 
+/// Bytes read at a time.
+const PIECE: usize = 1 << 18;
+
 /// The first bytes of a BLAKE3 digest, as a number.
 pub fn short(data: &[u8]) -> u64 {
     let digest = blake3::hash(data);
@@ -78,32 +81,41 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// Reads the open file to its end.
+    /// Reads an open file of `size` bytes.
     ///
-    /// `go_on` is asked after each piece; where it says no, there is no digest.
-    pub fn of(file: &OwnedFd, xattrs: &Xattrs, go_on: impl Fn() -> bool) -> io::Result<Option<Digest>> {
+    /// `go_on` is asked after each piece; where it says no, or where the file is shorter, there is no digest. Whether it
+    /// has grown is the caller's to see.
+    pub fn of(
+        file: impl AsFd,
+        size: u64,
+        xattrs: &Xattrs,
+        go_on: impl Fn() -> bool,
+    ) -> io::Result<Option<Digest>> {
         let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; 1 << 18];
+        let mut buffer = vec![0; usize::try_from(size).unwrap_or(PIECE).min(PIECE)];
         let mut at = 0;
-        loop {
-            let got = fill(file, &mut buffer, at)?;
-            hasher.update(&buffer[..got]);
-            at += got as u64;
-            if got < buffer.len() {
-                let digest = Digest { content: hasher.finalize().into(), xattrs: digest_xattrs(xattrs) };
-                return Ok(Some(digest));
+        while at < size {
+            let want = usize::try_from(size - at).unwrap_or(PIECE).min(buffer.len());
+            if fill(&file, &mut buffer[..want], at)? < want {
+                return Ok(None);
             }
-            if !go_on() {
+            hasher.update(&buffer[..want]);
+            at += want as u64;
+            if at < size && !go_on() {
                 return Ok(None);
             }
         }
+        Ok(Some(Digest { content: hasher.finalize().into(), xattrs: digest_xattrs(xattrs) }))
     }
 
-    /// The digest of an open file that nobody writes to.
-    pub fn of_quiet(file: impl AsFd) -> io::Result<Digest> {
-        let file = file.as_fd().try_clone_to_owned()?;
-        let digest = Digest::of(&file, &xattr::read(&file)?, || true)?;
-        digest.ok_or_else(|| io::ErrorKind::Interrupted.into())
+    /// The digest of an open file that nobody writes to, and what it was made of.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` where somebody does.
+    pub fn of_quiet(file: impl AsFd) -> io::Result<(Inode, Digest)> {
+        let inode = Inode::of(&file)?;
+        let digest = Digest::of(&file, inode.size, &xattr::read(&file)?, || true)?;
+        Ok((inode, digest.ok_or(io::ErrorKind::UnexpectedEof)?))
     }
 }
 
@@ -124,6 +136,7 @@ fn digest_xattrs(xattrs: &Xattrs) -> u64 {
 mod tests {
     use std::fs::{File, FileTimes};
     use std::io::Write;
+    use std::os::fd::OwnedFd;
     use std::os::unix::fs::PermissionsExt;
     use std::time::{Duration, SystemTime};
 
@@ -137,7 +150,7 @@ mod tests {
     }
 
     fn agree(a: File, b: File) -> bool {
-        same(&a.into(), &b.into(), Mtime::Match).unwrap()
+        same(a, b, Mtime::Match).unwrap()
     }
 
     #[test]
@@ -194,7 +207,7 @@ mod tests {
     #[test]
     fn digests_agree_where_content_and_attributes_do() {
         let large = vec![7; 3 << 20];
-        let digest = |content: &[u8]| Digest::of_quiet(file(content)).unwrap();
+        let digest = |content: &[u8]| Digest::of_quiet(file(content)).unwrap().1;
         assert_eq!(digest(&large), digest(&large));
         assert_eq!(digest(&large[..1 << 18]).content, <[u8; 32]>::from(blake3::hash(&large[..1 << 18])));
         assert_ne!(digest(&large), digest(&large[1..]));
@@ -213,6 +226,7 @@ mod tests {
     #[test]
     fn a_writer_stops_the_reading() {
         let file: OwnedFd = file(&vec![1; 1 << 20]).into();
-        assert_eq!(Digest::of(&file, &Xattrs::new(), || false).unwrap(), None);
+        assert_eq!(Digest::of(&file, 1 << 20, &Xattrs::new(), || false).unwrap(), None);
+        assert_eq!(Digest::of(&file, 2 << 20, &Xattrs::new(), || true).unwrap(), None);
     }
 }

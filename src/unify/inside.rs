@@ -109,6 +109,7 @@ pub fn unify(
         threads: crate::parallel::processors(),
         patience: policy.lock_timeout,
         reserve: policy.reserve,
+        list: false,
     };
     let pass =
         Pass { pool: Some(&pool), settings: pool.settings, options: &options, watch: &Silent, locked: true };
@@ -128,7 +129,7 @@ pub fn unify(
     for (path, reason) in &passed.linked.failed {
         log::debug!("{}: {reason}", crate::report::Shown(path));
     }
-    Ok(passed.linked.names.iter().map(|&at| catalog.path(&catalog.files[at])).collect())
+    Ok(passed.linked.names.iter().map(|&at| catalog.path(&catalog.files[at as usize])).collect())
 }
 
 #[cfg(test)]

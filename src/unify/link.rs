@@ -51,7 +51,7 @@ pub enum Fence {
 #[derive(Debug, Default)]
 pub struct Linked {
     /// Names that are names of an object now: guest and path, by their places in the catalog's files.
-    pub names: Vec<usize>,
+    pub names: Vec<u32>,
     /// Objects made.
     pub objects: u64,
     /// Bytes written to the pool; blocks that are shared do not count.
@@ -59,7 +59,7 @@ pub struct Linked {
     /// Bytes of disk that were freed.
     pub freed: u64,
     /// Names that stay as they are for now.
-    pub left: Vec<(usize, Unfit)>,
+    pub left: Vec<(u32, Unfit)>,
     /// Names that could not be linked, with the reason.
     pub failed: Vec<(PathBuf, String)>,
     /// Windows in which somebody tried in vain to write.
@@ -113,7 +113,7 @@ struct Job<'w> {
 
 /// A name to be exchanged.
 struct Target {
-    at: usize,
+    at: u32,
     dir: Rc<OwnedFd>,
     temporary: OsString,
 }
@@ -150,14 +150,14 @@ impl Linker<'_> {
                 Ok(Ok((copy, bytes))) => {
                     linked.objects += u64::from(copy.is_some());
                     linked.copied += bytes;
-                    jobs.push(Job { work, copy, first: self.run.numbers(work.names()) });
+                    jobs.push(Job { work, copy, first: self.run.numbers(work.names.len()) });
                 }
-                Ok(Err(unfit)) => linked.left.extend(work.inodes.iter().flatten().map(|&at| (at, unfit))),
+                Ok(Err(unfit)) => linked.left.extend(work.names.iter().map(|&at| (at, unfit))),
                 Err(e) if is_exhaustion(&e) => {
                     return Err(Error::Space { path: self.pool.path().into(), source: e });
                 }
                 Err(e) => {
-                    let path = self.catalog.outer_path(&self.catalog.files[work.inodes[0][0]]);
+                    let path = self.outer_path(work.names[0]);
                     linked.failed.push((path, Reason(e).to_string()));
                 }
             }
@@ -170,7 +170,7 @@ impl Linker<'_> {
         let mut slice: Vec<&Job<'_>> = Vec::new();
         let mut names = 0;
         for job in &jobs {
-            names += job.work.names();
+            names += job.work.names.len();
             slice.push(job);
             if names >= SLICE {
                 linked.absorb(self.slice(&slice));
@@ -195,8 +195,8 @@ impl Linker<'_> {
         }
         let mut reason = Unfit::Changed;
         let mut dirs = Dirs::new(self.catalog);
-        for names in &work.inodes {
-            let file = &self.catalog.files[names[0]];
+        for names in work.inodes(self.catalog) {
+            let file = &self.catalog.files[names[0] as usize];
             let source = match dirs.file(file) {
                 Err(e) if is_gone(&e) => continue,
                 source => source?,
@@ -224,8 +224,9 @@ impl Linker<'_> {
     /// `None` where the copy is not what was read: somebody wrote meanwhile.
     fn copy(&self, source: &OwnedFd, inode: &Inode, name: &OsString, work: &Work) -> io::Result<Option<u64>> {
         let (copy, bytes) = Copier::default().copy(source, inode, self.run.dir(), name)?;
-        let tag = identity::tag(&Inode::of(&copy)?, self.pool.settings.mtime);
-        let same = tag == work.object.tag && Digest::of_quiet(&copy)? == work.object.digest;
+        let (made, digest) = Digest::of_quiet(&copy)?;
+        let tag = identity::tag(&made, self.pool.settings.mtime);
+        let same = tag == work.object.tag && digest == work.object.digest;
         if same {
             (self.done)(0, bytes);
             return Ok(Some(bytes));
@@ -239,8 +240,8 @@ impl Linker<'_> {
         let mut intents = Vec::new();
         for job in jobs {
             let numbers = job.first..;
-            for (&at, number) in job.work.inodes.iter().flatten().zip(numbers) {
-                let file = &self.catalog.files[at];
+            for (&at, number) in job.work.names.iter().zip(numbers) {
+                let file = &self.catalog.files[at as usize];
                 let handle = handles
                     .entry(file.dir)
                     .or_insert_with(|| Handle::of(self.catalog.open_dir(self.catalog.dir(file)).ok()?).ok());
@@ -263,8 +264,8 @@ impl Linker<'_> {
     fn slice(&self, jobs: &[&Job<'_>]) -> Linked {
         // Names change only where inodes are shared.
         let renames = self.pool.settings.share == Share::Hardlink;
-        let files = jobs.iter().filter(|_| renames).flat_map(|job| job.work.inodes.iter().flatten());
-        let dirs: BTreeSet<u32> = files.map(|&at| self.catalog.files[at].dir).collect();
+        let files = jobs.iter().filter(|_| renames).flat_map(|job| &job.work.names);
+        let dirs: BTreeSet<u32> = files.map(|&at| self.catalog.files[at as usize].dir).collect();
         let dirs: Vec<u32> = dirs.into_iter().collect();
         let open = |dir: u32| self.catalog.open_dir(&self.catalog.dirs[dir as usize]);
         let modified =
@@ -292,22 +293,22 @@ impl Linker<'_> {
     }
 
     fn work(&self, job: &Job<'_>, dirs: &mut Dirs<'_>, linked: &mut Linked) {
+        let inodes: Vec<&[u32]> = job.work.inodes(self.catalog).collect();
         let mut done = 0;
-        if let Err(e) = self.try_work(job, dirs, linked, &mut done) {
+        if let Err(e) = self.try_work(job, &inodes, dirs, linked, &mut done) {
             linked.unfinished = true;
-            let rest = job.work.inodes[done..].iter().flatten();
             let reason = Reason(&e).to_string();
-            linked
-                .failed
-                .extend(rest.map(|&at| (self.catalog.outer_path(&self.catalog.files[at]), reason.clone())));
+            let rest = inodes[done..].iter().copied().flatten();
+            linked.failed.extend(rest.map(|&at| (self.outer_path(at), reason.clone())));
         }
-        (self.done)(job.work.names() as u64, 0);
+        (self.done)(job.work.names.len() as u64, 0);
     }
 
     /// `done` counts the inodes whose fate is in `linked`.
     fn try_work(
         &self,
         job: &Job<'_>,
+        inodes: &[&[u32]],
         dirs: &mut Dirs<'_>,
         linked: &mut Linked,
         done: &mut usize,
@@ -317,7 +318,7 @@ impl Linker<'_> {
             None => (job.work.object, false),
         };
         if self.pool.settings.share == Share::Reflink {
-            *done = job.work.inodes.len();
+            *done = inodes.len();
             return self.share(job.work, &object, dirs, linked);
         }
         let mut shelf = self.open_shelf(&object)?;
@@ -326,16 +327,27 @@ impl Linker<'_> {
             shared.protect()?;
         }
         let mut number = job.first;
-        while *done < job.work.inodes.len() {
-            let rest = &job.work.inodes[*done..];
+        while *done < inodes.len() {
+            let rest = &inodes[*done..];
             let mut names = 0;
-            let fits = |inode: &&Vec<usize>| {
+            let fits = |inode: &&&[u32]| {
                 names += inode.len();
                 names <= WINDOW
             };
             let chunk = &rest[..rest.iter().take_while(fits).count().max(1)];
-            let own = chunk.iter().map(|names| dirs.file(&self.catalog.files[names[0]])).collect::<Vec<_>>();
-            let link = Link { linker: self, object: &object, shared: &shared, shelf: &shelf, fresh };
+            let own = chunk
+                .iter()
+                .map(|names| dirs.file(&self.catalog.files[names[0] as usize]))
+                .collect::<Vec<_>>();
+            let link = Link {
+                linker: self,
+                object: &object,
+                shared: &shared,
+                shelf: &shelf,
+                inode: shared.inode()?,
+                attributes: xattr::read(&shared)?,
+                fresh,
+            };
             let settled = link.chunk(chunk, &own, number, dirs, linked)?;
             // The object has been compared with a guest's file now.
             fresh = true;
@@ -349,6 +361,10 @@ impl Linker<'_> {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn outer_path(&self, at: u32) -> PathBuf {
+        self.catalog.outer_path(&self.catalog.files[at as usize])
     }
 
     pub(super) fn open_shelf(&self, object: &ObjectName) -> io::Result<OwnedFd> {
@@ -379,7 +395,7 @@ impl Linker<'_> {
         let name = temporary(self.run.numbers(1));
         let source = full.as_fd().try_clone_to_owned()?;
         let (copy, _) = Copier::default().copy(&source, &full.inode()?, self.run.dir(), &name)?;
-        if Digest::of_quiet(&copy)? != object.digest {
+        if Digest::of_quiet(&copy)?.1 != object.digest {
             Name { dir: self.run.dir(), name: &name }.unlink().map_err(io::Error::from)?;
             return Err(io::Error::other("the pool's object is damaged; `cow-unify verify` tells").into());
         }
@@ -395,6 +411,8 @@ struct Link<'l> {
     object: &'l ObjectName,
     shared: &'l Shared,
     shelf: &'l OwnedFd,
+    inode: Inode,
+    attributes: xattr::Xattrs,
     /// It was made, or compared with a file of equal digests, in this run.
     fresh: bool,
 }
@@ -403,7 +421,7 @@ impl Link<'_> {
     /// Links inodes, in one window. How many of them are settled; fewer than all where the object is full.
     fn chunk(
         &self,
-        inodes: &[Vec<usize>],
+        inodes: &[&[u32]],
         own: &[io::Result<OwnedFd>],
         mut number: u64,
         dirs: &mut Dirs<'_>,
@@ -465,7 +483,7 @@ impl Link<'_> {
     /// Looks at a guest's inode under a lease, and compares it with the object where that was not done yet.
     fn look<'f>(
         &self,
-        names: &[usize],
+        names: &[u32],
         own: &'f OwnedFd,
         number: u64,
         dirs: &mut Dirs<'_>,
@@ -474,22 +492,20 @@ impl Link<'_> {
         let catalog = self.linker.catalog;
         let Some(quiet) = take_lease(own)? else { return Ok(Err(Unfit::Writer)) };
         let before = Inode::of(own)?;
-        if !is_same(&before, &catalog.files[names[0]]) {
+        if !is_same(&before, &catalog.files[names[0] as usize]) {
             return Ok(Err(Unfit::Changed));
         }
         let attributes = xattr::read(own)?;
-        let object = self.shared.inode()?;
-        let object_fd = self.shared.as_fd().try_clone_to_owned()?;
-        let equal = identity::same_metadata(&before, &object, self.linker.pool.settings.mtime)
-            && attributes == xattr::read(&object_fd)?
-            && (*compared || root::same_content(own, &object_fd)?);
+        let equal = identity::same_metadata(&before, &self.inode, self.linker.pool.settings.mtime)
+            && attributes == self.attributes
+            && (*compared || root::same_content(own, self.shared)?);
         if !equal {
             return Err(io::Error::other("the pool's object is damaged; `cow-unify verify` tells").into());
         }
         *compared = true;
         let mut targets = Vec::with_capacity(names.len());
         for (&at, number) in names.iter().zip(number..) {
-            let file = &catalog.files[at];
+            let file = &catalog.files[at as usize];
             targets.push(Target { at, dir: dirs.of(file)?, temporary: temporary(number) });
         }
         Ok(Ok(Ready { names: targets, own, quiet, before, attributes }))
@@ -607,14 +623,13 @@ impl Link<'_> {
         Ok(())
     }
 
-    fn name(&self, at: usize) -> &std::ffi::OsStr {
-        self.linker.catalog.name(&self.linker.catalog.files[at])
+    fn name(&self, at: u32) -> &std::ffi::OsStr {
+        self.linker.catalog.name(&self.linker.catalog.files[at as usize])
     }
 
-    fn fail(&self, names: &[usize], error: &swap::Error, linked: &mut Linked) {
+    fn fail(&self, names: &[u32], error: &swap::Error, linked: &mut Linked) {
         let reason = Reason(error).to_string();
-        let path = |&at: &usize| self.linker.catalog.outer_path(&self.linker.catalog.files[at]);
-        linked.failed.extend(names.iter().map(|at| (path(at), reason.clone())));
+        linked.failed.extend(names.iter().map(|&at| (self.linker.outer_path(at), reason.clone())));
     }
 }
 

@@ -26,7 +26,7 @@ use crate::sys::root::Root;
 use crate::sys::swap::Name;
 
 /// Names in one batch: one journal, two flushes.
-const BATCH: usize = 1 << 16;
+const BATCH: usize = 1 << 15;
 
 /// How long a guest's hook may keep us waiting before its guest is left for the next run.
 const GUEST_PATIENCE: Duration = Duration::from_secs(2);
@@ -54,6 +54,8 @@ pub struct Options {
     pub patience: Duration,
     /// Bytes to be left free on the filesystem.
     pub reserve: u64,
+    /// The paths of what is linked are wanted.
+    pub list: bool,
 }
 
 /// What a pass came to.
@@ -116,10 +118,9 @@ impl Pass<'_> {
         self.scan_all(&mut catalog, guests, cache.as_ref(), &index, &mut passed);
         let works = self.plan(&mut catalog, &index, &mut passed);
         for work in &works {
-            let files = work.inodes.iter().flatten().map(|&at| catalog.outer_path(&catalog.files[at]));
-            passed.names.extend(files);
-            let inodes = work.inodes.len() as u64 - u64::from(work.existing.is_none());
-            passed.would_free += inodes * catalog.files[work.inodes[0][0]].size;
+            passed.names.extend(work.names.iter().map(|&at| catalog.outer_path(&catalog.files[at as usize])));
+            let inodes = work.inodes(&catalog).count() as u64 - u64::from(work.existing.is_none());
+            passed.would_free += inodes * work.size(&catalog);
         }
         Ok(passed)
     }
@@ -144,7 +145,11 @@ impl Pass<'_> {
         }
         // What the directories look like now, and what has come meanwhile, is for the next pass to know.
         for &at in &passed.linked.names {
-            catalog.files[at].shares_blocks = self.settings.share == Share::Reflink;
+            let file = &mut catalog.files[at as usize];
+            match self.settings.share {
+                Share::Hardlink => file.digest = None,
+                Share::Reflink => file.shares_blocks = true,
+            }
         }
         let known = digests(&catalog);
         let guests = std::mem::take(&mut catalog.guests);
@@ -262,7 +267,7 @@ impl Pass<'_> {
         works: Vec<Work>,
         passed: &mut Passed,
     ) -> Result<(), Error> {
-        let names: usize = works.iter().map(Work::names).sum();
+        let names: usize = works.iter().map(|work| work.names.len()).sum();
         self.watch.begin("linking", names as u64);
         let mut works = works.into_iter().peekable();
         while works.peek().is_some() {
@@ -272,7 +277,7 @@ impl Pass<'_> {
                 let copy = self.copy_size(catalog, work);
                 names < BATCH && (batch.is_empty() || bytes + copy <= room / 2)
             }) {
-                names += work.names();
+                names += work.names.len();
                 bytes += self.copy_size(catalog, &work);
                 batch.push(work);
             }
@@ -325,8 +330,10 @@ impl Pass<'_> {
                 passed.changed_objects += 1;
             }
         }
-        let new = passed.linked.names[before..].iter();
-        passed.names.extend(new.map(|&at| catalog.outer_path(&catalog.files[at])));
+        if self.options.list {
+            let new = passed.linked.names[before..].iter();
+            passed.names.extend(new.map(|&at| catalog.outer_path(&catalog.files[at as usize])));
+        }
         Ok(())
     }
 
@@ -334,12 +341,12 @@ impl Pass<'_> {
     fn is_intact(&self, pool: &Pool, object: &ObjectName) -> std::io::Result<bool> {
         let Some(shelf) = pool.shelf(object.shelf(), false)? else { return Ok(true) };
         let file = Name { dir: shelf.as_fd(), name: &object.file() }.open()?;
-        let tag = identity::tag(&Inode::of(&file)?, self.settings.mtime);
-        Ok(tag == object.tag && Digest::of_quiet(&file)? == object.digest)
+        let (inode, digest) = Digest::of_quiet(&file)?;
+        Ok(identity::tag(&inode, self.settings.mtime) == object.tag && digest == object.digest)
     }
 
     fn copy_size(&self, catalog: &Catalog, work: &Work) -> u64 {
-        if work.existing.is_some() { 0 } else { catalog.files[work.inodes[0][0]].size }
+        if work.existing.is_some() { 0 } else { work.size(catalog) }
     }
 
     /// Bytes that copies may take.
@@ -353,7 +360,7 @@ impl Pass<'_> {
 
     /// Takes out what belongs to guests in which a package manager is at work.
     fn claim(&self, catalog: &Catalog, batch: Vec<Work>, passed: &mut Passed) -> (Vec<Work>, Vec<Claim>) {
-        let guest_of = |names: &[usize]| usize::from(catalog.dir(&catalog.files[names[0]]).guest);
+        let guest_of = |at: u32| usize::from(catalog.dir(&catalog.files[at as usize]).guest);
         let mut claims = Vec::new();
         if self.locked {
             return (batch, claims);
@@ -380,9 +387,11 @@ impl Pass<'_> {
         let mut batch = batch;
         if !busy.is_empty() {
             for work in &mut batch {
-                work.inodes.retain(|names| !names.iter().any(|&at| busy.contains(&guest_of(&[at]))));
+                let inodes = work.inodes(catalog);
+                let free = inodes.filter(|names| !names.iter().any(|&at| busy.contains(&guest_of(at))));
+                work.names = free.flatten().copied().collect();
             }
-            batch.retain(|work| work.inodes.len() > usize::from(work.existing.is_none()));
+            batch.retain(|work| work.inodes(catalog).count() > usize::from(work.existing.is_none()));
         }
         (batch, claims)
     }

@@ -15,16 +15,24 @@ pub struct Work {
     pub object: ObjectName,
     /// What the pool has already.
     pub existing: Option<Object>,
-    /// The names of each inode, by their places in the catalog's files.
-    pub inodes: Vec<Vec<usize>>,
+    /// The names, by their places in the catalog's files; those of one inode side by side.
+    pub names: Vec<u32>,
 }
 
 impl Work {
-    /// How many names there are.
-    pub fn names(&self) -> usize {
-        self.inodes.iter().map(Vec::len).sum()
+    /// The names of each inode.
+    pub fn inodes<'w>(&'w self, catalog: &'w Catalog) -> impl Iterator<Item = &'w [u32]> {
+        inodes(catalog, &self.names)
+    }
+
+    /// The length of each file, in bytes.
+    pub fn size(&self, catalog: &Catalog) -> u64 {
+        self.names.first().map_or(0, |&at| catalog.files[at as usize].size)
     }
 }
+
+/// Files read before their digests are noted.
+const STEP: usize = 1 << 14;
 
 /// How to plan.
 pub struct Planner<'a> {
@@ -41,24 +49,28 @@ pub struct Planner<'a> {
 impl Planner<'_> {
     /// Reads the files that could be equal to one another, or to an object whose key is `known`.
     pub fn read(&self, catalog: &mut Catalog, known: impl Fn(u64) -> bool) {
-        let mut unread = Vec::new();
+        let mut unread: Vec<u32> = Vec::new();
         for group in groups(catalog, &by_key(catalog)) {
             if self.wants(catalog, group, known(catalog.files[group[0] as usize].key)) {
-                let inodes = inodes(catalog, group).map(|names| names[0] as usize);
-                unread.extend(inodes.filter(|&at| catalog.files[at].digest.is_none()));
+                let inodes = inodes(catalog, group).map(|names| names[0]);
+                unread.extend(inodes.filter(|&at| catalog.files[at as usize].digest.is_none()));
             }
         }
+        // About the order of the disk.
+        unread.sort_unstable_by_key(|&at| catalog.files[at as usize].ino);
         self.watch.begin("reading", unread.len() as u64);
-        for (at, read) in
-            digest(catalog, unread, self.allow_setid, self.threads, &|bytes| self.watch.add(1, bytes))
-        {
-            match read {
-                Ok(digest) => {
-                    catalog.set_digest(at, digest);
-                    let dir = catalog.files[at].dir as usize;
-                    catalog.dirs[dir].fresh = true;
+        for step in unread.chunks(STEP) {
+            let read = digest(catalog, step, self.allow_setid, self.threads, self.watch);
+            for (&at, read) in step.iter().zip(read) {
+                let at = at as usize;
+                match read {
+                    Ok(digest) => {
+                        catalog.set_digest(at, digest);
+                        let dir = catalog.files[at].dir as usize;
+                        catalog.dirs[dir].fresh = true;
+                    }
+                    Err(unfit) => catalog.files[at].unfit = Some(unfit),
                 }
-                Err(unfit) => catalog.files[at].unfit = Some(unfit),
             }
         }
         self.watch.end();
@@ -108,14 +120,7 @@ impl Planner<'_> {
             let existing = index.newest(&name);
             let names: Vec<u32> = same.iter().flat_map(|(_, names)| names.iter().copied()).collect();
             if self.wants(catalog, &names, existing.is_some()) {
-                works.push(Work {
-                    object: existing.map_or(name, |object| object.name),
-                    existing,
-                    inodes: same
-                        .iter()
-                        .map(|(_, names)| names.iter().map(|&at| at as usize).collect())
-                        .collect(),
-                });
+                works.push(Work { object: existing.map_or(name, |object| object.name), existing, names });
             }
         }
     }
@@ -143,7 +148,7 @@ fn inodes<'g>(catalog: &Catalog, group: &'g [u32]) -> impl Iterator<Item = &'g [
 }
 
 fn first_path(catalog: &Catalog, work: &Work) -> PathBuf {
-    catalog.path(&catalog.files[work.inodes[0][0]])
+    catalog.path(&catalog.files[work.names[0] as usize])
 }
 
 /// How many names stay as they are, by reason.

@@ -71,6 +71,7 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
         threads: super::threads(common),
         patience: policy.lock_timeout,
         reserve: policy.reserve,
+        list: common.verbose > 0,
     };
     let _lock = pool.as_ref().map(|pool| super::lock(pool, &policy)).transpose()?;
     let bar = Bar::new(common.quiet > 0 || common.json);
