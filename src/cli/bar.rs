@@ -45,7 +45,7 @@ impl detach::Watch for Bar {
 
 impl unify::Watch for Bar {
     fn begin(&self, action: &'static str, files: u64) {
-        self.show(Some(Progress::new(action, Some(files), self.quiet)));
+        self.show(Some(Progress::new(action, Some(files).filter(|&files| files > 0), self.quiet)));
     }
 
     fn add(&self, files: u64, bytes: u64) {

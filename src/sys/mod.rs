@@ -2,7 +2,7 @@
 //!
 //! It knows no policy: where a file is (`root`, `resolve`, `tree`), what it is (`inode`, `xattr`, `handle`), how a
 //! private copy is made (`copy`, `metadata`), how a name changes its inode (`swap`, with `lock`, `lease` and `gate`), what
-//! the filesystem and the process table say (`filesystem`, `process`), our own files (`state`).
+//! the filesystem and the process table say (`filesystem`, `process`, `page`), our own files (`state`).
 //! Everything works on descriptors.
 
 #![allow(clippy::disallowed_methods)]
@@ -18,6 +18,7 @@ pub mod inode;
 pub mod lease;
 pub mod lock;
 pub mod metadata;
+pub mod page;
 pub mod process;
 pub mod resolve;
 pub mod root;

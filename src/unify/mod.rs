@@ -3,15 +3,20 @@
 //! [`scan`] finds the files that may be unified, [`digest`] reads those of which at least two could be equal, [`link`]
 //! makes them names of an inode of the [`pool`]; [`run`] remembers what was begun and not ended. [`identity`] says what
 //! equal means.
+//!
+//! [`gc`] removes what no guest has, [`status`] says what is shared.
 
 pub mod cache;
 pub mod catalog;
 pub mod changed;
+pub mod claims;
 mod dedupe;
 pub mod digest;
+pub mod gc;
 pub mod identity;
 pub mod inside;
 pub mod link;
+pub mod names;
 pub mod pass;
 pub mod plan;
 pub mod pool;
@@ -19,6 +24,7 @@ pub mod rules;
 pub mod run;
 pub mod scan;
 pub mod scope;
+pub mod status;
 
 use std::ffi::OsString;
 use std::io;
@@ -139,7 +145,7 @@ impl Error {
 
 /// Told how far the work has got.
 pub trait Watch: Sync {
-    /// So many files are to be worked on.
+    /// So many files are to be worked on; 0 where nobody knows yet.
     fn begin(&self, action: &'static str, files: u64);
     /// Files and bytes that are done.
     fn add(&self, files: u64, bytes: u64);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::cache::{Cache, Remembered};
 use super::catalog::{Catalog, File, Guest, Unfit};
+use super::claims::{Claims, claim_all};
 use super::identity::{self, Digest};
 use super::link::{Fence, Linked, Linker};
 use super::plan::{self, Planner, Work};
@@ -17,7 +18,6 @@ use super::run::{self, Recovered, Run};
 use super::scan::{self, Wanted};
 use super::scope::{self, Eligible, Scope};
 use super::{At, Error, Watch, inside};
-use crate::ledger::store::{Claim, claim};
 use crate::policy::PatternSet;
 use crate::report::Reason;
 use crate::sys::filesystem;
@@ -27,9 +27,6 @@ use crate::sys::swap::Name;
 
 /// Names in one batch: one journal, two flushes.
 const BATCH: usize = 1 << 15;
-
-/// How long a guest's hook may keep us waiting before its guest is left for the next run.
-const GUEST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is to be done.
 #[derive(Debug)]
@@ -287,12 +284,10 @@ impl Pass<'_> {
                 return Err(Error::Space { path, source });
             }
             let (batch, claims) = self.claim(catalog, batch, passed);
-            for claim in &claims {
-                if let Claim::Held(state_dir, _) = claim {
-                    // A guest that does not know waits for the host.
-                    let told = inside::announce(pool, self.options, state_dir);
-                    told.unwrap_or_else(|e| log::debug!("{}", Reason(e)));
-                }
+            for state_dir in claims.state_dirs() {
+                // A guest that does not know waits for the host.
+                let told = inside::announce(pool, self.options, state_dir);
+                told.unwrap_or_else(|e| log::debug!("{}", Reason(e)));
             }
             self.batch(pool, catalog, &batch, passed)?;
         }
@@ -359,36 +354,23 @@ impl Pass<'_> {
     }
 
     /// Takes out what belongs to guests in which a package manager is at work.
-    fn claim(&self, catalog: &Catalog, batch: Vec<Work>, passed: &mut Passed) -> (Vec<Work>, Vec<Claim>) {
-        let guest_of = |at: u32| usize::from(catalog.dir(&catalog.files[at as usize]).guest);
-        let mut claims = Vec::new();
+    fn claim(&self, catalog: &Catalog, mut batch: Vec<Work>, passed: &mut Passed) -> (Vec<Work>, Claims) {
         if self.locked {
-            return (batch, claims);
+            return (batch, Claims::default());
         }
-        let mut busy = Vec::new();
-        for (at, guest) in catalog.guests.iter().enumerate() {
-            let reason = match claim(&guest.root, GUEST_PATIENCE) {
-                Ok(Claim::Busy) => {
-                    "a package manager is at work in it, or was killed (then `cow-prepare --recover` in the guest helps)"
-                        .to_owned()
-                }
-                Err(e) => Reason(e).to_string(),
-                Ok(held) => {
-                    claims.push(held);
-                    continue;
-                }
-            };
-            busy.push(at);
-            let path = guest.root.path().to_path_buf();
+        let claims = claim_all(&catalog.guests);
+        for (at, reason) in &claims.busy {
+            let path = catalog.guests[*at].root.path().to_path_buf();
             if !passed.skipped.iter().any(|(skipped, _)| *skipped == path) {
-                passed.skipped.push((path, reason));
+                passed.skipped.push((path, reason.clone()));
             }
         }
-        let mut batch = batch;
-        if !busy.is_empty() {
+        let guest_of = |at: &u32| usize::from(catalog.dir(&catalog.files[*at as usize]).guest);
+        let is_busy = |at: &u32| claims.busy.iter().any(|(busy, _)| *busy == guest_of(at));
+        if !claims.busy.is_empty() {
             for work in &mut batch {
                 let inodes = work.inodes(catalog);
-                let free = inodes.filter(|names| !names.iter().any(|&at| busy.contains(&guest_of(at))));
+                let free = inodes.filter(|names| !names.iter().any(is_busy));
                 work.names = free.flatten().copied().collect();
             }
             batch.retain(|work| work.inodes(catalog).count() > usize::from(work.existing.is_none()));

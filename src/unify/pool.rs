@@ -5,7 +5,7 @@
 //!     pool.toml              how files are shared here
 //!     lock                   held by the one run that may work on the whole pool
 //!     objects/XX/NAME        the shared inodes, by content (XX: its first byte)
-//!     quarantine/NAME        objects whose content or metadata no longer matches their name
+//!     quarantine/XXNAME@INO  objects whose content or metadata no longer matches their name
 //!     runs/N/                what a run is about to change: journal and temporary names
 //!     cache.db               what the last run saw; may be lost without harm
 //! ```
@@ -30,8 +30,9 @@ use super::{At, Error};
 use crate::parallel;
 use crate::sys::inode::{Inode, Kind};
 use crate::sys::root::Root;
-use crate::sys::swap::Name;
-use crate::sys::{lock, state, tree};
+use crate::sys::resolve::is_absent;
+use crate::sys::swap::{self, Name, Shared};
+use crate::sys::{filesystem, lock, state, tree};
 
 /// The directory beside the guests that is their pool unless another is named.
 pub const DEFAULT_NAME: &str = ".cow-pool";
@@ -240,6 +241,85 @@ impl Pool {
         Ok(Index::new(objects, set_aside))
     }
 
+    /// Looks at the inodes of all objects.
+    pub fn look(&self, threads: usize) -> Result<Vec<Stored>, Error> {
+        let shelves: Vec<u8> = (0..=255).collect();
+        let mut stored = Vec::new();
+        for looked in parallel::map(threads, &shelves, |shelf| self.look_at_shelf(*shelf)) {
+            stored.extend(looked?);
+        }
+        Ok(stored)
+    }
+
+    fn look_at_shelf(&self, shelf: u8) -> Result<Vec<Stored>, Error> {
+        self.look_at(shelf, self.read_shelf(shelf)?.into_iter())
+    }
+
+    /// Looks at all inodes of an object.
+    pub fn inodes_of(&self, name: &ObjectName) -> Result<Vec<Stored>, Error> {
+        let shelf = self.read_shelf(name.shelf())?;
+        self.look_at(name.shelf(), shelf.into_iter().filter(|object| object.name.same_object(name)))
+    }
+
+    fn look_at(&self, shelf: u8, objects: impl Iterator<Item = Object>) -> Result<Vec<Stored>, Error> {
+        let path = self.path().join(OBJECTS).join(format!("{shelf:02x}"));
+        let Some(dir) = self.shelf(shelf, false).at(&path)? else { return Ok(Vec::new()) };
+        look_in(&dir, &path, objects.map(|object| (object.name, object.name.file(), false)))
+    }
+
+    /// Looks at the inodes of all that verification has set aside.
+    pub fn look_at_quarantine(&self) -> Result<Vec<Stored>, Error> {
+        let (dir, path) = (self.quarantine()?, self.path().join(QUARANTINE));
+        let names = state::names(&dir).at(&path)?;
+        let parsed = |file: OsString| Some((ObjectName::parse_quarantined(&file)?, file, true));
+        look_in(&dir, &path, names.into_iter().filter_map(parsed))
+    }
+
+    /// The directory that a file of the pool lies in.
+    pub fn dir_of(&self, stored: &Stored) -> io::Result<OwnedFd> {
+        if stored.set_aside {
+            return self.root.open_dir(Path::new(QUARANTINE));
+        }
+        self.shelf(stored.name.shelf(), false)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The path of a file of the pool, for messages.
+    pub fn path_of(&self, stored: &Stored) -> PathBuf {
+        let dir = if stored.set_aside {
+            PathBuf::from(QUARANTINE)
+        } else {
+            Path::new(OBJECTS).join(format!("{:02x}", stored.name.shelf()))
+        };
+        self.path().join(dir).join(&stored.file)
+    }
+
+    /// Makes a file of the pool immutable, unless it is, or is another one by now. Returns whether it was not.
+    pub fn protect(&self, stored: &Stored, patience: Duration) -> io::Result<bool> {
+        let shared = match Shared::lock_at(self.dir_of(stored)?, &stored.file, patience) {
+            Err(e) if is_absent(&e) => return Ok(false),
+            locked => locked?,
+        };
+        // Asked under the lock: a guest may have had a window open.
+        let now = shared.inode()?;
+        if now.immutable || now.id != stored.inode.id {
+            return Ok(false);
+        }
+        shared.protect().map(|()| true)
+    }
+
+    /// Whether objects can be changed.
+    ///
+    /// # Errors
+    /// Where the filesystem is mounted read-only, or objects are `protected` and the flag cannot be cleared.
+    pub fn may_change(&self, protected: bool) -> Result<(), Error> {
+        let path = || self.path().to_path_buf();
+        if filesystem::is_read_only(&self.runs).at(self.path())? {
+            return Err(Error::ReadOnly { path: path() });
+        }
+        let capable = if protected { swap::may_change_immutable(&self.runs) } else { Ok(()) };
+        capable.map_err(|source| Error::Capability { path: path(), source })
+    }
+
     /// Whether a file or directory with this inode is within reach of a hard link from the pool.
     pub fn reaches(&self, inode: &Inode) -> bool {
         inode.id.dev == self.inode.id.dev && inode.mount == self.inode.mount
@@ -294,7 +374,7 @@ impl ObjectName {
         (parsed.to_string() == name).then_some(parsed)
     }
 
-    /// The object that a file of this name in `quarantine` was.
+    /// Reads what [`ObjectName::whole`] wrote.
     pub fn parse_whole(name: &OsStr) -> Option<ObjectName> {
         let name = name.to_str()?;
         let (shelf, rest) = name.split_at_checked(2)?;
@@ -304,6 +384,18 @@ impl ObjectName {
     /// The name with the directory's two digits before it.
     pub fn whole(&self) -> OsString {
         format!("{:02x}{self}", self.shelf()).into()
+    }
+
+    /// The name in quarantine of the object that had the inode number `ino`: several may have been the same one.
+    pub fn quarantined(&self, ino: u64) -> OsString {
+        format!("{:02x}{self}@{ino}", self.shelf()).into()
+    }
+
+    /// The object that a file of this name in quarantine was.
+    pub fn parse_quarantined(name: &OsStr) -> Option<ObjectName> {
+        let (whole, ino) = name.to_str()?.split_once('@')?;
+        ino.parse::<u64>().ok()?;
+        ObjectName::parse_whole(OsStr::new(whole))
     }
 
     /// The file's name in its directory.
@@ -332,6 +424,44 @@ pub struct Object {
     pub name: ObjectName,
     /// Its inode number, on the pool's filesystem.
     pub ino: u64,
+}
+
+/// An object as it lies in the pool, or in quarantine.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// What it is, or was.
+    pub name: ObjectName,
+    /// The name of its file.
+    pub file: OsString,
+    /// It lies in quarantine.
+    pub set_aside: bool,
+    /// Its inode.
+    pub inode: Inode,
+}
+
+impl Stored {
+    /// Whether no guest has a link to it.
+    pub fn is_unused(&self) -> bool {
+        self.inode.nlink == 1
+    }
+}
+
+/// Looks at files of a directory of the pool; what is none, or gone since it was listed, is passed over.
+fn look_in(
+    dir: &OwnedFd,
+    path: &Path,
+    files: impl Iterator<Item = (ObjectName, OsString, bool)>,
+) -> Result<Vec<Stored>, Error> {
+    let mut stored = Vec::new();
+    for (name, file, set_aside) in files {
+        match Inode::at(dir, &file) {
+            Ok(inode) if inode.kind == Kind::Regular => stored.push(Stored { name, file, set_aside, inode }),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e).at(&path.join(&file)),
+        }
+    }
+    Ok(stored)
 }
 
 /// All objects, to be asked which inodes are the pool's and what there is for a file.
@@ -418,6 +548,7 @@ mod tests {
         for text in ["", "x", "00-00-00.0", "lost+found"] {
             assert_eq!(ObjectName::parse(0, text), None);
             assert_eq!(ObjectName::parse_whole(OsStr::new(text)), None);
+            assert_eq!(ObjectName::parse_quarantined(OsStr::new(text)), None);
         }
     }
 
@@ -427,6 +558,8 @@ mod tests {
             let name = name(tag, first, salt, index);
             prop_assert_eq!(ObjectName::parse(first, &name.to_string()), Some(name));
             prop_assert_eq!(ObjectName::parse_whole(&name.whole()), Some(name));
+            prop_assert_eq!(ObjectName::parse_quarantined(&name.quarantined(tag)), Some(name));
+            prop_assert_eq!(ObjectName::parse_quarantined(&name.whole()), None);
         }
     }
 }

@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::catalog::nanoseconds;
-use super::pool::{Object, ObjectName, Pool};
+use super::pool::{ObjectName, Pool, Stored};
 use super::{At, Error};
 use crate::report::{Reason, Shown};
 use crate::sys::handle::Handle;
@@ -178,13 +178,18 @@ impl Ending<'_> {
         };
         // A journal that was never whole speaks of nothing that was begun.
         if let Some((protect, intents)) = journal {
+            let set_aside = self.pool.look_at_quarantine().map_err(io::Error::other)?;
             for family in intents.chunk_by(|a, b| a.object.same_object(&b.object)) {
-                let objects = self.objects(&family[0].object)?;
+                let objects = self.pool.inodes_of(&family[0].object).map_err(io::Error::other)?;
+                let damaged = set_aside.iter().filter(|stored| stored.name.same_object(&family[0].object));
+                let damaged: Vec<&Stored> = damaged.collect();
                 for intent in family {
-                    self.end_one(intent, &objects, recovered).map_err(io::Error::other)?;
+                    self.end_one(intent, &objects, &damaged, recovered).map_err(io::Error::other)?;
                 }
-                for object in objects.iter().filter(|_| protect) {
-                    recovered.protected += u64::from(self.protect(object)?);
+                if protect {
+                    for stored in objects.iter().chain(damaged) {
+                        recovered.protected += u64::from(self.pool.protect(stored, self.patience)?);
+                    }
                 }
             }
         }
@@ -200,25 +205,25 @@ impl Ending<'_> {
         state::remove(self.dir, OsStr::new(JOURNAL))
     }
 
-    /// All inodes of an object.
-    fn objects(&self, name: &ObjectName) -> io::Result<Vec<Object>> {
-        let shelf = self.pool.read_shelf(name.shelf()).map_err(io::Error::other)?;
-        Ok(shelf.into_iter().filter(|object| object.name.same_object(name)).collect())
-    }
-
     fn end_one(
         &self,
         intent: &Intent,
-        objects: &[Object],
+        objects: &[Stored],
+        damaged: &[&Stored],
         recovered: &mut Recovered,
     ) -> Result<(), swap::Error> {
         let temporary_name = temporary(intent.temporary);
         let temporary = Name { dir: self.dir.as_fd(), name: &temporary_name };
         let Some(set_aside) = temporary.inode()? else { return Ok(()) };
-        let is_object = |inode: &Inode| objects.iter().any(|object| object.ino == inode.id.ino);
+        let is_object = |inode: &Inode| objects.iter().any(|object| object.inode.id == inode.id);
         if set_aside.id.ino != intent.ino || is_object(&set_aside) {
             // A link of the object that never came to its place, or came back from it.
             recovered.undone += u64::from(is_object(&set_aside));
+            return swap::unlink_shared(temporary, self.patience).map(drop);
+        }
+        if damaged.iter().any(|stored| stored.inode.id == set_aside.id) {
+            // The name has an intact inode now, and never gets this one back.
+            recovered.done += 1;
             return swap::unlink_shared(temporary, self.patience).map(drop);
         }
         // The exchange has happened. Was the guest's own inode left alone?
@@ -239,15 +244,6 @@ impl Ending<'_> {
         temporary.unlink().map_err(io::Error::from)?;
         recovered.done += 1;
         Ok(())
-    }
-
-    fn protect(&self, object: &Object) -> io::Result<bool> {
-        let Some(shelf) = self.pool.shelf(object.name.shelf(), false)? else { return Ok(false) };
-        let shared = Shared::lock_at(&shelf, &object.name.file(), self.patience)?;
-        if shared.inode()?.immutable {
-            return Ok(false);
-        }
-        shared.protect().map(|()| true)
     }
 }
 

@@ -1,3 +1,80 @@
-pub fn run(_: bool, _: &super::Common) -> anyhow::Result<crate::exit::Exit> {
-    Ok(crate::exit::Exit::Done)
+//! `cow-unify gc`: removes what no guest has a link to.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::arguments::Common;
+use super::{Named, Problem};
+use crate::cli::bar::Bar;
+use crate::exit::Exit;
+use crate::report::{Shown, size};
+use crate::unify::gc::Collector;
+use crate::unify::pool::Share;
+
+/// What happened, for machines.
+#[derive(Debug, Serialize)]
+struct Report {
+    dry_run: bool,
+    pool: Named,
+    removed: u64,
+    bytes_freed: u64,
+    /// Objects that guests have links to.
+    kept: u64,
+    recovered: u64,
+    /// Files removed; only with --verbose and --dry-run.
+    names: Vec<Named>,
+    failed: Vec<Problem>,
+}
+
+pub fn run(dry_run: bool, common: &Common) -> anyhow::Result<Exit> {
+    let policy = super::policy()?;
+    let pool = super::existing_pool(common, &[])?;
+    if pool.settings.share == Share::Reflink {
+        anyhow::bail!(
+            "{}: in a pool that shares blocks nobody has links: what is unused cannot be told",
+            Shown(pool.path())
+        );
+    }
+    let _lock = super::lock(&pool, &policy)?;
+    let bar = Bar::new(common.quiet > 0 || common.json);
+    let collector = Collector {
+        pool: &pool,
+        dry_run,
+        patience: policy.lock_timeout,
+        threads: super::threads(common),
+        watch: &bar,
+    };
+    let collected = collector.collect()?;
+    let named = |path: PathBuf| Named { path };
+    let removed = collected.removed.len() as u64;
+    let names = if dry_run || common.verbose > 0 { collected.removed } else { Vec::new() };
+    let report = Report {
+        dry_run,
+        pool: named(pool.path().to_path_buf()),
+        removed,
+        bytes_freed: collected.freed,
+        kept: collected.kept,
+        recovered: collected.recovered.total(),
+        names: names.into_iter().map(named).collect(),
+        failed: collected.failed.into_iter().map(|(path, reason)| Problem { path, reason }).collect(),
+    };
+    super::complain(&report.failed);
+    let exit = if report.failed.is_empty() { Exit::Done } else { Exit::Partial };
+    Ok(super::print(common, &report, text, exit))
+}
+
+fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+    for Named { path } in &report.names {
+        writeln!(out, "{}", Shown(path))?;
+    }
+    let (removed, freed) =
+        if report.dry_run { ("would be removed", "to be freed") } else { ("removed", "freed") };
+    let Report { removed: count, bytes_freed, kept, .. } = report;
+    write!(out, "{count} objects {removed}, {} {freed}, {kept} kept", size(*bytes_freed))?;
+    if !report.failed.is_empty() {
+        write!(out, ", {} failed", report.failed.len())?;
+    }
+    writeln!(out)
 }

@@ -12,7 +12,7 @@ use super::{Named, Problem};
 use crate::cli::bar::Bar;
 use crate::exit::Exit;
 use crate::report::{Reason, Shown, size};
-use crate::sys::{filesystem, swap};
+use crate::sys::filesystem;
 use crate::unify::catalog::{Guest, Unfit};
 use crate::unify::link::Fence;
 use crate::unify::pass::{Options, Pass, Passed, check_reach};
@@ -144,22 +144,14 @@ fn pool(arguments: &PassArguments, common: &Common) -> anyhow::Result<(PathBuf, 
 
 /// How this host can fence shared inodes, tried before anything is touched.
 fn fence(pool: &Pool, arguments: &PassArguments) -> Result<Fence, Error> {
+    let reflink = pool.settings.share == Share::Reflink;
     let at = |source| Error::At { path: pool.path().to_path_buf(), source };
-    if filesystem::is_read_only(pool.runs()).map_err(at)? {
-        return Err(Error::ReadOnly { path: pool.path().to_path_buf() });
-    }
-    if pool.settings.share == Share::Reflink
-        && !filesystem::shares_blocks(pool.settings_file().map_err(at)?, pool.runs())
-    {
+    if reflink && !filesystem::shares_blocks(pool.settings_file().map_err(at)?, pool.runs()) {
         return Err(Error::NoReflink { path: pool.path().to_path_buf() });
     }
-    if arguments.dry_run || arguments.protection == Protection::None || pool.settings.share == Share::Reflink
-    {
-        return Ok(Fence::None);
-    }
-    let capable = swap::may_change_immutable(pool.runs());
-    capable.map_err(|source| Error::Capability { path: pool.path().to_path_buf(), source })?;
-    Ok(Fence::Immutable)
+    let unprotected = arguments.protection == Protection::None || reflink;
+    let fence = if arguments.dry_run || unprotected { Fence::None } else { Fence::Immutable };
+    pool.may_change(fence == Fence::Immutable).map(|()| fence)
 }
 
 fn report(arguments: &PassArguments, common: &Common, pool: Named, guests: u64, passed: Passed) -> Exit {

@@ -1,3 +1,192 @@
-pub fn run(_: &[std::path::PathBuf], _: &super::Common) -> anyhow::Result<crate::exit::Exit> {
-    Ok(crate::exit::Exit::Done)
+//! `cow-unify status GUEST...`: what guests share, and what that saves.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::arguments::Common;
+use super::{Named, Problem};
+use crate::cli::bar::Bar;
+use crate::detach::survey::Tally;
+use crate::exit::Exit;
+use crate::report::{Shown, json_path, size};
+use crate::unify::pass::check_reach;
+use crate::unify::pool::Share;
+use crate::unify::scope::Scope;
+use crate::unify::status::{GuestStatus, Looker};
+
+/// What there is, for machines. What is not known is null: where guests share blocks, inodes do not tell.
+#[derive(Debug, Serialize)]
+struct Report {
+    pool: Named,
+    share: Share,
+    guests: Vec<Row>,
+    bytes_of_disk_saved: Option<u64>,
+    /// As long as all guests use all these files.
+    bytes_of_page_cache_saved: Option<u64>,
+    objects: Tally,
+    /// Objects that no guest at all has a link to.
+    unused_objects: Tally,
+    /// Files in quarantine.
+    set_aside: u64,
+    failed: Vec<Problem>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    #[serde(flatten, serialize_with = "json_path")]
+    path: PathBuf,
+    shared: Option<Tally>,
+    shared_inodes: Option<u64>,
+    eligible: Tally,
+    other: Tally,
+    damaged: u64,
+    waiting: u64,
+}
+
+pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
+    let policy = super::policy()?;
+    let guests = super::open_guests(paths)?;
+    let pool = super::existing_pool(common, paths)?;
+    for guest in &guests {
+        check_reach(pool.path(), Some(&pool), pool.settings.share, guest)?;
+    }
+    let bar = Bar::new(common.quiet > 0 || common.json);
+    let looker = Looker {
+        pool: &pool,
+        scope: Scope::default(),
+        never: &policy.never_unify,
+        threads: super::threads(common),
+        watch: &bar,
+    };
+    let status = looker.look(&guests)?;
+    let (mut rows, mut failed) = (Vec::new(), Vec::new());
+    for guest in status.guests {
+        let GuestStatus { path, shared, shared_inodes, eligible, other, damaged, waiting, problems } = guest;
+        rows.push(Row { path, shared, shared_inodes, eligible, other, damaged, waiting });
+        failed.extend(problems.into_iter().map(|(path, reason)| Problem { path, reason }));
+    }
+    let report = Report {
+        pool: Named { path: pool.path().to_path_buf() },
+        share: pool.settings.share,
+        guests: rows,
+        bytes_of_disk_saved: status.disk_saved,
+        bytes_of_page_cache_saved: status.cache_saved,
+        objects: status.objects,
+        unused_objects: status.unused,
+        set_aside: status.set_aside,
+        failed,
+    };
+    super::complain(&report.failed);
+    let exit = if report.failed.is_empty() { Exit::Done } else { Exit::Partial };
+    Ok(super::print(common, &report, text, exit))
+}
+
+/// What the columns after the guest's path say.
+const COLUMNS: [&str; 9] =
+    ["shared", "inodes", "size", "eligible", "size", "other", "size", "damaged", "waiting"];
+
+fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+    let mut table = vec![cells("guest", COLUMNS.map(str::to_owned))];
+    table.extend(report.guests.iter().map(row));
+    print_table(out, &table)?;
+    match (report.bytes_of_disk_saved, report.bytes_of_page_cache_saved) {
+        (Some(disk), Some(cache)) => {
+            writeln!(out, "saved: {} of disk, up to {} of page cache", size(disk), size(cache))?;
+        }
+        _ => writeln!(out, "guests share blocks with the pool; which of their files do, inodes do not tell")?,
+    }
+    let Report { objects, unused_objects: unused, .. } = report;
+    write!(out, "pool: {} objects ({})", objects.files, size(objects.bytes))?;
+    if unused.files > 0 {
+        write!(
+            out,
+            ", {} that no guest has a link to ({}): `cow-unify gc` removes them",
+            unused.files,
+            size(unused.bytes)
+        )?;
+    }
+    if report.set_aside > 0 {
+        write!(out, ", {} damaged ones set aside", report.set_aside)?;
+    }
+    writeln!(out)
+}
+
+fn row(row: &Row) -> Vec<String> {
+    let known = |number: Option<u64>| number.map_or("-".to_owned(), |number| number.to_string());
+    let Row { shared, shared_inodes, eligible, other, damaged, waiting, .. } = row;
+    let columns = [
+        known(shared.map(|shared| shared.files)),
+        known(*shared_inodes),
+        shared.map_or("-".to_owned(), |shared| size(shared.bytes)),
+        eligible.files.to_string(),
+        size(eligible.bytes),
+        other.files.to_string(),
+        size(other.bytes),
+        damaged.to_string(),
+        waiting.to_string(),
+    ];
+    cells(&Shown(&row.path).to_string(), columns)
+}
+
+fn cells(first: &str, others: [String; 9]) -> Vec<String> {
+    std::iter::once(first.to_owned()).chain(others).collect()
+}
+
+/// The first column to the left, all others to the right.
+fn print_table(out: &mut dyn Write, table: &[Vec<String>]) -> io::Result<()> {
+    let mut widths = vec![0; COLUMNS.len() + 1];
+    for row in table {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    for row in table {
+        for (at, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            if at == 0 { write!(out, "{cell:<width$}")? } else { write!(out, "  {cell:>width$}")? }
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let tally = |files, bytes| Tally { files, bytes };
+        let rows = [
+            Row {
+                path: "/guests/größe".into(),
+                shared: Some(tally(12_345, 1 << 30)),
+                shared_inodes: Some(12_000),
+                eligible: tally(3, 100),
+                other: tally(99, 5 << 20),
+                damaged: 0,
+                waiting: 7,
+            },
+            Row {
+                path: "/g".into(),
+                shared: None,
+                shared_inodes: None,
+                eligible: tally(0, 0),
+                other: tally(0, 0),
+                damaged: 1,
+                waiting: 0,
+            },
+        ];
+        let mut table = vec![cells("guest", COLUMNS.map(str::to_owned))];
+        table.extend(rows.iter().map(row));
+        let mut out = Vec::new();
+        print_table(&mut out, &table).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "guest          shared  inodes     size  eligible   size  other     size  damaged  waiting\n\
+             /guests/größe   12345   12000  1.0 GiB         3  100 B     99  5.0 MiB        0        7\n\
+             /g                  -       -        -         0    0 B      0      0 B        1        0\n"
+        );
+    }
 }

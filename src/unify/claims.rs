@@ -1,0 +1,46 @@
+//! Keeps the hooks of guests waiting while names in them change.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use super::catalog::Guest;
+use crate::ledger::store::{Claim, claim};
+use crate::report::Reason;
+
+/// How long a guest's hook may keep us waiting before its guest is left for the next run.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Guests in which nobody else begins or ends anything while this lives.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// The others, by their places among those asked for, with the reason.
+    pub busy: Vec<(usize, String)>,
+    held: Vec<Claim>,
+}
+
+impl Claims {
+    /// The state directories of the guests that are held and have one.
+    pub fn state_dirs(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.held.iter().filter_map(|claim| match claim {
+            Claim::Held(state_dir, _) => Some(state_dir),
+            _ => None,
+        })
+    }
+}
+
+/// Claims these guests, as far as no package manager is at work in them.
+pub fn claim_all(guests: &[Guest]) -> Claims {
+    let mut claims = Claims::default();
+    for (at, guest) in guests.iter().enumerate() {
+        match claim(&guest.root, PATIENCE) {
+            Ok(Claim::Busy) => {
+                let reason = "a package manager is at work in it, or was killed \
+                              (then `cow-prepare --recover` in the guest helps)";
+                claims.busy.push((at, reason.to_owned()));
+            }
+            Ok(held) => claims.held.push(held),
+            Err(e) => claims.busy.push((at, Reason(e).to_string())),
+        }
+    }
+    claims
+}
