@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use super::catalog::{Catalog, Unfit};
 use super::digest::{Dirs, Quiet, is_gone, is_same, take_lease};
-use super::identity::{self, Digest};
+use super::identity;
 use super::plan::Work;
 use super::pool::{ObjectName, Pool, Share};
 use super::run::{Intent, Run, temporary};
@@ -224,10 +224,7 @@ impl Linker<'_> {
     /// `None` where the copy is not what was read: somebody wrote meanwhile.
     fn copy(&self, source: &OwnedFd, inode: &Inode, name: &OsString, work: &Work) -> io::Result<Option<u64>> {
         let (copy, bytes) = Copier::default().copy(source, inode, self.run.dir(), name)?;
-        let (made, digest) = Digest::of_quiet(&copy)?;
-        let tag = identity::tag(&made, self.pool.settings.mtime);
-        let same = tag == work.object.tag && digest == work.object.digest;
-        if same {
+        if work.object.describes(&copy, self.pool.settings.mtime)? {
             (self.done)(0, bytes);
             return Ok(Some(bytes));
         }
@@ -395,7 +392,7 @@ impl Linker<'_> {
         let name = temporary(self.run.numbers(1));
         let source = full.as_fd().try_clone_to_owned()?;
         let (copy, _) = Copier::default().copy(&source, &full.inode()?, self.run.dir(), &name)?;
-        if Digest::of_quiet(&copy)?.1 != object.digest {
+        if !object.describes(&copy, self.pool.settings.mtime)? {
             Name { dir: self.run.dir(), name: &name }.unlink().map_err(io::Error::from)?;
             return Err(io::Error::other("the pool's object is damaged; `cow-unify verify` tells").into());
         }

@@ -4,7 +4,8 @@
 //! makes them names of an inode of the [`pool`]; [`run`] remembers what was begun and not ended. [`identity`] says what
 //! equal means.
 //!
-//! [`gc`] removes what no guest has, [`status`] says what is shared.
+//! [`verify`] and [`repair`] find and replace what is not what its name says, [`gc`] removes what no guest has, [`status`]
+//! says what is shared.
 
 pub mod cache;
 pub mod catalog;
@@ -20,11 +21,13 @@ pub mod names;
 pub mod pass;
 pub mod plan;
 pub mod pool;
+pub mod repair;
 pub mod rules;
 pub mod run;
 pub mod scan;
 pub mod scope;
 pub mod status;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::io;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::cache::{Cache, Remembered};
 use super::catalog::{Catalog, File, Guest, Unfit};
 use super::claims::{Claims, claim_all};
-use super::identity::{self, Digest};
+use super::identity::Digest;
 use super::link::{Fence, Linked, Linker};
 use super::plan::{self, Planner, Work};
 use super::pool::{Index, ObjectName, Pool, Settings, Share};
@@ -336,8 +336,7 @@ impl Pass<'_> {
     fn is_intact(&self, pool: &Pool, object: &ObjectName) -> std::io::Result<bool> {
         let Some(shelf) = pool.shelf(object.shelf(), false)? else { return Ok(true) };
         let file = Name { dir: shelf.as_fd(), name: &object.file() }.open()?;
-        let (inode, digest) = Digest::of_quiet(&file)?;
-        Ok(identity::tag(&inode, self.settings.mtime) == object.tag && digest == object.digest)
+        object.describes(&file, self.settings.mtime)
     }
 
     fn copy_size(&self, catalog: &Catalog, work: &Work) -> u64 {

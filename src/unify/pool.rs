@@ -25,7 +25,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::identity::{Digest, Mtime};
+use super::identity::{self, Digest, Mtime};
 use super::{At, Error};
 use crate::parallel;
 use crate::sys::inode::{Inode, Kind};
@@ -285,12 +285,16 @@ impl Pool {
 
     /// The path of a file of the pool, for messages.
     pub fn path_of(&self, stored: &Stored) -> PathBuf {
-        let dir = if stored.set_aside {
-            PathBuf::from(QUARANTINE)
+        if stored.set_aside {
+            self.path().join(QUARANTINE).join(&stored.file)
         } else {
-            Path::new(OBJECTS).join(format!("{:02x}", stored.name.shelf()))
-        };
-        self.path().join(dir).join(&stored.file)
+            self.object_path(&stored.name)
+        }
+    }
+
+    /// The path of an object, for messages.
+    pub fn object_path(&self, name: &ObjectName) -> PathBuf {
+        self.path().join(OBJECTS).join(format!("{:02x}", name.shelf())).join(name.file())
     }
 
     /// Makes a file of the pool immutable, unless it is, or is another one by now. Returns whether it was not.
@@ -348,6 +352,12 @@ impl ObjectName {
     /// The same but for the index.
     pub fn same_object(&self, other: &ObjectName) -> bool {
         ObjectName { index: 0, ..*self } == ObjectName { index: 0, ..*other }
+    }
+
+    /// Whether an open file that nobody writes to is what the name says.
+    pub fn describes(&self, file: impl AsFd, mtime: Mtime) -> io::Result<bool> {
+        let (inode, digest) = Digest::of_quiet(file)?;
+        Ok(identity::tag(&inode, mtime) == self.tag && digest == self.digest)
     }
 
     /// What candidates are grouped by.

@@ -1,3 +1,181 @@
-pub fn run(_: &[std::path::PathBuf], _: &super::Common) -> anyhow::Result<crate::exit::Exit> {
-    Ok(crate::exit::Exit::Done)
+//! `cow-unify verify [GUEST...]`: reads the pool, sets aside what is damaged, and repairs guests.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::arguments::Common;
+use super::{Named, Problem};
+use crate::cli::bar::Bar;
+use crate::exit::Exit;
+use crate::report::{Shown, json_path, size};
+use crate::unify::pass::check_reach;
+use crate::unify::pool::{Pool, Share};
+use crate::unify::repair::{Repaired, Repairer, Sighting};
+use crate::unify::verify::{Damage, Verified, Verifier};
+
+/// What was found and done, for machines.
+#[derive(Debug, Serialize)]
+struct Report {
+    pool: Named,
+    /// Objects read.
+    objects: u64,
+    bytes_read: u64,
+    /// Objects that were set aside in this run.
+    damaged: Vec<Differing>,
+    /// Shared inodes that had lost their protection, and have it again.
+    protected: Vec<Named>,
+    /// Names of damaged inodes in the guests.
+    names: Vec<Seen>,
+    /// Objects made anew from guests' private files.
+    objects_made: u64,
+    bytes_copied: u64,
+    /// Files in quarantine that guests still have names of.
+    still_seen: u64,
+    recovered: u64,
+    failed: Vec<Problem>,
+    /// Intact objects that somebody tried to write to meanwhile.
+    contested: Vec<Named>,
+    #[serde(skip)]
+    guests: usize,
+    #[serde(skip)]
+    wants_copy: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Differing {
+    #[serde(flatten, serialize_with = "json_path")]
+    path: PathBuf,
+    differs: Vec<Damage>,
+}
+
+#[derive(Debug, Serialize)]
+struct Seen {
+    #[serde(flatten, serialize_with = "json_path")]
+    path: PathBuf,
+    /// The damaged file's name in the quarantine.
+    damaged: String,
+    repaired: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
+    let policy = super::policy()?;
+    let guests = super::open_guests(paths)?;
+    let pool = super::existing_pool(common, paths)?;
+    if pool.settings.share == Share::Reflink && !guests.is_empty() {
+        anyhow::bail!(
+            "{}: where guests share blocks, each has inodes of its own: name no guests to verify the pool alone",
+            Shown(pool.path())
+        );
+    }
+    for guest in &guests {
+        check_reach(pool.path(), Some(&pool), pool.settings.share, guest)?;
+    }
+    let _lock = super::lock(&pool, &policy)?;
+    let bar = Bar::new(common.quiet > 0 || common.json);
+    let threads = super::threads(common);
+    let patience = policy.lock_timeout;
+    let (verified, fence) = Verifier { pool: &pool, patience, threads, watch: &bar }.verify()?;
+    let repairer = Repairer {
+        pool: &pool,
+        guests: &guests,
+        fence,
+        patience,
+        reserve: policy.reserve,
+        threads,
+        watch: &bar,
+    };
+    let repaired = repairer.repair()?;
+    let report = report(&pool, guests.len(), verified, repaired)?;
+    super::complain(&report.failed);
+    for Named { path } in &report.contested {
+        log::warn!("{}: somebody tried to write to it meanwhile: verify it again", Shown(path));
+    }
+    let intact = report.damaged.is_empty() && report.protected.is_empty() && report.names.is_empty();
+    let whole = intact && report.failed.is_empty() && report.still_seen == 0;
+    let exit = super::print(common, &report, text, if whole { Exit::Done } else { Exit::Partial });
+    remedies(&report);
+    Ok(exit)
+}
+
+fn report(pool: &Pool, guests: usize, verified: Verified, repaired: Repaired) -> anyhow::Result<Report> {
+    let named = |path: PathBuf| Named { path };
+    let still_seen = pool.look_at_quarantine()?.iter().filter(|stored| !stored.is_unused()).count() as u64;
+    let seen = |Sighting { path, damaged, left }: Sighting| Seen {
+        path,
+        damaged: damaged.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        repaired: left.is_none(),
+        reason: left,
+    };
+    let failed = verified.failed.into_iter().chain(repaired.failed);
+    Ok(Report {
+        pool: named(pool.path().to_path_buf()),
+        objects: verified.objects,
+        bytes_read: verified.bytes,
+        damaged: verified.damaged.into_iter().map(|(path, differs)| Differing { path, differs }).collect(),
+        protected: verified.protected.into_iter().map(named).collect(),
+        names: repaired.names.into_iter().map(seen).collect(),
+        objects_made: repaired.objects,
+        bytes_copied: repaired.copied,
+        still_seen,
+        recovered: verified.recovered.total(),
+        failed: failed.map(|(path, reason)| Problem { path, reason }).collect(),
+        contested: repaired.contested.into_iter().map(named).collect(),
+        guests,
+        wants_copy: repaired.wants_copy,
+    })
+}
+
+/// What is left to a person.
+fn remedies(report: &Report) {
+    if report.wants_copy {
+        log::warn!(
+            "remedy: reinstall the packages these files belong to in one of the guests, then run `cow-unify verify` \
+             with all guests again"
+        );
+    } else if report.still_seen > 0 && report.guests == 0 {
+        log::warn!("remedy: `cow-unify verify GUEST...` finds the damaged files in guests, and repairs them");
+    } else if report.still_seen > 0 {
+        log::warn!("remedy: name all guests: others may have names of the damaged files");
+    }
+}
+
+fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+    for Differing { path, differs } in &report.damaged {
+        let differs: Vec<&str> = differs.iter().map(|damage| damage.describe()).collect();
+        writeln!(out, "{}: damaged, set aside: {}", Shown(path), differs.join(", "))?;
+    }
+    for Named { path } in &report.protected {
+        writeln!(out, "{}: was not protected, is again", Shown(path))?;
+    }
+    for Seen { path, reason, .. } in &report.names {
+        match reason {
+            None => writeln!(out, "{}: damaged, repaired", Shown(path))?,
+            Some(reason) => writeln!(out, "{}: damaged, left: {reason}", Shown(path))?,
+        }
+    }
+    let repaired = report.names.iter().filter(|name| name.repaired).count();
+    write!(out, "{} objects read ({})", report.objects, size(report.bytes_read))?;
+    if report.damaged.is_empty() && report.names.is_empty() && report.still_seen == 0 {
+        write!(out, ", all intact")?;
+    } else {
+        write!(out, ", {} damaged", report.damaged.len())?;
+    }
+    if !report.protected.is_empty() {
+        write!(out, ", {} protected again", report.protected.len())?;
+    }
+    if !report.names.is_empty() {
+        write!(out, ", {} damaged files in guests, {repaired} repaired", report.names.len())?;
+    }
+    if report.still_seen > 0 {
+        write!(out, ", {} damaged inodes still in use", report.still_seen)?;
+    }
+    if !report.failed.is_empty() {
+        write!(out, ", {} failed", report.failed.len())?;
+    }
+    writeln!(out)
 }

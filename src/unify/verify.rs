@@ -1,0 +1,172 @@
+//! Reads the whole pool, and sets aside what is not what its name says, so that nothing new links to it.
+//!
+//! Bytes that are in the page cache are not read from the disk again: what is checked is what guests see.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::identity::{self, Digest};
+use super::link::Fence;
+use super::pool::{Pool, Stored};
+use super::run::{self, Recovered};
+use super::{At, Error, Watch};
+use crate::parallel;
+use crate::report::Reason;
+use crate::sys::inode::Inode;
+use crate::sys::resolve::is_absent;
+use crate::sys::signal::Held;
+use crate::sys::swap::{self, Name, Shared};
+use crate::sys::{filesystem, xattr};
+
+/// What of an object is not what its name says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Damage {
+    /// Its bytes.
+    Content,
+    /// Size, mode, owner, group or time of modification.
+    Metadata,
+    /// Its extended attributes.
+    Attributes,
+    /// The disk does not give it back.
+    Unreadable,
+}
+
+impl Damage {
+    /// What differs, for people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Damage::Content => "content",
+            Damage::Metadata => "metadata",
+            Damage::Attributes => "extended attributes",
+            Damage::Unreadable => "unreadable",
+        }
+    }
+}
+
+/// What verification came to.
+#[derive(Debug, Default)]
+pub struct Verified {
+    /// What an interrupted run had left.
+    pub recovered: Recovered,
+    /// Objects read.
+    pub objects: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Objects that have been set aside, by the paths they had, and what differs.
+    pub damaged: Vec<(PathBuf, Vec<Damage>)>,
+    /// Shared inodes that had lost their protection, and have it again.
+    pub protected: Vec<PathBuf>,
+    /// What could not be looked at or set aside, with the reason.
+    pub failed: Vec<(PathBuf, String)>,
+}
+
+/// Verifies a pool.
+pub struct Verifier<'a> {
+    /// The pool, locked by the caller.
+    pub pool: &'a Pool,
+    /// How long to wait for the lock on one object.
+    pub patience: Duration,
+    /// How many threads read.
+    pub threads: usize,
+    /// Told of each object that was read, and of its bytes.
+    pub watch: &'a dyn Watch,
+}
+
+impl Verifier<'_> {
+    /// Verifies all objects; also says how the pool is fenced: where one of its files is immutable, all that guests
+    /// have links to should be, and are when this is over.
+    ///
+    /// # Errors
+    /// Where nothing can be done at all. What fails for one object is in the result.
+    pub fn verify(&self) -> Result<(Verified, Fence), Error> {
+        let recovered = run::recover(self.pool, self.patience)?;
+        let mut verified = Verified { recovered, ..Verified::default() };
+        let mut stored = self.pool.look(self.threads)?;
+        let set_aside = self.pool.look_at_quarantine()?;
+        let fenced = stored.iter().chain(&set_aside).any(|stored| stored.inode.immutable);
+        self.pool.may_change(fenced)?;
+        if fenced {
+            // Before they are read: what changes later has changed in spite of it.
+            for stored in stored.iter().chain(&set_aside).filter(|s| !s.inode.immutable && !s.is_unused()) {
+                match self.pool.protect(stored, self.patience) {
+                    Ok(true) => verified.protected.push(self.pool.path_of(stored)),
+                    Ok(false) => {}
+                    Err(e) => verified.failed.push((self.pool.path_of(stored), Reason(e).to_string())),
+                }
+            }
+        }
+        // In the order of their inodes, which is about that of the disk.
+        stored.sort_unstable_by_key(|stored| stored.inode.id.ino);
+        self.watch.begin("verifying", stored.len() as u64);
+        let read = parallel::map(self.threads, &stored, |stored| self.read(stored));
+        self.watch.end();
+        let held = Held::back();
+        for (stored, read) in stored.iter().zip(read) {
+            let path = self.pool.path_of(stored);
+            let set_aside = match read {
+                Ok(None) => continue,
+                Ok(Some(what)) if what.is_empty() => Ok(()),
+                Ok(Some(what)) => {
+                    self.set_aside(stored).map(|()| verified.damaged.push((path.clone(), what)))
+                }
+                Err(e) => Err(e.into()),
+            };
+            verified.objects += 1;
+            verified.bytes += stored.inode.size;
+            if let Err(e) = set_aside {
+                verified.failed.push((path, Reason(e).to_string()));
+            }
+        }
+        if !verified.damaged.is_empty() {
+            filesystem::sync(self.pool.runs()).at(self.pool.path())?;
+        }
+        drop(held);
+        Ok((verified, if fenced { Fence::Immutable } else { Fence::None }))
+    }
+
+    /// What differs; `None` where the object is gone.
+    fn read(&self, stored: &Stored) -> io::Result<Option<Vec<Damage>>> {
+        let dir = self.pool.dir_of(stored)?;
+        let file = match (Name { dir: dir.as_fd(), name: &stored.file }).open() {
+            Err(e) if is_absent(&e) => return Ok(None),
+            opened => opened?,
+        };
+        let mut damage = Vec::new();
+        match Digest::of_quiet(&file) {
+            Ok((_, digest)) => {
+                if digest.content != stored.name.digest.content {
+                    damage.push(Damage::Content);
+                }
+                if digest.xattrs != stored.name.digest.xattrs {
+                    damage.push(Damage::Attributes);
+                }
+            }
+            Err(e) if is_lost(&e) => damage.push(Damage::Unreadable),
+            Err(e) => return Err(e),
+        }
+        let inode = Inode::of(&file)?;
+        if identity::tag(&inode, self.pool.settings.mtime) != stored.name.tag {
+            damage.push(Damage::Metadata);
+        }
+        self.watch.add(1, inode.size);
+        Ok(Some(damage))
+    }
+
+    fn set_aside(&self, stored: &Stored) -> Result<(), swap::Error> {
+        let (dir, quarantine) =
+            (self.pool.dir_of(stored)?, self.pool.quarantine().map_err(io::Error::other)?);
+        let shared = Shared::lock_at(&dir, &stored.file, self.patience)?;
+        let to = stored.name.quarantined(shared.inode()?.id.ino);
+        let (name, to) =
+            (Name { dir: dir.as_fd(), name: &stored.file }, Name { dir: quarantine.as_fd(), name: &to });
+        shared.change_names(|| name.replace(to)).map(drop)
+    }
+}
+
+/// Whether the filesystem says that what it holds is not whole (`EUCLEAN`: its own checksum failed).
+fn is_lost(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EUCLEAN | libc::EBADMSG))
+}
