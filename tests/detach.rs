@@ -477,6 +477,7 @@ fn privileged_any_tree_keeps_content_and_topology_detached_and_settled() {
                 front_end: "test",
                 member: Some(member(id, true)),
                 dry_run: false,
+                hand_over: true,
                 progress: &Unwatched,
             };
             let begun = work.begin(&purpose, |surveyor| surveyor.tree(Path::new("/usr"))).unwrap();

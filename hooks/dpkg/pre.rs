@@ -123,7 +123,7 @@ fn prepare(
         log::warn!("{warning}");
     }
     let guest = Guest { root: &caller.root, policy: &policy };
-    let purpose = Purpose { front_end, member, dry_run: false, progress: &Unwatched };
+    let purpose = Purpose { front_end, member, dry_run: false, hand_over: true, progress: &Unwatched };
     match guest.begin(&purpose, |surveyor| collect(surveyor, &plan, &policy)) {
         Err(refusal) => refused(&policy, &refusal),
         Ok(begun) if begun.outcome.failed.is_empty() => {

@@ -100,8 +100,13 @@ pub fn main() -> Exit {
         return recover(guest, &arguments).unwrap_or_else(|e| failed(&e, Exit::Refused));
     }
     let bar = Bar::new(arguments.quiet > 0 || arguments.json);
-    let purpose =
-        Purpose { front_end: "cow-prepare", member: None, dry_run: arguments.dry_run, progress: &bar };
+    let purpose = Purpose {
+        front_end: "cow-prepare",
+        member: None,
+        dry_run: arguments.dry_run,
+        hand_over: true,
+        progress: &bar,
+    };
     let mut missing = Vec::new();
     match guest.begin(&purpose, |surveyor| missing = collect(&root, surveyor, &paths)) {
         Ok(begun) => report(&arguments, begun, missing),

@@ -16,9 +16,9 @@ use rustix::fs::OFlags;
 
 use super::Ledger;
 use crate::report::Shown;
-use crate::sys::inode::Inode;
+use crate::sys::inode::{Inode, Time};
 use crate::sys::root::{Root, read_at};
-use crate::sys::{lock, state};
+use crate::sys::{lock, state, times};
 
 /// The directory of everything that is ours in a guest.
 pub const STATE_DIR: &str = "/var/lib/cow-hooks";
@@ -28,6 +28,7 @@ const SPOOL: &str = "spool";
 const CHANGED: &str = "changed";
 const TAKEN: &str = "taken-";
 const MEMBERS: &str = "members";
+const LOCK: &str = "lock";
 
 /// The state directory of a guest, opened or made.
 #[derive(Debug)]
@@ -72,7 +73,7 @@ impl Store {
 
     /// Takes the lock of the store, waiting at most `patience`.
     pub fn lock(&self, patience: Duration) -> io::Result<Locked> {
-        let file = state::lock_file(&self.top, OsStr::new("lock"))?;
+        let file = state::lock_file(&self.top, OsStr::new(LOCK))?;
         lock::exclusive(&file, patience)?;
         Ok(Locked { _file: file })
     }
@@ -163,7 +164,7 @@ pub fn claim(root: &Root, patience: Duration) -> io::Result<Claim> {
     };
     let top = Path::new(STATE_DIR);
     let Some(dir) = open(top)? else { return Ok(Claim::Unhooked) };
-    let file = state::lock_file(&dir, OsStr::new("lock"))?;
+    let file = state::lock_file(&dir, OsStr::new(LOCK))?;
     match lock::exclusive(&file, patience) {
         Err(e) if e.kind() == io::ErrorKind::TimedOut => return Ok(Claim::Busy),
         locked => locked?,
@@ -176,6 +177,72 @@ pub fn claim(root: &Root, patience: Duration) -> io::Result<Claim> {
         }
     }
     Ok(Claim::Held(dir, Locked { _file: file }))
+}
+
+/// Whether the stash of a guest's own hooks holds originals that may come back.
+pub fn stashes(root: &Root) -> io::Result<bool> {
+    match root.open_dir(&Path::new(STATE_DIR).join(STASH)) {
+        Ok(dir) => Ok(!state::names(dir)?.is_empty()),
+        Err(e) if crate::sys::resolve::is_absent(&e) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// What is missing of the way to a guest's state directory, and when what is there was modified: to leave no trace of
+/// work from outside in a guest that has no hooks of ours.
+#[derive(Debug)]
+pub struct Traces {
+    missing: Vec<PathBuf>,
+    modified: Vec<(PathBuf, Time)>,
+}
+
+impl Traces {
+    /// Looks before the work begins.
+    pub fn before(root: &Root) -> io::Result<Traces> {
+        let mut traces = Traces { missing: Vec::new(), modified: Vec::new() };
+        for path in Path::new(STATE_DIR).ancestors() {
+            match root.open_dir(path) {
+                Ok(dir) => traces.modified.push((path.to_path_buf(), Inode::of(dir)?.mtime)),
+                Err(e) if crate::sys::resolve::is_absent(&e) => traces.missing.push(path.to_path_buf()),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(traces)
+    }
+
+    /// Removes what work from outside has made, as far as it is empty: a killed one's, too.
+    pub fn remove(self, root: &Root, patience: Duration) -> io::Result<()> {
+        let top = Path::new(STATE_DIR);
+        let remove = |path: &Path| match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) => match root.open_dir(parent) {
+                Ok(dir) => state::remove_dir(dir, name),
+                Err(e) if crate::sys::resolve::is_absent(&e) => Ok(()),
+                Err(e) => Err(e),
+            },
+            _ => Ok(()),
+        };
+        for path in [top.join("host").join(STASH), top.join("host").join(MEMBERS), top.join("host")] {
+            remove(&path)?;
+        }
+        // Under the lock: nobody who has it is at work, whoever comes later makes it anew.
+        if let Claim::Held(_lock) = claim(root, patience)? {
+            let dir = root.open_dir(top)?;
+            if state::names(&dir)?.iter().all(|name| name == LOCK) {
+                state::remove(&dir, OsStr::new(LOCK))?;
+                remove(top)?;
+            }
+        }
+        // From the inside out: only what was made for this.
+        self.missing.iter().try_for_each(|path| remove(path))?;
+        for (path, modified) in self.modified {
+            match root.open_dir(&path) {
+                Ok(dir) => times::set_modified(dir, modified)?,
+                Err(e) if crate::sys::resolve::is_absent(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The paths in the guest's spool.

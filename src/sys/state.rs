@@ -75,6 +75,14 @@ pub fn remove(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
     }
 }
 
+/// Removes an empty directory; one that is not there, or holds something, is no error.
+pub fn remove_dir(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Renames a file within a directory.
 pub fn rename(dir: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
     Ok(rustix::fs::renameat(&dir, from, &dir, to)?)

@@ -102,6 +102,8 @@ pub struct Purpose<'a> {
     pub member: Option<Member>,
     /// Tell what would be done, and do nothing.
     pub dry_run: bool,
+    /// Where nothing runs afterwards: let the host know what has become private, for it to be unified again.
+    pub hand_over: bool,
     /// Told how many files and bytes are to be copied, then of each as it is.
     pub progress: &'a dyn Watch,
 }
@@ -159,7 +161,7 @@ impl<'a> Guest<'a> {
                 Err(e) => log::warn!("{e}"),
             }
         }
-        if purpose.member.is_none() {
+        if purpose.member.is_none() && purpose.hand_over {
             // Nobody settles these later: the host may look at them when it comes by.
             let detached = begun.outcome.detached.iter().cloned().collect();
             store.spool(&detached).map_err(Error::spool).unwrap_or_else(|e| log::warn!("{e}"));

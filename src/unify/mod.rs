@@ -4,14 +4,15 @@
 //! makes them names of an inode of the [`pool`]; [`run`] remembers what was begun and not ended. [`identity`] says what
 //! equal means.
 //!
-//! [`verify`] and [`repair`] find and replace what is not what its name says, [`gc`] removes what no guest has, [`status`]
-//! says what is shared.
+//! [`verify`] and [`repair`] find and replace what is not what its name says, [`gc`] removes what no guest has, [`detach`]
+//! lets a guest go, [`status`] says what is shared.
 
 pub mod cache;
 pub mod catalog;
 pub mod changed;
 pub mod claims;
 mod dedupe;
+pub mod detach;
 pub mod digest;
 pub mod gc;
 pub mod identity;

@@ -18,7 +18,7 @@ use crate::sys::inode::Inode;
 use crate::sys::resolve::is_absent;
 use crate::sys::signal::Held;
 use crate::sys::swap::{self, Name, Shared};
-use crate::sys::{filesystem, xattr};
+use crate::sys::filesystem;
 
 /// What of an object is not what its name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
