@@ -6,6 +6,7 @@
 mod detach;
 mod guests;
 mod interruption;
+mod pool;
 mod prepare;
 mod race;
 mod refusal;

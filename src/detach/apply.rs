@@ -320,18 +320,19 @@ impl Detacher<'_> {
             by_dir.entry(&job.entry.intent.place.dir).or_default().push(job);
         }
         let groups: Vec<_> = by_dir.into_iter().collect();
-        let swapped = parallel::map(parallel::processors(), &groups, |(dir, jobs)| match self.root.open_dir(dir) {
-            Ok(fd) => {
-                let modified = Inode::of(&fd).map(|inode| inode.mtime);
-                let swap = |job: &&'j Job| (*job, self.swap(fd.as_fd(), job, names[&job.inode.id]));
-                let swapped = jobs.iter().map(swap).collect();
-                // Its names are those it had: so is its time.
-                let kept = modified.and_then(|modified| times::set_modified(&fd, modified));
-                kept.unwrap_or_else(|e| log::debug!("{}: {}", Shown(dir), Reason(e)));
-                swapped
-            }
-            Err(e) => jobs.iter().map(|job| (*job, Err(Unswapped::from(&e)))).collect::<Vec<_>>(),
-        });
+        let swapped =
+            parallel::map(parallel::processors(), &groups, |(dir, jobs)| match self.root.open_dir(dir) {
+                Ok(fd) => {
+                    let modified = Inode::of(&fd).map(|inode| inode.mtime);
+                    let swap = |job: &&'j Job| (*job, self.swap(fd.as_fd(), job, names[&job.inode.id]));
+                    let swapped = jobs.iter().map(swap).collect();
+                    // Its names are those it had: so is its time.
+                    let kept = modified.and_then(|modified| times::set_modified(&fd, modified));
+                    kept.unwrap_or_else(|e| log::debug!("{}: {}", Shown(dir), Reason(e)));
+                    swapped
+                }
+                Err(e) => jobs.iter().map(|job| (*job, Err(Unswapped::from(&e)))).collect::<Vec<_>>(),
+            });
         swapped.into_iter().flatten().collect()
     }
 

@@ -225,7 +225,7 @@ impl Traces {
             remove(&path)?;
         }
         // Under the lock: nobody who has it is at work, whoever comes later makes it anew.
-        if let Claim::Held(_lock) = claim(root, patience)? {
+        if let Claim::Held(_, _lock) = claim(root, patience)? {
             let dir = root.open_dir(top)?;
             if state::names(&dir)?.iter().all(|name| name == LOCK) {
                 state::remove(&dir, OsStr::new(LOCK))?;

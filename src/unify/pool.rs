@@ -29,8 +29,8 @@ use super::identity::{self, Digest, Mtime};
 use super::{At, Error};
 use crate::parallel;
 use crate::sys::inode::{Inode, Kind};
-use crate::sys::root::Root;
 use crate::sys::resolve::is_absent;
+use crate::sys::root::Root;
 use crate::sys::swap::{self, Name, Shared};
 use crate::sys::{filesystem, lock, state, tree};
 

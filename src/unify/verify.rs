@@ -14,11 +14,11 @@ use super::run::{self, Recovered};
 use super::{At, Error, Watch};
 use crate::parallel;
 use crate::report::Reason;
+use crate::sys::filesystem;
 use crate::sys::inode::Inode;
 use crate::sys::resolve::is_absent;
 use crate::sys::signal::Held;
 use crate::sys::swap::{self, Name, Shared};
-use crate::sys::filesystem;
 
 /// What of an object is not what its name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
