@@ -55,20 +55,25 @@ impl Pair {
                 .args(["sh", "-c"])
                 .arg(format!("dpkg -i {DEBS}/*_1.deb")));
         }
-        let (scope, protection) = match scope {
-            Scope::Owned => ("owned", "immutable"),
-            Scope::Plain => ("owned", "none"),
-            Scope::Wide => ("wide", "immutable"),
-        };
-        run(support("unify")
-            .args(["--scope", scope, "--protection", protection])
-            .args([self.path("g1"), self.path("g2")]));
+        let mut unify = self.unify(&["--allow-setid"]);
+        unify.args(["--protection", if matches!(scope, Scope::Plain) { "none" } else { "immutable" }]);
+        if matches!(scope, Scope::Wide) {
+            unify.args(["--scope", "all", "--exclude-from"]).arg(support("wide").get_program());
+        }
+        run(unify.args([self.path("g1"), self.path("g2")]));
         run(Command::new("cp").args([deb(), &self.path("g1/root/cow-hooks.deb")]));
         self.succeed("apt-get install /root/cow-hooks.deb");
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.filesystem.path().join(name)
+    }
+
+    /// `cow-unify` with these arguments, and the guests' pool.
+    fn unify(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cow-unify"));
+        command.args(arguments).arg("--pool").arg(self.path("pool"));
+        command
     }
 
     /// Runs a line of shell in the first guest.
@@ -103,7 +108,17 @@ impl Pair {
 
     /// Lets apt in the first guest look at another archive.
     fn sources(&self, archive: &str) {
-        run(support("guests").arg("sources").arg(self.path("g1")).arg(archive));
+        self.sources_in("g1", archive);
+    }
+
+    fn sources_in(&self, guest: &str, archive: &str) {
+        run(support("guests").arg("sources").arg(self.path(guest)).arg(archive));
+    }
+
+    /// Installs cow-hooks in the second guest, too.
+    fn install_in_second(&self) {
+        run(Command::new("cp").args([self.path("g1/root/cow-hooks.deb"), self.path("g2/root/cow-hooks.deb")]));
+        run(&mut self.command_in("g2", "apt-get install /root/cow-hooks.deb"));
     }
 
     /// Asserts that `work` leaves the pair clean and nothing pending; tells what was shared below `/usr` and still is.
@@ -167,14 +182,14 @@ fn support(script: &str) -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(script))
 }
 
-/// The package, built once.
+/// The guest's package, built once.
 fn deb() -> &'static Path {
     static DEB: OnceLock<PathBuf> = OnceLock::new();
     DEB.get_or_init(|| {
         let top = Path::new(env!("CARGO_MANIFEST_DIR"));
         let built = Command::new(top.join("packaging/build-deb")).stderr(Stdio::inherit()).output().unwrap();
         assert!(built.status.success(), "packaging/build-deb failed");
-        top.join(String::from_utf8(built.stdout).unwrap().trim())
+        top.join(String::from_utf8(built.stdout).unwrap().lines().next().unwrap())
     })
 }
 
@@ -236,6 +251,28 @@ fn privileged_an_upgrade_hands_the_new_files_over() {
     let spooled = spool.split(|&byte| byte == 0).filter(|path| !path.is_empty()).count() as u64;
     assert!(spooled >= (shared.before - shared.now) * 99 / 100, "{spooled}, {shared:?}");
     assert_eq!(pair.unified(), shared.now);
+}
+
+#[test]
+fn privileged_what_both_guests_upgraded_is_shared_again() {
+    if !privileged() {
+        return;
+    }
+    let pair = Pair::of(Scope::Owned);
+    let before = pair.unified();
+    pair.install_in_second();
+    for guest in ["g1", "g2"] {
+        pair.sources_in(guest, "newer");
+        run(&mut pair.command_in(guest, "apt-get upgrade"));
+    }
+    let changed = || {
+        let guests = [pair.path("g1"), pair.path("g2")];
+        text(&run(pair.unify(&["--changed", "--allow-setid"]).args(guests)))
+    };
+    changed();
+    let shared = pair.watch(|| assert!(changed().contains(" 0 linked")));
+    assert!(shared.now * 100 >= before * 99, "{shared:?} of {before}");
+    assert!(!pair.exists("/var/lib/cow-hooks/spool/changed"));
 }
 
 #[test]
@@ -459,7 +496,7 @@ fn privileged_the_switch_and_a_guest_of_its_own_are_left_alone() {
     let output = pair.exits(100, "COW_HOOKS=off apt-get install --reinstall less");
     assert!(output.contains("less.dpkg-tmp") || output.contains("Operation not permitted"), "{output}");
     assert!(!pair.exists("/var/lib/cow-hooks/stash"));
-    run(support("unify").arg("--undo").arg(pair.path("g1")));
+    run(pair.unify(&["detach"]).arg(pair.path("g1")));
     let output =
         pair.succeed("apt-get install --reinstall less base-files && apt-get install hello && dpkg -r hello");
     assert_eq!(ours(&output), [""; 0]);
@@ -495,8 +532,7 @@ fn privileged_two_guests_at_once_do_not_disturb_each_other() {
     }
     let rounds = std::env::var("COW_TESTS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
     let pair = Pair::of(Scope::Owned);
-    run(Command::new("cp").args([pair.path("g1/root/cow-hooks.deb"), pair.path("g2/root/cow-hooks.deb")]));
-    run(&mut pair.command_in("g2", "apt-get install /root/cow-hooks.deb"));
+    pair.install_in_second();
     let reinstall = "apt-get install --reinstall bash coreutils login passwd";
     // The first run of a guest makes private for good what the policy never unifies.
     for guest in ["g1", "g2"] {
@@ -525,7 +561,7 @@ fn privileged_two_guests_at_once_do_not_disturb_each_other() {
 
 /// Links and protection of every shared inode.
 fn pool(pair: &Pair) -> BTreeMap<PathBuf, (u32, bool)> {
-    let mut waiting = vec![pair.path("pool")];
+    let mut waiting = vec![pair.path("pool/objects")];
     let mut found = BTreeMap::new();
     while let Some(dir) = waiting.pop() {
         for entry in fs::read_dir(dir).unwrap() {
