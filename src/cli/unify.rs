@@ -10,6 +10,7 @@ mod verify;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
 use self::arguments::{Arguments, Command, Common};
@@ -32,6 +33,13 @@ pub fn main() -> Exit {
     };
     let common = &arguments.common;
     crate::logging::init("cow-unify", common.quiet, common.verbose);
+    // Threads keep directories open, of many guests.
+    raise_limit(Resource::Nofile);
+    if arguments.command.is_some() && !arguments.pass.guests.is_empty() {
+        let e =
+            anyhow::anyhow!("guests stand before the command's name; a guest of that name is written ./NAME");
+        return failed(&e, Exit::Usage);
+    }
     let done = match &arguments.command {
         None => pass::run(&arguments.pass, &matches, common),
         Some(Command::Status { guests }) => status::run(guests, common),
@@ -52,6 +60,12 @@ pub fn main() -> Exit {
         }
         None => failed(&e, Exit::Usage),
     })
+}
+
+/// Allows as much of a resource as this process may have; with less it does what it can.
+fn raise_limit(resource: Resource) {
+    let limit = getrlimit(resource);
+    let _ = setrlimit(resource, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// A file in the result, for machines.

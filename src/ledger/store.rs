@@ -146,8 +146,8 @@ impl Store {
 pub enum Claim {
     /// No hooks of ours are in it: nobody to agree with.
     Unhooked,
-    /// While the lock lives, no hook in the guest begins or ends anything. With it, the guest's state directory.
-    Held(OwnedFd, Locked),
+    /// While this lives, no hook in the guest begins or ends anything.
+    Held(Locked),
     /// A package manager is at work there, or was killed: its files are detached for it.
     Busy,
 }
@@ -176,7 +176,7 @@ pub fn claim(root: &Root, patience: Duration) -> io::Result<Claim> {
             return Ok(Claim::Busy);
         }
     }
-    Ok(Claim::Held(dir, Locked { _file: file }))
+    Ok(Claim::Held(Locked { _file: file }))
 }
 
 /// Whether the stash of a guest's own hooks holds originals that may come back.
@@ -225,7 +225,7 @@ impl Traces {
             remove(&path)?;
         }
         // Under the lock: nobody who has it is at work, whoever comes later makes it anew.
-        if let Claim::Held(_, _lock) = claim(root, patience)? {
+        if let Claim::Held(_lock) = claim(root, patience)? {
             let dir = root.open_dir(top)?;
             if state::names(&dir)?.iter().all(|name| name == LOCK) {
                 state::remove(&dir, OsStr::new(LOCK))?;

@@ -1,7 +1,7 @@
 //! The only room with unsafe code, and the only one that writes to guests' files.
 //!
 //! It knows no policy: where a file is (`root`, `resolve`, `tree`), what it is (`inode`, `xattr`, `handle`), how a
-//! private copy is made (`copy`, `metadata`), how a name changes its inode (`swap`, with `lock`, `lease` and `gate`), what
+//! private copy is made (`copy`, `metadata`), how a name changes its inode (`swap`, with `lock`, `lease` and `gate`; `iunlink`), what
 //! the filesystem and the process table say (`filesystem`, `process`, `page`), our own files (`state`).
 //! Everything works on descriptors.
 
@@ -15,6 +15,7 @@ pub mod fnmatch;
 pub mod gate;
 pub mod handle;
 pub mod inode;
+pub mod iunlink;
 pub mod lease;
 pub mod lock;
 pub mod metadata;

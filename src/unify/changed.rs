@@ -11,7 +11,7 @@ use super::plan;
 use super::pool::{Index, ObjectName, Pool};
 use super::rules::Choice;
 use super::scan;
-use super::{At, Error, run};
+use super::{At, Error};
 use crate::ledger::store::{Taken, take_spool};
 use crate::report::{Reason, Shown};
 use crate::sys::inode::{Inode, Kind};
@@ -24,8 +24,7 @@ impl Pass<'_> {
     /// As [`Pass::unify`].
     pub fn changed(&self, guests: Vec<Guest>) -> Result<Passed, Error> {
         let Some(pool) = self.pool else { return Ok(Passed::default()) };
-        let mut passed =
-            Passed { recovered: run::recover(pool, self.options.patience)?, ..Passed::default() };
+        let mut passed = self.begin(pool, &guests)?;
         let mut listed = Listed { pass: self, catalog: Catalog::default(), seen: HashSet::new() };
         let mut taken: Vec<(PathBuf, Taken)> = Vec::new();
         listed.catalog.guests = guests;

@@ -1,6 +1,5 @@
 //! Keeps the hooks of guests waiting while names in them change.
 
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::catalog::Guest;
@@ -15,17 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Claims {
     /// The others, by their places among those asked for, with the reason.
     pub busy: Vec<(usize, String)>,
-    held: Vec<Claim>,
-}
-
-impl Claims {
-    /// The state directories of the guests that are held and have one.
-    pub fn state_dirs(&self) -> impl Iterator<Item = &OwnedFd> {
-        self.held.iter().filter_map(|claim| match claim {
-            Claim::Held(state_dir, _) => Some(state_dir),
-            _ => None,
-        })
-    }
+    _held: Vec<Claim>,
 }
 
 /// Claims these guests, as far as no package manager is at work in them.
@@ -38,7 +27,7 @@ pub fn claim_all(guests: &[Guest]) -> Claims {
                               (then `cow-prepare --recover` in the guest helps)";
                 claims.busy.push((at, reason.to_owned()));
             }
-            Ok(held) => claims.held.push(held),
+            Ok(held) => claims._held.push(held),
             Err(e) => claims.busy.push((at, Reason(e).to_string())),
         }
     }

@@ -7,9 +7,10 @@
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::catalog::{Catalog, Guest};
@@ -20,9 +21,11 @@ use super::pool::Pool;
 use super::rules::Rules;
 use super::scope::Scope;
 use super::{Error, Silent, scan};
+use crate::ledger::store::STATE_DIR;
 use crate::policy::Policy;
 use crate::sys::handle::Handle;
 use crate::sys::inode::Inode;
+use crate::sys::resolve::is_absent;
 use crate::sys::root::{Root, read_at};
 use crate::sys::state;
 
@@ -42,20 +45,25 @@ struct Announcement {
     min_size: u64,
 }
 
-/// Tells a guest where the pool is; `state_dir` is its state directory, which is there if it has our hooks.
-pub fn announce(pool: &Pool, options: &Options, state_dir: &OwnedFd) -> io::Result<()> {
+/// Tells a guest where the pool is, if it has our hooks.
+pub fn announce(pool: &Pool, options: &Options, root: &Root) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let state_dir = match root.open_at(Path::new(STATE_DIR), flags) {
+        Err(e) if is_absent(&e) => return Ok(()),
+        opened => opened?,
+    };
     let handle = Handle::of(pool.root())?;
     let announcement = Announcement {
         handle: handle.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect(),
-        immutable: options.fence == Fence::Immutable,
+        immutable: options.fence != Fence::None,
         allow_setid: options.allow_setid,
         min_size: options.min_size,
     };
-    if read(state_dir).ok().flatten().as_ref() == Some(&announcement) {
+    if read(&state_dir).ok().flatten().as_ref() == Some(&announcement) {
         return Ok(());
     }
     let text = toml::to_string(&announcement).map_err(io::Error::other)?;
-    state::replace(state_dir, OsStr::new(FILE), text.as_bytes())
+    state::replace(&state_dir, OsStr::new(FILE), text.as_bytes())
 }
 
 fn read(state_dir: impl AsFd) -> io::Result<Option<Announcement>> {
@@ -82,7 +90,7 @@ pub fn unify(
     policy: &Policy,
     paths: &BTreeSet<PathBuf>,
 ) -> Result<BTreeSet<PathBuf>, Error> {
-    let at = |source| Error::At { path: Path::new(crate::ledger::store::STATE_DIR).join(FILE), source };
+    let at = |source| Error::At { path: Path::new(STATE_DIR).join(FILE), source };
     let none = Ok(BTreeSet::new());
     if paths.is_empty() {
         return none;

@@ -31,7 +31,7 @@ use crate::sys::inode::Inode;
 use crate::sys::root;
 use crate::sys::signal::Held;
 use crate::sys::swap::{self, Name, Shared};
-use crate::sys::{filesystem, gate, times, xattr};
+use crate::sys::{filesystem, gate, iunlink, times, xattr};
 
 /// Names linked in one window, at most: somebody may wait for its end.
 const WINDOW: usize = 64;
@@ -43,8 +43,21 @@ const SLICE: usize = 4096;
 pub enum Fence {
     /// `+i`.
     Immutable,
+    /// Linux-VServer's "immutable, but may be unlinked".
+    Iunlink,
     /// Nothing.
     None,
+}
+
+impl Fence {
+    /// Fences a shared inode.
+    fn set(self, shared: &Shared) -> io::Result<()> {
+        match self {
+            Fence::Immutable => shared.protect(),
+            Fence::Iunlink => iunlink::set(shared),
+            Fence::None => Ok(()),
+        }
+    }
 }
 
 /// What linking came to.
@@ -320,8 +333,8 @@ impl Linker<'_> {
         }
         let mut shelf = self.open_shelf(&object)?;
         let mut shared = Shared::lock_at(&shelf, &object.file(), self.patience)?;
-        if self.fence == Fence::Immutable && !shared.inode()?.immutable {
-            shared.protect()?;
+        if !shared.inode()?.immutable {
+            self.fence.set(&shared)?;
         }
         let mut number = job.first;
         while *done < inodes.len() {
@@ -381,8 +394,8 @@ impl Linker<'_> {
             Err(e) => return Err(io::Error::from(e).into()),
         };
         copy.unlink().map_err(io::Error::from)?;
-        if fresh && self.fence == Fence::Immutable {
-            Shared::lock_at(name.dir, name.name, self.patience)?.protect()?;
+        if fresh && self.fence != Fence::None {
+            self.fence.set(&Shared::lock_at(name.dir, name.name, self.patience)?)?;
         }
         Ok((object, fresh))
     }

@@ -69,6 +69,15 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// The kernel lacks a flag.
+    #[error(
+        "{}: this kernel has no flag for \"immutable, but may be unlinked\": it is no Linux-VServer",
+        Shown(path)
+    )]
+    NoIunlink {
+        /// The pool.
+        path: PathBuf,
+    },
     /// Blocks cannot be shared.
     #[error("{}: the filesystem cannot share blocks between files", Shown(path))]
     NoReflink {
@@ -132,6 +141,7 @@ impl Error {
                 "run it as root of the host, with CAP_LINUX_IMMUTABLE, on a filesystem that knows the flag; \
                  or say --protection none, which protects nothing, or --share reflink"
             }
+            Error::NoIunlink { .. } => "leave --protection out, or say --protection immutable",
             Error::NoReflink { .. } => {
                 "use --share hardlink, with another --pool if this one is made already"
             }

@@ -19,7 +19,7 @@ use super::scan::{self, Wanted};
 use super::scope::{self, Eligible, Scope};
 use super::{At, Error, Watch, inside};
 use crate::policy::PatternSet;
-use crate::report::Reason;
+use crate::report::{Reason, Shown};
 use crate::sys::filesystem;
 use crate::sys::inode::{Inode, InodeId, Kind};
 use crate::sys::root::Root;
@@ -128,8 +128,7 @@ impl Pass<'_> {
     /// Where nothing can be done at all. What fails for one file or guest is in the result.
     pub fn unify(&self, guests: Vec<Guest>) -> Result<Passed, Error> {
         let Some(pool) = self.pool else { return Ok(Passed::default()) };
-        let mut passed =
-            Passed { recovered: run::recover(pool, self.options.patience)?, ..Passed::default() };
+        let mut passed = self.begin(pool, &guests)?;
         let mut cache = self.cache(pool)?;
         let mut catalog = Catalog::default();
         let index = self.index()?;
@@ -164,6 +163,16 @@ impl Pass<'_> {
         }
         self.store(&mut cache, &after, &prints);
         Ok(passed)
+    }
+
+    /// Ends what an interrupted run left, and tells the guests where the pool is.
+    pub(super) fn begin(&self, pool: &Pool, guests: &[Guest]) -> Result<Passed, Error> {
+        for guest in guests {
+            // A guest that does not know waits for the host.
+            let told = inside::announce(pool, self.options, &guest.root);
+            told.unwrap_or_else(|e| log::debug!("{}: {}", Shown(guest.root.path()), Reason(e)));
+        }
+        Ok(Passed { recovered: run::recover(pool, self.options.patience)?, ..Passed::default() })
     }
 
     fn plan(&self, catalog: &mut Catalog, index: &Index, passed: &mut Passed) -> Vec<Work> {
@@ -283,12 +292,7 @@ impl Pass<'_> {
                 let source = std::io::Error::from_raw_os_error(libc::ENOSPC);
                 return Err(Error::Space { path, source });
             }
-            let (batch, claims) = self.claim(catalog, batch, passed);
-            for state_dir in claims.state_dirs() {
-                // A guest that does not know waits for the host.
-                let told = inside::announce(pool, self.options, state_dir);
-                told.unwrap_or_else(|e| log::debug!("{}", Reason(e)));
-            }
+            let (batch, _claims) = self.claim(catalog, batch, passed);
             self.batch(pool, catalog, &batch, passed)?;
         }
         self.watch.end();

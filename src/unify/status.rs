@@ -7,7 +7,7 @@ use super::catalog::Guest;
 use super::names;
 use super::pool::{Index, Pool, Share, Stored};
 use super::rules::Rules;
-use super::scope::{Directory, Eligible, Scope};
+use super::scope::{self, Directory, Eligible, Scope};
 use super::{Error, Watch};
 use crate::detach::survey::Tally;
 use crate::ledger::store::read_spool;
@@ -112,7 +112,12 @@ impl Looker<'_> {
     /// What a guest has, and the inode numbers of the objects in it.
     fn look_at(&self, guest: &Guest, guests: &[Guest], index: &Index) -> (GuestStatus, HashSet<u64>) {
         let mut status = GuestStatus { path: guest.root.path().to_path_buf(), ..GuestStatus::default() };
-        let eligible = match Eligible::load(&guest.root, self.scope, &Rules::default(), self.never) {
+        let load = |scope| Eligible::load(&guest.root, scope, &Rules::default(), self.never);
+        let eligible = match load(self.scope) {
+            Err(scope::Error::NoDatabase { .. }) => load(Scope::All),
+            loaded => loaded,
+        };
+        let eligible = match eligible {
             Ok(eligible) => Some(eligible),
             Err(e) => {
                 status.problems.push((status.path.clone(), Reason(e).to_string()));

@@ -12,7 +12,7 @@ use super::{Named, Problem};
 use crate::cli::bar::Bar;
 use crate::exit::Exit;
 use crate::report::{Reason, Shown, size};
-use crate::sys::filesystem;
+use crate::sys::{filesystem, iunlink};
 use crate::unify::catalog::{Guest, Unfit};
 use crate::unify::link::Fence;
 use crate::unify::pass::{Options, Pass, Passed, check_reach};
@@ -150,7 +150,14 @@ fn fence(pool: &Pool, arguments: &PassArguments) -> Result<Fence, Error> {
         return Err(Error::NoReflink { path: pool.path().to_path_buf() });
     }
     let unprotected = arguments.protection == Protection::None || reflink;
-    let fence = if arguments.dry_run || unprotected { Fence::None } else { Fence::Immutable };
+    let fence = match arguments.protection {
+        _ if arguments.dry_run || unprotected => Fence::None,
+        Protection::Iunlink if !iunlink::is_known() => {
+            return Err(Error::NoIunlink { path: pool.path().to_path_buf() });
+        }
+        Protection::Auto | Protection::Iunlink if iunlink::is_known() => Fence::Iunlink,
+        _ => Fence::Immutable,
+    };
     pool.may_change(fence == Fence::Immutable).map(|()| fence)
 }
 
