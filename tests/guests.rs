@@ -178,12 +178,12 @@ struct Shared {
     now: u64,
 }
 
-fn support(script: &str) -> Command {
+pub fn support(script: &str) -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(script))
 }
 
 /// The guest's package, built once.
-fn deb() -> &'static Path {
+pub fn deb() -> &'static Path {
     static DEB: OnceLock<PathBuf> = OnceLock::new();
     DEB.get_or_init(|| {
         let top = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 mod detach;
+mod farm;
 mod guests;
 mod interruption;
 mod pool;
@@ -14,3 +15,4 @@ mod support;
 mod unify;
 mod unify_failures;
 mod unify_interruption;
+mod unify_race;

@@ -47,12 +47,10 @@ pub fn digest(
     read.into_iter().flatten().collect()
 }
 
-/// Under a lease: it proves that there was no writer when the reading began, and none came.
+/// Under a lease: it proves that there was no writer when the reading began. One who has come since and changed
+/// anything shows in the time of change, which is that of the scan or not.
 fn read(opened: &OwnedFd, file: &File, allow_setid: bool) -> io::Result<Read> {
     let Some(lease) = take_lease(opened)? else { return Ok(Err(Unfit::Writer)) };
-    if !is_same(&Inode::of(opened)?, file) {
-        return Ok(Err(Unfit::Changed));
-    }
     let xattrs = crate::sys::xattr::read(opened)?;
     if has_capabilities(&xattrs) && !allow_setid {
         return Ok(Err(Unfit::Capabilities));
@@ -61,8 +59,7 @@ fn read(opened: &OwnedFd, file: &File, allow_setid: bool) -> io::Result<Read> {
     let Some(digest) = Digest::of(opened, file.size, &xattrs, || lease.holds())? else {
         return Ok(Err(Unfit::Writer));
     };
-    let unchanged = lease.holds() && is_same(&Inode::of(opened)?, file);
-    Ok(if unchanged { Ok(digest) } else { Err(Unfit::Changed) })
+    Ok(if is_same(&Inode::of(opened)?, file) { Ok(digest) } else { Err(Unfit::Changed) })
 }
 
 /// Whether file capabilities are among the attributes (`capabilities(7)`).

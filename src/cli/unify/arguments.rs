@@ -11,12 +11,7 @@ use crate::unify::scope::Scope;
 
 /// Make equal files of guests one inode.
 #[derive(Debug, Parser)]
-#[command(
-    name = "cow-unify",
-    version,
-    args_conflicts_with_subcommands = true,
-    subcommand_negates_reqs = true
-)]
+#[command(name = "cow-unify", version, subcommand_negates_reqs = true)]
 pub struct Arguments {
     /// What else can be done.
     #[command(subcommand)]
