@@ -12,6 +12,11 @@ fn count() -> usize {
     std::env::var("COW_TESTS_GUESTS").ok().and_then(|count| count.parse().ok()).unwrap_or(4)
 }
 
+/// Whether each has the packages of a server, 30 000 names and 1 GB.
+fn large() -> Option<&'static str> {
+    std::env::var_os("COW_TESTS_LARGE").map(|_| "--large")
+}
+
 struct Many {
     filesystem: Filesystem,
     guests: Vec<PathBuf>,
@@ -19,12 +24,9 @@ struct Many {
 
 impl Many {
     fn new() -> Many {
-        let filesystem = Filesystem::new("ext4", 4 << 10 << usize::from(count() > 4));
-        run(support("guests")
-            .arg("many")
-            .args(std::env::var_os("COW_TESTS_LARGE").map(|_| "--large"))
-            .arg(count().to_string())
-            .arg(filesystem.path()));
+        let gigabytes = 1 + count() as u64 * if large().is_some() { 2 } else { 1 };
+        let filesystem = Filesystem::new("ext4", gigabytes << 10);
+        run(support("guests").arg("many").args(large()).arg(count().to_string()).arg(filesystem.path()));
         let guests = (1..=count()).map(|number| filesystem.path().join(format!("g{number}"))).collect();
         Many { filesystem, guests }
     }
