@@ -7,10 +7,27 @@ pub mod unify;
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use crate::exit::Exit;
 use crate::policy::Policy;
-use crate::report::{Reason, Shown};
+use crate::report::{Reason, Shown, json_path};
 use crate::sys::root::Root;
+
+/// A file in the result, for machines.
+#[derive(Debug, Serialize)]
+struct Named {
+    #[serde(flatten, serialize_with = "json_path")]
+    path: PathBuf,
+}
+
+/// A file or guest that something is wrong with.
+#[derive(Debug, Serialize)]
+struct Problem {
+    #[serde(flatten, serialize_with = "json_path")]
+    path: PathBuf,
+    reason: String,
+}
 
 /// The arguments of this process; where there is nothing to run, help or an error has been printed.
 fn parse<A: clap::Parser>() -> Result<A, Exit> {

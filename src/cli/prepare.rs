@@ -10,12 +10,12 @@ use clap::{ArgAction, Parser};
 use serde::Serialize;
 
 use super::bar::Bar;
-use super::{failed, guest, guest_path};
+use super::{Named, Problem, failed, guest, guest_path};
 use crate::detach::preflight::Refusal;
 use crate::detach::survey::{Left, Surveyor};
 use crate::exit::Exit;
 use crate::package::dpkg::after::Dpkg;
-use crate::report::{Reason, Shown, json_path, size};
+use crate::report::{Reason, Shown, size};
 use crate::sys::inode::{Inode, Kind};
 use crate::sys::resolve::Resolver;
 use crate::sys::root::Root;
@@ -65,19 +65,6 @@ struct Report {
     left: Vec<Left>,
     failed: Vec<Problem>,
     recovered: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct Named {
-    #[serde(flatten, serialize_with = "json_path")]
-    path: PathBuf,
-}
-
-#[derive(Debug, Serialize)]
-struct Problem {
-    #[serde(flatten, serialize_with = "json_path")]
-    path: PathBuf,
-    reason: String,
 }
 
 /// Runs the command with the arguments of this process.

@@ -14,10 +14,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
 use self::arguments::{Arguments, Command, Common};
-use super::failed;
+use super::{Named, Problem, failed};
 use crate::exit::Exit;
 use crate::policy::Policy;
-use crate::report::{Shown, json_path};
+use crate::report::Shown;
 use crate::sys::inode::InodeId;
 use crate::sys::root::Root;
 use crate::unify::catalog::Guest;
@@ -66,21 +66,6 @@ pub fn main() -> Exit {
 fn raise_limit(resource: Resource) {
     let limit = getrlimit(resource);
     let _ = setrlimit(resource, Rlimit { current: limit.maximum, ..limit });
-}
-
-/// A file in the result, for machines.
-#[derive(Debug, Serialize)]
-struct Named {
-    #[serde(flatten, serialize_with = "json_path")]
-    path: PathBuf,
-}
-
-/// A file or guest that something is wrong with.
-#[derive(Debug, Serialize)]
-struct Problem {
-    #[serde(flatten, serialize_with = "json_path")]
-    path: PathBuf,
-    reason: String,
 }
 
 /// The host's policy: what is never unified, how long to wait, how much room to leave.

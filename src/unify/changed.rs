@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use super::catalog::{Catalog, Dir, Guest};
 use super::identity;
+use super::object::{Index, ObjectName};
 use super::pass::{Pass, Passed};
 use super::plan;
-use super::pool::{Index, ObjectName, Pool};
+use super::pool::Pool;
 use super::rules::Choice;
 use super::scan;
 use super::{At, Error};

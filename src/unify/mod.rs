@@ -1,8 +1,9 @@
 //! Makes equal files of many guests one inode, and keeps them so.
 //!
-//! [`scan`] finds the files that may be unified, [`digest`] reads those of which at least two could be equal, [`link`]
-//! makes them names of an inode of the [`pool`]; [`run`] remembers what was begun and not ended. [`identity`] says what
-//! equal means.
+//! [`scan`] finds the files that may be unified ([`rules`], [`scope`]), [`digest`] reads those of which at least two could
+//! be equal, [`plan`] puts together what is, [`link`] makes it names of an [`object`] of the [`pool`]; [`run`] remembers
+//! what was begun and not ended, [`cache`] what need not be looked at again. [`identity`] says what equal means. [`pass`]
+//! is the whole of that, [`changed`] the same for what guests have listed, [`inside`] for a guest that reaches the pool.
 //!
 //! [`verify`] and [`repair`] find and replace what is not what its name says, [`gc`] removes what no guest has, [`detach`]
 //! lets a guest go, [`status`] says what is shared.
@@ -14,11 +15,13 @@ pub mod claims;
 mod dedupe;
 pub mod detach;
 pub mod digest;
+mod exchange;
 pub mod gc;
 pub mod identity;
 pub mod inside;
 pub mod link;
 pub mod names;
+pub mod object;
 pub mod pass;
 pub mod plan;
 pub mod pool;

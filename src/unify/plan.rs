@@ -6,7 +6,7 @@ use super::Watch;
 use super::catalog::{Catalog, Unfit};
 use super::digest::digest;
 use super::identity::{self, Digest};
-use super::pool::{Index, Object, ObjectName};
+use super::object::{Index, Object, ObjectName};
 
 /// Equal files, and the object whose names they are to be.
 #[derive(Debug)]

@@ -14,7 +14,8 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::catalog::nanoseconds;
-use super::pool::{ObjectName, Pool, Stored};
+use super::object::ObjectName;
+use super::pool::{Pool, Stored};
 use super::{At, Error};
 use crate::report::{Reason, Shown};
 use crate::sys::handle::Handle;

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use super::catalog::Guest;
 use super::names;
-use super::pool::{Index, Pool, Share, Stored};
+use super::object::Index;
+use super::pool::{Pool, Share, Stored};
 use super::rules::Rules;
 use super::scope::{self, Directory, Eligible, Scope};
 use super::{Error, Watch};
@@ -228,7 +229,7 @@ mod tests {
     use super::*;
     use crate::sys::inode::{Inode, InodeId, Kind, Time};
     use crate::unify::identity::Digest;
-    use crate::unify::pool::ObjectName;
+    use crate::unify::object::ObjectName;
 
     fn object(ino: u64, size: u64, allocated: u64) -> Stored {
         let zero = Time { secs: 0, nanos: 0 };

@@ -1,0 +1,274 @@
+//! One window: names of guests are exchanged with links of an object, looked at again, and given back where a writer came.
+
+use std::cell::RefCell;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::io::Errno;
+
+use super::catalog::Unfit;
+use super::digest::{Dirs, Quiet, is_gone, is_same, take_lease};
+use super::identity;
+use super::link::{Linked, Linker};
+use super::object::ObjectName;
+use super::run::temporary;
+use crate::report::Reason;
+use crate::sys::inode::Inode;
+use crate::sys::swap::{self, Name, Shared};
+use crate::sys::{root, xattr};
+
+/// A name to be exchanged.
+struct Target {
+    at: u32,
+    dir: Rc<OwnedFd>,
+    temporary: OsString,
+}
+
+/// An inode of a guest that may become the object.
+struct Ready<'f> {
+    names: Vec<Target>,
+    own: &'f OwnedFd,
+    quiet: Quiet<'f>,
+    before: Inode,
+    attributes: xattr::Xattrs,
+}
+
+/// How far an inode's names have got.
+#[derive(Clone, Debug)]
+enum Stage {
+    Waiting,
+    Linked,
+    /// The object has as many links as it can have.
+    Full,
+    Failed(Errno),
+}
+
+/// An object that is locked, and about to get names.
+pub(super) struct Link<'l> {
+    pub linker: &'l Linker<'l>,
+    pub object: &'l ObjectName,
+    pub shared: &'l Shared,
+    pub shelf: &'l OwnedFd,
+    pub inode: Inode,
+    pub attributes: xattr::Xattrs,
+    /// It was made, or compared with a file of equal digests, in this run.
+    pub fresh: bool,
+}
+
+impl Link<'_> {
+    /// Links inodes, in one window. How many of them are settled; fewer than all where the object is full.
+    pub fn chunk(
+        &self,
+        inodes: &[&[u32]],
+        own: &[io::Result<OwnedFd>],
+        mut number: u64,
+        dirs: &mut Dirs<'_>,
+        linked: &mut Linked,
+    ) -> Result<usize, swap::Error> {
+        let mut ready: Vec<Option<Ready<'_>>> = Vec::new();
+        let mut compared = self.fresh;
+        for (names, own) in inodes.iter().zip(own) {
+            let looked = match own {
+                Ok(own) => self.look(names, own, number, dirs, &mut compared),
+                Err(e) => Err(io::Error::new(e.kind(), Reason(e).to_string()).into()),
+            };
+            number += names.len() as u64;
+            ready.push(match looked {
+                Ok(Ok(found)) => Some(found),
+                Ok(Err(unfit)) => {
+                    linked.left.extend(names.iter().map(|&at| (at, unfit)));
+                    None
+                }
+                Err(swap::Error::Unchanged(e)) if is_gone(&e) => {
+                    linked.left.extend(names.iter().map(|&at| (at, Unfit::Changed)));
+                    None
+                }
+                Err(e) => {
+                    self.fail(names, &e, linked);
+                    None
+                }
+            });
+        }
+        let stages = RefCell::new(vec![Stage::Waiting; ready.len()]);
+        let change = self.shared.change_names(|| self.link_all(&ready, &mut stages.borrow_mut()))?;
+        self.note(change, linked);
+        let mut stages = stages.into_inner();
+        self.take_back(&ready, &mut stages, linked)?;
+        let mut settled = 0;
+        for ((names, ready), stage) in inodes.iter().zip(&ready).zip(&stages) {
+            match (ready, stage) {
+                (None, _) => {}
+                (Some(_), Stage::Full) => return Ok(settled),
+                (Some(ready), Stage::Linked) => self.let_go(ready, linked)?,
+                (Some(_), Stage::Failed(Errno::STALE | Errno::NOENT)) => {
+                    linked.left.extend(names.iter().map(|&at| (at, Unfit::Changed)));
+                }
+                (Some(_), Stage::Failed(e)) => self.fail(names, &io::Error::from(*e).into(), linked),
+                (Some(_), Stage::Waiting) => linked.left.extend(names.iter().map(|&at| (at, Unfit::Writer))),
+            }
+            settled += 1;
+        }
+        Ok(settled)
+    }
+
+    fn note(&self, change: swap::Change, linked: &mut Linked) {
+        linked.contested += u64::from(change.contested);
+        if change.leaked {
+            linked.leaked.push(*self.object);
+        }
+    }
+
+    /// Looks at a guest's inode under a lease, and compares it with the object where that was not done yet.
+    fn look<'f>(
+        &self,
+        names: &[u32],
+        own: &'f OwnedFd,
+        number: u64,
+        dirs: &mut Dirs<'_>,
+        compared: &mut bool,
+    ) -> Result<Result<Ready<'f>, Unfit>, swap::Error> {
+        let catalog = self.linker.catalog;
+        let Some(quiet) = take_lease(own)? else { return Ok(Err(Unfit::Writer)) };
+        let before = Inode::of(own)?;
+        if !is_same(&before, &catalog.files[names[0] as usize]) {
+            return Ok(Err(Unfit::Changed));
+        }
+        let attributes = xattr::read(own)?;
+        let equal = identity::same_metadata(&before, &self.inode, self.linker.pool.settings.mtime)
+            && attributes == self.attributes
+            && (*compared || root::same_content(own, self.shared)?);
+        if !equal {
+            return Err(io::Error::other("the pool's object is damaged; `cow-unify verify` tells").into());
+        }
+        *compared = true;
+        let mut targets = Vec::with_capacity(names.len());
+        for (&at, number) in names.iter().zip(number..) {
+            let file = &catalog.files[at as usize];
+            targets.push(Target { at, dir: dirs.of(file)?, temporary: temporary(number) });
+        }
+        Ok(Ok(Ready { names: targets, own, quiet, before, attributes }))
+    }
+
+    /// Exchanges the names of every inode that is ready. Fails as a whole only where the object needs a window.
+    fn link_all(&self, ready: &[Option<Ready<'_>>], stages: &mut [Stage]) -> rustix::io::Result<()> {
+        for (ready, stage) in ready.iter().zip(stages) {
+            let (Some(ready), Stage::Waiting) = (ready, &*stage) else { continue };
+            // A writer who came meanwhile would only be turned away again.
+            if !ready.quiet.holds() {
+                continue;
+            }
+            *stage = match self.link_names(ready) {
+                Ok(()) => Stage::Linked,
+                Err((true, Errno::PERM)) => return Err(Errno::PERM),
+                Err((true, Errno::MLINK)) => {
+                    *stage = Stage::Full;
+                    break;
+                }
+                Err((_, e)) => Stage::Failed(e),
+            };
+        }
+        Ok(())
+    }
+
+    /// All names of an inode, or none. An error says whether the object refused another link.
+    fn link_names(&self, ready: &Ready<'_>) -> Result<(), (bool, Errno)> {
+        let file = self.object.file();
+        let object = Name { dir: self.shelf.as_fd(), name: &file };
+        for (at, target) in ready.names.iter().enumerate() {
+            let temporary = Name { dir: self.linker.run.dir(), name: &target.temporary };
+            let name = Name { dir: target.dir.as_fd(), name: self.name(target.at) };
+            let failed = match object.link(temporary) {
+                Err(e) => (true, e),
+                Ok(()) => match temporary.exchange_for(name, ready.before.id) {
+                    Ok(()) => continue,
+                    Err(e) => {
+                        let _ = temporary.unlink();
+                        (false, e)
+                    }
+                },
+            };
+            for target in &ready.names[..at] {
+                self.give_back(target, None);
+            }
+            return Err(failed);
+        }
+        Ok(())
+    }
+
+    /// The guest's own inode has its name again, unless that is another file's by now.
+    fn give_back(&self, target: &Target, object: Option<Inode>) {
+        let temporary = Name { dir: self.linker.run.dir(), name: &target.temporary };
+        let name = Name { dir: target.dir.as_fd(), name: self.name(target.at) };
+        let exchanged = match object {
+            Some(object) => temporary.exchange_for(name, object.id),
+            None => temporary.exchange(name),
+        };
+        if let Err(e) = exchanged.and_then(|()| temporary.unlink()) {
+            log::debug!("{}: {e}", crate::report::Shown(name.name.as_ref()));
+        }
+    }
+
+    /// Gives the names back of inodes that a writer has got hold of meanwhile.
+    fn take_back(
+        &self,
+        ready: &[Option<Ready<'_>>],
+        stages: &mut [Stage],
+        linked: &mut Linked,
+    ) -> Result<(), swap::Error> {
+        let mut back = Vec::new();
+        for (ready, stage) in ready.iter().zip(stages.iter_mut()) {
+            let (Some(ready), Stage::Linked) = (ready, &*stage) else { continue };
+            let untouched = ready.quiet.holds()
+                && Inode::of(ready.own)?.same_content_as(&ready.before)
+                && xattr::read(ready.own)? == ready.attributes;
+            if !untouched {
+                *stage = Stage::Waiting;
+                back.push(ready);
+            }
+        }
+        if back.is_empty() {
+            return Ok(());
+        }
+        let object = self.shared.inode()?;
+        let first = RefCell::new(true);
+        let change = self.shared.change_names(|| {
+            for ready in &back {
+                for target in &ready.names {
+                    if *first.borrow() && object.immutable {
+                        // Natively it cannot be: the object's name is to move.
+                        first.replace(false);
+                        return Err(Errno::PERM);
+                    }
+                    self.give_back(target, Some(object));
+                }
+            }
+            Ok(())
+        })?;
+        self.note(change, linked);
+        Ok(())
+    }
+
+    /// Lets a guest's own inode go.
+    fn let_go(&self, ready: &Ready<'_>, linked: &mut Linked) -> Result<(), swap::Error> {
+        for target in &ready.names {
+            let temporary = Name { dir: self.linker.run.dir(), name: &target.temporary };
+            temporary.unlink().map_err(io::Error::from)?;
+            linked.names.push(target.at);
+        }
+        if ready.before.nlink as usize == ready.names.len() {
+            linked.freed += ready.before.allocated;
+        }
+        Ok(())
+    }
+
+    fn name(&self, at: u32) -> &OsStr {
+        self.linker.catalog.name(&self.linker.catalog.files[at as usize])
+    }
+
+    fn fail(&self, names: &[u32], error: &swap::Error, linked: &mut Linked) {
+        let reason = Reason(error).to_string();
+        linked.failed.extend(names.iter().map(|&at| (self.linker.outer_path(at), reason.clone())));
+    }
+}
