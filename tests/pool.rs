@@ -70,6 +70,8 @@ impl Farm {
     }
 
     fn command(&self, words: &[&str]) -> Command {
+        // What has only just changed is left for the next run.
+        std::thread::sleep(std::time::Duration::from_millis(30));
         let words = self.words(words);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);

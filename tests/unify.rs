@@ -50,6 +50,8 @@ impl Farm {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
+        // What has only just changed is left for the next run.
+        std::thread::sleep(std::time::Duration::from_millis(30));
         let mut command = Command::new(env!("CARGO_BIN_EXE_cow-unify"));
         command.current_dir(self.filesystem.path()).args(arguments);
         command

@@ -29,6 +29,8 @@ fn round(farm: &Farm, number: usize) -> Round {
         fs::hard_link(farm.path(&format!("{guest}/usr/lib/dir0/file-0")), &link).unwrap();
     }
     pairs.push((farm.path("g1/usr/lib/second-name"), farm.path("g2/usr/lib/second-name")));
+    // What has only just changed is left for the next run.
+    std::thread::sleep(std::time::Duration::from_millis(30));
     Round { pairs, visible: look(farm) }
 }
 

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use super::Watch;
 use super::catalog::{Catalog, File, Unfit, nanoseconds};
 use super::identity::Digest;
+use super::scan::is_settled;
 use crate::parallel;
 use crate::sys::inode::Inode;
 use crate::sys::lease::Lease;
@@ -48,9 +49,13 @@ pub fn digest(
 }
 
 /// Under a lease: it proves that there was no writer when the reading began. One who has come since and changed
-/// anything shows in the time of change, which is that of the scan or not.
+/// anything shows in the time of change, which is that of the scan or not; hence a file that has only just changed waits
+/// for the next run.
 fn read(opened: &OwnedFd, file: &File, allow_setid: bool) -> io::Result<Read> {
     let Some(lease) = take_lease(opened)? else { return Ok(Err(Unfit::Writer)) };
+    if !is_settled(file.ctime) {
+        return Ok(Err(Unfit::Changed));
+    }
     let xattrs = crate::sys::xattr::read(opened)?;
     if has_capabilities(&xattrs) && !allow_setid {
         return Ok(Err(Unfit::Capabilities));

@@ -25,9 +25,13 @@ use crate::sys::resolve::is_absent;
 use crate::sys::root::relative;
 use crate::sys::tree;
 
-/// A directory is listed anew where it changed less than this before it was read, in nanoseconds: a second change
-/// within one tick of the kernel's clock need not show in its time.
+/// More than a tick of the kernel's clock, in nanoseconds: a second change within one need not show in the time of change.
 const TICK: i64 = 20_000_000;
+
+/// Whether a change from now on will show in a time of change that is this one now.
+pub fn is_settled(ctime: i64) -> bool {
+    ctime < now().saturating_sub(TICK)
+}
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug)]
@@ -172,12 +176,11 @@ impl Scanner<'_, '_> {
             return Ok(());
         }
         let changed = nanoseconds(inode.ctime);
-        let settled = changed < now().saturating_sub(TICK);
         let dir = part.add_dir(Dir {
             guest: self.number,
             path: path.to_path_buf(),
             ino: inode.id.ino,
-            ctime: if settled { changed } else { 0 },
+            ctime: if is_settled(changed) { changed } else { 0 },
             fresh: true,
         });
         let linked = self.wanted.share == Share::Hardlink;
