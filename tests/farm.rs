@@ -33,13 +33,14 @@ impl Many {
 
     /// Unifies, and has it judged; what cow-unify and the judge say.
     fn unify(&self, arguments: &[&str]) -> String {
-        let state = tempfile::NamedTempFile::new().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
         let pool = self.filesystem.path().join(".cow-pool");
-        run(support("unify-check").arg("record").arg(state.path()).args(&self.guests));
+        run(support("unify-check").arg("record").arg(&state).args(&self.guests));
         let mut unify = Command::new(env!("CARGO_BIN_EXE_cow-unify"));
         let said = text(&run(unify.args(arguments).args(&self.guests)));
         let mut judge = support("unify-check");
-        judge.arg("verify").arg(state.path()).args(&self.guests).arg("--pool").arg(pool);
+        judge.arg("verify").arg(&state).args(&self.guests).arg("--pool").arg(pool);
         let judged = judge.output().unwrap();
         eprintln!("{said}{}", text(&judged));
         assert!(judged.status.success(), "{said}{}", text(&judged));
