@@ -295,6 +295,8 @@ impl<'a> Guest<'a> {
     fn shares_any(self, manager: &dyn PackageManager) -> Result<bool, Error> {
         let mut surveyor = Surveyor::new(self.root, self.policy);
         surveyor.paths(&manager.essential().map_err(Error::Packages)?);
+        // Hard links of one another, as equal files are in a guest that was unified once, are shared with nobody.
+        surveyor.siblings();
         Ok(!surveyor.finish().unified.is_empty())
     }
 }
