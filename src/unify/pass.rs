@@ -173,7 +173,12 @@ impl Pass<'_> {
             let told = inside::announce(pool, self.options, &guest.root);
             told.unwrap_or_else(|e| log::debug!("{}: {}", Shown(guest.root.path()), Reason(e)));
         }
-        Ok(Passed { recovered: run::recover(pool, self.options.patience)?, ..Passed::default() })
+        let recovered = run::recover(pool, self.options.patience)?;
+        if recovered.total() > 0 {
+            // What was given back to a guest has only just changed, and would be left for the next run.
+            std::thread::sleep(scan::TICK);
+        }
+        Ok(Passed { recovered, ..Passed::default() })
     }
 
     fn plan(&self, catalog: &mut Catalog, index: &Index, passed: &mut Passed) -> Vec<Work> {

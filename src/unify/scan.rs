@@ -9,6 +9,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 
@@ -25,12 +26,12 @@ use crate::sys::resolve::is_absent;
 use crate::sys::root::relative;
 use crate::sys::tree;
 
-/// More than a tick of the kernel's clock, in nanoseconds: a second change within one need not show in the time of change.
-const TICK: i64 = 20_000_000;
+/// More than a tick of the kernel's clock: a second change within one need not show in the time of change.
+pub const TICK: Duration = Duration::from_millis(20);
 
 /// Whether a change from now on will show in a time of change that is this one now.
 pub fn is_settled(ctime: i64) -> bool {
-    ctime < now().saturating_sub(TICK)
+    ctime < now().saturating_sub(TICK.as_nanos() as i64)
 }
 
 /// What is looked for.
