@@ -329,7 +329,11 @@ impl Pass<'_> {
             run::recover(pool, self.options.patience)?;
         }
         let before = passed.linked.names.len();
-        passed.linked.absorb(linked?);
+        let linked = linked?;
+        for (_, unfit) in &linked.left {
+            *passed.left.entry(*unfit).or_default() += 1;
+        }
+        passed.linked.absorb(linked);
         for object in std::mem::take(&mut passed.linked.leaked) {
             if !self.is_intact(pool, &object).unwrap_or(false) {
                 passed.changed_objects += 1;

@@ -6,17 +6,18 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir};
+use rustix::fs::AtFlags;
 
 use super::diversions::{self, Diversion};
 use super::status::{self, Package};
 use super::{Error, statoverride};
 use crate::package::{MultiArch, PackageId, lists};
 use crate::sys::root::{Root, read_at};
+use crate::sys::state::names;
 
 /// Where dpkg's database is, unless it is told otherwise.
 pub const ADMINDIR: &str = "/var/lib/dpkg";
@@ -173,19 +174,6 @@ fn read_journal(root: &Root, path: &Path) -> Result<Vec<Vec<u8>>, Error> {
         updates.extend(optional_with(read_at(&dir, &name), || path.join(&name))?);
     }
     Ok(updates)
-}
-
-/// The names in a directory, but for `.` and `..`.
-fn names(dir: impl AsFd) -> io::Result<Vec<std::ffi::OsString>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(dir)? {
-        let entry = entry?;
-        let name = OsStr::from_bytes(entry.file_name().to_bytes());
-        if name != "." && name != ".." {
-            names.push(name.to_os_string());
-        }
-    }
-    Ok(names)
 }
 
 fn optional<T>(result: io::Result<T>, path: &Path) -> Result<Option<T>, Error> {
