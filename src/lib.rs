@@ -7,6 +7,7 @@
 //! The rooms, from the outside in; each knows only those below it:
 //!
 //! - [`cli`], and the entry points in `src/bin` and `hooks`: what a person or a package manager calls.
+//! - [`hook`]: what the hooks of all package managers share.
 //! - [`report`], [`logging`], [`exit`]: how results are shown.
 //! - [`transaction`]: begin, settle, recover; the story of one run of a package manager.
 //! - [`detach`]: finds unified files and gives their names private copies. [`unify`]: makes equal files one inode.
@@ -26,6 +27,7 @@
 pub mod cli;
 pub mod detach;
 pub mod exit;
+pub mod hook;
 pub mod inspect;
 pub mod ledger;
 pub mod logging;

@@ -1,7 +1,6 @@
 //! What apt and dpkg call: before they touch anything, and when they have run.
 //!
-//! A hook prints nothing when there was nothing to do, and one line otherwise. After dpkg has run it never fails:
-//! apt would stop half way.
+//! After dpkg has run a hook never fails: apt would stop half way.
 
 mod caller;
 mod post;
@@ -9,28 +8,24 @@ mod pre;
 
 use std::process::ExitCode;
 
-/// The environment variable that switches everything off for one run, by the value `off`.
-const SWITCH: &str = "COW_HOOKS";
+use cow_hooks::hook;
 
 fn main() -> ExitCode {
-    cow_hooks::logging::init("cow-hooks", 0, u8::from(is_set_to("debug")));
+    hook::log();
     let mut arguments = std::env::args().skip(1);
-    let (Some(hook), None) = (arguments.next(), arguments.next()) else { return usage() };
-    let off = is_set_to("off");
-    match hook.as_str() {
-        "apt-pre" | "dpkg-pre" | "apt-post" | "dpkg-post" | "triggered" if off => ExitCode::SUCCESS,
-        "apt-pre" => pre::apt(),
-        "dpkg-pre" => pre::dpkg(),
+    let (Some(called), None) = (arguments.next(), arguments.next()) else { return usage() };
+    match called.as_str() {
+        "apt-pre" | "dpkg-pre" | "apt-post" | "dpkg-post" | "triggered" if hook::is_off() => {
+            ExitCode::SUCCESS
+        }
+        "apt-pre" => pre::apt().into(),
+        "dpkg-pre" => pre::dpkg().into(),
         "apt-post" => post::apt(),
         "dpkg-post" => post::dpkg(),
         "triggered" => post::triggered(),
         "retire" => post::retire(),
         _ => usage(),
     }
-}
-
-fn is_set_to(value: &str) -> bool {
-    std::env::var_os(SWITCH).is_some_and(|set| set == value)
 }
 
 fn usage() -> ExitCode {

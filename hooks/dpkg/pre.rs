@@ -3,63 +3,61 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::path::PathBuf;
 
-use cow_hooks::detach::Unwatched;
-use cow_hooks::detach::preflight::Refusal;
 use cow_hooks::detach::survey::Surveyor;
-use cow_hooks::inspect::Verdict;
+use cow_hooks::hook;
+use cow_hooks::hook::pre::{Decision, Run, refuse, skipped};
 use cow_hooks::package::PackageSpec;
 use cow_hooks::package::apt::Stream;
 use cow_hooks::package::dpkg::{Change, Database, Invocation, Plan};
-use cow_hooks::policy::{Mode, Policy};
-use cow_hooks::report::{Reason, Shown, size};
+use cow_hooks::policy::Policy;
+use cow_hooks::report::Reason;
 use cow_hooks::transaction::members::Member;
-use cow_hooks::transaction::{Begun, Guest, Purpose, member};
+use cow_hooks::transaction::{Guest, member};
 
-use crate::caller::Caller;
+use crate::caller::DpkgCaller;
 
 /// apt's `DPkg::Pre-Install-Pkgs`: the whole run, from the stream on standard input.
-pub fn apt() -> ExitCode {
+pub fn apt() -> Decision {
     let stream = match Stream::read(io::stdin().lock()) {
         Ok(stream) => stream,
         Err(e) => {
             // dpkg's own hook will plan for each of its runs.
             log::warn!("apt's list of packages cannot be read: {}", Reason(e));
-            return ExitCode::SUCCESS;
+            return Decision::GoOn;
         }
     };
     if has_other_root(&stream) {
         // The hook of each dpkg is told which; apt's own hook after the run is not.
-        return ExitCode::SUCCESS;
+        return Decision::GoOn;
     }
-    let caller = match Caller::of(Path::new("/"), None) {
+    let caller = match DpkgCaller::of_apt() {
         Ok(caller) => caller,
         Err(e) => return skipped(&Reason(e).to_string()),
     };
     // Older streams name no removals and no configuration.
     let covers = stream.version >= 2;
-    let apt = caller.front_end().map(|process| member(process.id, covers));
+    let apt = caller.caller.front_end().map(|process| member(process.id, covers));
     prepare(&caller, "apt", apt, |_| (Change::of_stream(&stream), Vec::new()))
 }
 
 /// dpkg's `pre-invoke`: what its command line says, unless apt's hook has planned for it.
-pub fn dpkg() -> ExitCode {
-    let caller = match Caller::of_dpkg() {
+pub fn dpkg() -> Decision {
+    let caller = match DpkgCaller::of_dpkg() {
         Ok(caller) => caller,
         Err(e) => return skipped(&Reason(e).to_string()),
     };
-    if caller.covered_by().is_some() {
-        return ExitCode::SUCCESS;
+    if caller.caller.covered_by().is_some() {
+        return Decision::GoOn;
     }
     let dpkg = caller.dpkg().map(|process| process.id);
     let invocation = dpkg.and_then(|id| {
-        let line = caller.processes.as_ref()?.command_line(id.pid).ok()?;
+        let line = caller.caller.processes.as_ref()?.command_line(id.pid).ok()?;
         Some(Invocation::parse(&line))
     });
     if invocation.as_ref().is_some_and(|invocation| invocation.no_act) {
-        return ExitCode::SUCCESS;
+        return Decision::GoOn;
     }
     // Relative archives begin where dpkg is, and so do we.
     let base = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
@@ -88,20 +86,14 @@ fn everything(database: &Database<'_>) -> Vec<Change> {
     database.packages().iter().map(|package| Change::Configure(spec(&package.id))).collect()
 }
 
-fn skipped(reason: &str) -> ExitCode {
-    log::warn!("{reason}; nothing was prepared");
-    ExitCode::SUCCESS
-}
-
 fn prepare(
-    caller: &Caller,
+    caller: &DpkgCaller,
     front_end: &str,
     member: Option<Member>,
     changes: impl FnOnce(&Database<'_>) -> (Vec<Change>, Vec<String>),
-) -> ExitCode {
-    let Some(policy) = caller.policy().filter(|policy| policy.mode != Mode::Off) else {
-        return ExitCode::SUCCESS;
-    };
+) -> Decision {
+    let root = &caller.caller.root;
+    let Some(policy) = hook::policy(root) else { return Decision::GoOn };
     let manager = caller.manager();
     let plan = manager.database().and_then(|database| {
         let (changes, warnings) = changes(&database);
@@ -114,34 +106,17 @@ fn prepare(
     });
     let plan = match plan {
         Ok(Some(plan)) => plan,
-        Ok(None) => return ExitCode::SUCCESS,
+        Ok(None) => return Decision::GoOn,
         // Without its database dpkg itself does nothing.
         Err(e) if e.source.kind() == io::ErrorKind::NotFound => return skipped(&e.to_string()),
-        Err(e) => return verdict(&policy, &[e.to_string()], "mend the cause, then try again"),
+        Err(e) => return refuse(&policy, "dpkg", &[e.to_string()], "mend the cause, then try again"),
     };
     for warning in &plan.warnings {
         log::warn!("{warning}");
     }
-    let guest = Guest { root: &caller.root, policy: &policy };
-    let purpose = Purpose { front_end, member, dry_run: false, hand_over: true, progress: &Unwatched };
-    match guest.begin(&purpose, |surveyor| collect(surveyor, &plan, &policy)) {
-        Err(refusal) => refused(&policy, &refusal),
-        Ok(begun) if begun.outcome.failed.is_empty() => {
-            report(&begun);
-            ExitCode::SUCCESS
-        }
-        Ok(begun) => {
-            report(&begun);
-            let code = stayed_unified(&policy, &begun);
-            if code != ExitCode::SUCCESS {
-                // Nothing will run: give back what was detached for it.
-                let done: Vec<_> = member.iter().map(|member| member.id).collect();
-                let settled = guest.finish(&done, &manager);
-                settled.map(drop).unwrap_or_else(|e| log::warn!("{e}"));
-            }
-            code
-        }
-    }
+    let guest = Guest { root, policy: &policy };
+    let run = Run { guest, front_end, program: "dpkg", member };
+    run.prepare(&manager, |surveyor| collect(surveyor, &plan, &policy))
 }
 
 /// Looks at all that the plan and the policy name.
@@ -156,71 +131,4 @@ fn collect(surveyor: &mut Surveyor<'_>, plan: &Plan, policy: &Policy) {
         surveyor.tree(tree);
     }
     surveyor.patterns(&policy.prepare);
-}
-
-fn report(begun: &Begun) {
-    for problem in &begun.recovered.failed {
-        log::warn!("left by an interrupted run: {problem}");
-    }
-    let restored = begun.recovered.done + begun.recovered.undone;
-    if restored > 0 {
-        log::info!("{restored} files of an interrupted run put in order");
-    }
-    for unseen in &begun.survey.unseen {
-        log::warn!("{}: {}", Shown(&unseen.path), Reason(&unseen.source));
-    }
-    for left in begun.survey.left.iter().filter(|left| left.named) {
-        if matches!(left.verdict, Verdict::AdministratorsOwn | Verdict::AppendOnly | Verdict::NeverTouch) {
-            log::warn!("{}: left: {}; dpkg may fail on it", Shown(&left.path), left.verdict.describe());
-        }
-    }
-    for path in &begun.outcome.contested {
-        log::info!("{}: somebody tried to change the shared file, in vain", Shown(path));
-    }
-    for path in &begun.outcome.leaked {
-        log::warn!("{}: somebody may have changed the shared file; let the host verify it", Shown(path));
-    }
-    let count = begun.outcome.detached.len();
-    if count > 0 {
-        log::info!("{count} {} made private ({}) before dpkg runs", files(count), size(begun.outcome.bytes));
-    }
-}
-
-pub fn files(count: usize) -> &'static str {
-    if count == 1 { "file" } else { "files" }
-}
-
-fn refused(policy: &Policy, refusal: &Refusal) -> ExitCode {
-    verdict(policy, &[refusal.to_string()], &refusal.remedy())
-}
-
-fn stayed_unified(policy: &Policy, begun: &Begun) -> ExitCode {
-    let reasons: Vec<String> =
-        begun.outcome.failed.iter().map(|f| format!("{}: {}", Shown(&f.path), f.reason)).collect();
-    verdict(policy, &reasons, "end what holds these files, then try again; `cow-status FILE` explains each")
-}
-
-/// Refuses, or only warns, as the policy says.
-fn verdict(policy: &Policy, reasons: &[String], remedy: &str) -> ExitCode {
-    const SHOWN: usize = 10;
-    let enforce = policy.mode == Mode::Enforce;
-    let level = if enforce { log::Level::Error } else { log::Level::Warn };
-    let action = if enforce {
-        "refused, before dpkg has touched anything"
-    } else {
-        "dpkg may fail, or change other guests"
-    };
-    log::log!(level, "{action}: files would stay unified");
-    for reason in reasons.iter().take(SHOWN) {
-        log::log!(level, "  {reason}");
-    }
-    if reasons.len() > SHOWN {
-        log::log!(level, "  and {} more", reasons.len() - SHOWN);
-    }
-    log::log!(level, "remedy: {remedy}");
-    if !enforce {
-        return ExitCode::SUCCESS;
-    }
-    log::error!("to run without cow-hooks once: set COW_HOOKS=off in the environment");
-    ExitCode::FAILURE
 }

@@ -1,0 +1,50 @@
+//! Who called a hook: the package manager's process, through a shell or not, and the guest it works in.
+
+use std::io;
+use std::path::Path;
+
+use crate::ledger::store::Store;
+use crate::report::Reason;
+use crate::sys::process::{Process, Processes};
+use crate::sys::root::Root;
+use crate::transaction::members::{Member, Members};
+
+/// Programs that stand between a package manager and its hook.
+const SHELLS: [&str; 5] = ["sh", "dash", "bash", "ash", "busybox"];
+
+/// The guest that is worked on, and who works on it.
+#[derive(Debug)]
+pub struct Caller {
+    /// The guest's root.
+    pub root: Root,
+    /// The process table; none in a chroot without `/proc` where we may not make one.
+    pub processes: Option<Processes>,
+    /// The hook's ancestors, the nearest first.
+    pub ancestors: Vec<Process>,
+}
+
+impl Caller {
+    /// The caller, and the guest at `root`.
+    pub fn of(root: &Path) -> io::Result<Caller> {
+        let processes =
+            Processes::open().inspect_err(|e| log::debug!("no process table: {}", Reason(e))).ok();
+        let ancestors = processes.as_ref().and_then(|p| p.ancestors().ok()).unwrap_or_default();
+        Ok(Caller { root: Root::open(root)?, processes, ancestors })
+    }
+
+    /// The nearest ancestor that is no shell: the package manager's front end, or whatever uses its library.
+    pub fn front_end(&self) -> Option<&Process> {
+        self.ancestors.iter().find(|process| !SHELLS.iter().any(|shell| process.command == *shell))
+    }
+
+    /// The nearest ancestor that runs this program.
+    pub fn running(&self, program: &str) -> Option<&Process> {
+        self.ancestors.iter().find(|process| process.command == program)
+    }
+
+    /// The living member that has already planned for what this hook's caller is about to do.
+    pub fn covered_by(&self) -> Option<Member> {
+        let store = Store::existing(&self.root).ok()??;
+        Members::open(&store).ok()?.covering(&self.ancestors).ok()?
+    }
+}

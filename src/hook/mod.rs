@@ -1,0 +1,41 @@
+//! What the hooks of all package managers share: who called, when to refuse, what is printed.
+//!
+//! A hook prints nothing when there was nothing to do, and one line otherwise.
+
+pub mod caller;
+pub mod post;
+pub mod pre;
+
+use crate::policy::{Mode, Policy};
+use crate::sys::root::Root;
+
+/// The environment variable that switches everything off for one run, by the value `off`.
+pub const SWITCH: &str = "COW_HOOKS";
+
+/// Whether the switch says so.
+pub fn is_off() -> bool {
+    is_set_to("off")
+}
+
+/// Sends what the hooks say to standard error.
+pub fn log() {
+    crate::logging::init("cow-hooks", 0, u8::from(is_set_to("debug")));
+}
+
+fn is_set_to(value: &str) -> bool {
+    std::env::var_os(SWITCH).is_some_and(|set| set == value)
+}
+
+/// The guest's policy; none where it switches the hooks off.
+pub fn policy(root: &Root) -> Option<Policy> {
+    any_policy(root).filter(|policy| policy.mode != Mode::Off)
+}
+
+/// The guest's policy, whatever its mode; the built-in one, with a warning, where its files make no sense.
+pub fn any_policy(root: &Root) -> Option<Policy> {
+    let policy = Policy::load(root).or_else(|e| {
+        log::warn!("{e}; the built-in policy is used");
+        Policy::builtin()
+    });
+    policy.inspect_err(|e| log::error!("{e}")).ok()
+}

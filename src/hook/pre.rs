@@ -1,0 +1,146 @@
+//! Before a package manager touches anything: inspect, detach. The one place where a hook may refuse.
+
+use std::process::ExitCode;
+
+use super::SWITCH;
+use crate::detach::Unwatched;
+use crate::detach::survey::Surveyor;
+use crate::inspect::Verdict;
+use crate::package::PackageManager;
+use crate::policy::{Mode, Policy};
+use crate::report::{Reason, Shown, size};
+use crate::transaction::members::Member;
+use crate::transaction::{Begun, Guest, Purpose};
+
+/// Whether the package manager may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Decision {
+    /// It may.
+    GoOn,
+    /// It may not: nothing has been touched yet, and damage would be done.
+    Refuse,
+}
+
+impl From<Decision> for ExitCode {
+    fn from(decision: Decision) -> ExitCode {
+        match decision {
+            Decision::GoOn => ExitCode::SUCCESS,
+            Decision::Refuse => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// A run of a package manager that is about to begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// The guest it works in.
+    pub guest: Guest<'a>,
+    /// The front end, for the ledger: `apt`.
+    pub front_end: &'a str,
+    /// The program that changes files, for messages: `dpkg`.
+    pub program: &'a str,
+    /// The process whose end is the end of the run.
+    pub member: Option<Member>,
+}
+
+impl<'a> Run<'a> {
+    /// Detaches what `collect` finds to be unified, says what that came to, and decides.
+    pub fn prepare(&self, manager: &dyn PackageManager, collect: impl FnOnce(&mut Surveyor<'a>)) -> Decision {
+        let Run { guest, front_end, member, .. } = *self;
+        let purpose = Purpose { front_end, member, dry_run: false, hand_over: true, progress: &Unwatched };
+        match guest.begin(&purpose, collect) {
+            Err(refusal) => self.refuse(&[refusal.to_string()], &refusal.remedy()),
+            Ok(begun) => {
+                self.report(&begun);
+                if begun.outcome.failed.is_empty() {
+                    return Decision::GoOn;
+                }
+                let decision = self.stayed_unified(&begun);
+                if decision == Decision::Refuse {
+                    // Nothing will run: give back what was detached for it.
+                    let done: Vec<_> = member.iter().map(|member| member.id).collect();
+                    let settled = guest.finish(&done, manager);
+                    settled.map(drop).unwrap_or_else(|e| log::warn!("{e}"));
+                }
+                decision
+            }
+        }
+    }
+
+    fn stayed_unified(&self, begun: &Begun) -> Decision {
+        let reasons: Vec<String> =
+            begun.outcome.failed.iter().map(|f| format!("{}: {}", Shown(&f.path), f.reason)).collect();
+        self.refuse(&reasons, "end what holds these files, then try again; `cow-status FILE` explains each")
+    }
+
+    fn refuse(&self, reasons: &[String], remedy: &str) -> Decision {
+        refuse(self.guest.policy, self.program, reasons, remedy)
+    }
+
+    fn report(&self, begun: &Begun) {
+        let program = self.program;
+        for problem in &begun.recovered.failed {
+            log::warn!("left by an interrupted run: {problem}");
+        }
+        let restored = begun.recovered.done + begun.recovered.undone;
+        if restored > 0 {
+            log::info!("{restored} files of an interrupted run put in order");
+        }
+        for unseen in &begun.survey.unseen {
+            log::warn!("{}: {}", Shown(&unseen.path), Reason(&unseen.source));
+        }
+        for left in begun.survey.left.iter().filter(|left| left.named) {
+            if matches!(left.verdict, Verdict::AdministratorsOwn | Verdict::AppendOnly | Verdict::NeverTouch)
+            {
+                log::warn!(
+                    "{}: left: {}; {program} may fail on it",
+                    Shown(&left.path),
+                    left.verdict.describe()
+                );
+            }
+        }
+        for path in &begun.outcome.contested {
+            log::info!("{}: somebody tried to change the shared file, in vain", Shown(path));
+        }
+        for path in &begun.outcome.leaked {
+            log::warn!("{}: somebody may have changed the shared file; let the host verify it", Shown(path));
+        }
+        let count = begun.outcome.detached.len();
+        if count > 0 {
+            let files = if count == 1 { "file" } else { "files" };
+            log::info!("{count} {files} made private ({}) before {program} runs", size(begun.outcome.bytes));
+        }
+    }
+}
+
+/// Files would stay unified: refuses, or only warns, as the policy says. `program` is what would change them.
+pub fn refuse(policy: &Policy, program: &str, reasons: &[String], remedy: &str) -> Decision {
+    const SHOWN: usize = 10;
+    let enforce = policy.mode == Mode::Enforce;
+    let level = if enforce { log::Level::Error } else { log::Level::Warn };
+    let action = if enforce {
+        format!("refused, before {program} has touched anything")
+    } else {
+        format!("{program} may fail, or change other guests")
+    };
+    log::log!(level, "{action}: files would stay unified");
+    for reason in reasons.iter().take(SHOWN) {
+        log::log!(level, "  {reason}");
+    }
+    if reasons.len() > SHOWN {
+        log::log!(level, "  and {} more", reasons.len() - SHOWN);
+    }
+    log::log!(level, "remedy: {remedy}");
+    if !enforce {
+        return Decision::GoOn;
+    }
+    log::error!("to run without cow-hooks once: set {SWITCH}=off in the environment");
+    Decision::Refuse
+}
+
+/// The hook cannot do its work at all, for a reason that keeps the package manager from its own, too.
+pub fn skipped(reason: &str) -> Decision {
+    log::warn!("{reason}; nothing was prepared");
+    Decision::GoOn
+}
