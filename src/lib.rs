@@ -7,7 +7,7 @@
 //! The rooms, from the outside in; each knows only those below it:
 //!
 //! - [`cli`], and the entry points in `src/bin` and `hooks`: what a person or a package manager calls.
-//! - [`hook`]: what the hooks of all package managers share.
+//! - [`hook`]: what the hooks of all package managers share; [`rpm_plugin`]: rpm's, which is this library itself.
 //! - [`report`], [`logging`], [`exit`]: how results are shown.
 //! - [`transaction`]: begin, settle, recover; the story of one run of a package manager.
 //! - [`detach`]: finds unified files and gives their names private copies. [`unify`]: makes equal files one inode.
@@ -35,6 +35,8 @@ pub mod package;
 mod parallel;
 pub mod policy;
 pub mod report;
+#[path = "../hooks/rpm/plugin.rs"]
+pub mod rpm_plugin;
 pub mod sys;
 pub mod transaction;
 pub mod unify;

@@ -154,6 +154,24 @@ impl<'a> Surveyor<'a> {
         directories
     }
 
+    /// Looks at what these paths lead to, of those among them that were found to be symlinks.
+    pub fn behind_symlinks<'p>(&mut self, paths: impl IntoIterator<Item = &'p PathBuf>) {
+        let is_symlink = |left: &&Left| matches!(left.verdict, Verdict::NotRegular { kind: Kind::Symlink });
+        let symlinks: HashSet<PathBuf> =
+            self.left.iter().filter(is_symlink).map(|left| left.path.clone()).collect();
+        let mut targets = BTreeSet::new();
+        for path in paths {
+            let place = self.resolver.place(path);
+            if place.is_ok_and(|place| place.is_some_and(|place| symlinks.contains(&place.path()))) {
+                match self.resolver.followed(path) {
+                    Ok(target) => targets.extend(target.map(|target| target.path())),
+                    Err(source) => self.unseen.push(Unseen { path: path.clone(), source }),
+                }
+            }
+        }
+        self.paths(&targets);
+    }
+
     /// Looks at everything below the directory `top`, on its filesystem. Symlinks in `top` are followed inside the
     /// guest, none below it.
     pub fn tree(&mut self, top: &Path) {

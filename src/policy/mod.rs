@@ -134,6 +134,23 @@ impl Policy {
         Ok(policy)
     }
 
+    /// Changes what these words say: `KEY=VALUE`, the value as in a configuration file; quotes may be left out.
+    ///
+    /// # Errors
+    /// Where a word makes no sense; nothing is changed then.
+    pub fn adjust(&mut self, options: &str) -> Result<(), Invalid> {
+        let mut adjusted = self.clone();
+        for word in options.split_ascii_whitespace() {
+            let no_pair = || Invalid { line: None, key: None, reason: format!("`{word}` is not KEY=VALUE") };
+            let (key, value) = word.split_once('=').ok_or_else(no_pair)?;
+            let is_bare = value.starts_with(|c: char| c.is_ascii_alphabetic());
+            let text = if is_bare { format!("{key} = '{value}'") } else { format!("{key} = {value}") };
+            adjusted.apply(file::parse(text.as_bytes())?);
+        }
+        *self = adjusted;
+        Ok(())
+    }
+
     fn apply(&mut self, layer: file::Layer) {
         fn set<T>(value: &mut T, change: Option<T>) {
             if let Some(change) = change {
@@ -260,6 +277,19 @@ mod tests {
         assert_eq!(prepare, ["/opt/x", "/opt/y"]);
         assert!(policy.never_unify.is_empty());
         assert!(!policy.never_touch.is_empty());
+    }
+
+    #[test]
+    fn options_change_what_they_name() {
+        let mut policy = Policy::builtin().unwrap();
+        policy.adjust(" mode=warn lock_timeout=3\tnever_touch=['/opt/x'] reserve=\"1GiB\"").unwrap();
+        assert_eq!((policy.mode, policy.lock_timeout), (Mode::Warn, Duration::from_secs(3)));
+        assert!(policy.never_touch.matches(Path::new("/opt/x")));
+        let before = policy.clone();
+        for bad in ["mode=off nonsense", "mode=off mode=x", "colour=red", "mode='"] {
+            policy.adjust(bad).unwrap_err();
+        }
+        assert_eq!(policy, before);
     }
 
     #[test]

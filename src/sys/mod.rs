@@ -2,7 +2,8 @@
 //!
 //! It knows no policy: where a file is (`root`, `resolve`, `tree`), what it is (`inode`, `xattr`, `handle`), how a
 //! private copy is made (`copy`, `metadata`), how a name changes its inode (`swap`, with `lock`, `lease` and `gate`; `iunlink`), what
-//! the filesystem and the process table say (`filesystem`, `process`, `page`), our own files (`state`).
+//! the filesystem and the process table say (`filesystem`, `process`, `page`), our own files (`state`), a root directory
+//! that another thread cannot change (`outside`).
 //! Everything works on descriptors.
 
 #![allow(clippy::disallowed_methods)]
@@ -19,6 +20,7 @@ pub mod iunlink;
 pub mod lease;
 pub mod lock;
 pub mod metadata;
+pub mod outside;
 pub mod page;
 pub mod process;
 pub mod resolve;

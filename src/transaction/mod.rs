@@ -135,7 +135,9 @@ impl<'a> Guest<'a> {
             return Err(begun.survey.unseen.swap_remove(at).into());
         }
         if begun.survey.unified.is_empty() || purpose.dry_run {
-            if let Some(member) = purpose.member.filter(|_| !purpose.dry_run) {
+            // A root that is only worked on from outside is left without a trace.
+            let leaves_traces = self.root.is_own() || open.is_some();
+            if let Some(member) = purpose.member.filter(|_| !purpose.dry_run && leaves_traces) {
                 let joined = Store::open(self.root).and_then(|store| Members::open(&store)?.join(member));
                 // Only a matter of speed: nested hooks look again.
                 joined.unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));
@@ -212,6 +214,16 @@ impl<'a> Guest<'a> {
         // Statistics: the files are safe without them.
         noted.unwrap_or_else(|e| log::warn!("{e}"));
         Ok(outcome)
+    }
+
+    /// Whether a transaction that touches what `collect` finds could begin; changes nothing.
+    ///
+    /// # Errors
+    /// The refusal it would meet.
+    pub fn check(self, collect: impl FnOnce(&mut Surveyor<'a>)) -> Result<(), Refusal> {
+        let mut surveyor = Surveyor::new(self.root, self.policy);
+        collect(&mut surveyor);
+        preflight::check(self.root, &surveyor.finish().unified, self.policy.reserve)
     }
 
     /// These processes have run, as far as they are members. Settles, unless somebody else still takes part.

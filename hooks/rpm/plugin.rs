@@ -1,0 +1,212 @@
+//! rpm's plugin: the whole transaction is planned, inspected and detached before rpm touches anything.
+//!
+//! `ffi` speaks with rpm, `elements` knows what a transaction touches. All that may fail does so in
+//! `transaction_begins`; a file that has come later is detached on the way, or left with a warning.
+
+mod elements;
+pub mod ffi;
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use self::elements::Elements;
+use self::ffi::{Action, Plugin, Transaction};
+use crate::detach::Unwatched;
+use crate::detach::survey::Surveyor;
+use crate::hook::pre::{Decision, Run, refuse};
+use crate::hook::{self, post};
+use crate::policy::{Mode, Policy};
+use crate::report::{Reason, Shown};
+use crate::sys::inode::{Inode, Kind};
+use crate::sys::outside::Outside;
+use crate::sys::process::{ProcessId, Processes};
+use crate::sys::resolve::Resolver;
+use crate::sys::root::Root;
+use crate::transaction::members::Member;
+use crate::transaction::{Guest, Purpose, member};
+
+/// What rpm looks up: the name of the file, and `_hooks`.
+#[allow(unsafe_code, non_upper_case_globals)]
+#[unsafe(no_mangle)]
+pub static cowhooks_hooks: ffi::Hooks = ffi::hooks::<CowHooks>();
+
+/// The guest of a transaction set.
+#[derive(Debug)]
+struct Target {
+    root: Root,
+    policy: Policy,
+}
+
+impl Target {
+    fn guest(&self) -> Guest<'_> {
+        Guest { root: &self.root, policy: &self.policy }
+    }
+
+    fn run(&self, member: Member) -> Run<'_> {
+        Run { guest: self.guest(), front_end: "rpm", program: "rpm", member: Some(member) }
+    }
+}
+
+/// The plugin.
+#[derive(Debug)]
+pub struct CowHooks {
+    target: Arc<Target>,
+    open: Option<Open>,
+}
+
+/// A transaction between its first hook and its last.
+#[derive(Debug)]
+struct Open {
+    member: Member,
+    elements: Elements,
+    planned: HashSet<PathBuf>,
+    package: OsString,
+    /// rpm does not go into another root by `chroot(2)`.
+    stays: bool,
+    /// Where it does: a thread that stays outside, if there can be one.
+    outside: Option<Outside>,
+}
+
+impl Plugin for CowHooks {
+    fn new(root: &Path, options: &str) -> Option<CowHooks> {
+        hook::log();
+        if hook::is_off() {
+            return None;
+        }
+        let root = Root::open(root).inspect_err(|e| log::warn!("{}: {}", Shown(root), Reason(e))).ok()?;
+        let mut policy = hook::any_policy(&root)?;
+        if let Err(e) = policy.adjust(options) {
+            log::warn!("options of rpm's plugin: {e}; they are ignored");
+        }
+        (policy.mode != Mode::Off).then(|| CowHooks { target: Arc::new(Target { root, policy }), open: None })
+    }
+
+    fn transaction_begins(&mut self, transaction: &Transaction<'_>) -> bool {
+        if !transaction.touches_files() {
+            return true;
+        }
+        match self.begin(transaction) {
+            Ok(decision) => decision == Decision::GoOn,
+            Err(e) => {
+                let reasons = [e.to_string()];
+                refuse(&self.target.policy, "rpm", &reasons, "mend the cause, then try again")
+                    == Decision::GoOn
+            }
+        }
+    }
+
+    fn transaction_ended(&mut self, failed: &[OsString]) {
+        let Some(mut open) = self.open.take() else { return };
+        drop(open.outside);
+        open.elements.set_failed(failed);
+        post::report(self.target.guest().finish(&[open.member.id], &open.elements));
+    }
+
+    fn package_begins(&mut self, nevra: &OsStr) {
+        if let Some(open) = &mut self.open {
+            open.package = nevra.to_os_string();
+        }
+    }
+
+    fn file_begins(&mut self, path: &Path, action: Action) {
+        if let Some(open) = &self.open {
+            open.file(&self.target, path, action);
+        }
+    }
+}
+
+impl CowHooks {
+    fn begin(&mut self, transaction: &Transaction<'_>) -> std::io::Result<Decision> {
+        let Target { root, policy } = &*self.target;
+        let database = transaction.database();
+        if let Some(shared) = shared_below(self.target.guest(), &database) {
+            let reason = format!("{}: rpm's own database is shared with other guests", Shown(&shared));
+            let remedy = format!("run `cow-prepare {}`, then try again", Shown(&database));
+            if refuse(policy, "rpm", &[reason], &remedy) == Decision::Refuse {
+                return Ok(Decision::Refuse);
+            }
+        }
+        let canonical = Resolver::new(root).directory(&database)?.unwrap_or_else(|| database.clone());
+        let elements = Elements::new(transaction.elements(), root.try_clone()?);
+        // rpm has its database open: another inode under its name would split it.
+        let planned = elements.touched(&[&database, &canonical]);
+        let member = member(own_process(), true);
+        let decision = self.target.run(member).prepare(&elements, |surveyor| {
+            surveyor.paths(&planned);
+            surveyor.behind_symlinks(elements.regular());
+            surveyor.patterns(&policy.prepare);
+        });
+        if decision == Decision::Refuse {
+            return Ok(decision);
+        }
+        let stays = root.is_own();
+        let outside = if stays { None } else { Outside::begin().inspect_err(|e| log::debug!("{e}")).ok() };
+        self.open = Some(Open { member, elements, planned, package: OsString::new(), stays, outside });
+        Ok(decision)
+    }
+}
+
+impl Open {
+    /// Detaches what the plan did not know of; whatever happens, rpm goes on.
+    fn file(&self, target: &Arc<Target>, path: &Path, action: Action) {
+        if self.planned.contains(path) {
+            return;
+        }
+        let mut names = elements::names(path, action);
+        names.retain(|name| !self.planned.contains(name));
+        if action == Action::Touch {
+            names.extend(Resolver::new(&target.root).followed(path).ok().flatten().map(|place| place.path()));
+        }
+        names.retain(|name| may_be_shared(&target.root, name));
+        if names.is_empty() {
+            return;
+        }
+        log::debug!("{}: {} was not planned for", Shown(Path::new(&self.package)), Shown(path));
+        let (target, member) = (Arc::clone(target), self.member);
+        let detach = move || detach(&target, member, &names);
+        match &self.outside {
+            Some(outside) => outside.run(detach),
+            None if self.stays => detach(),
+            None => log::warn!("{}: stays unified; rpm may fail on it, or change other guests", Shown(path)),
+        }
+    }
+}
+
+/// In the middle of the transaction: it goes on whatever this comes to.
+fn detach(target: &Target, member: Member, names: &[PathBuf]) {
+    let purpose = Purpose {
+        front_end: "rpm",
+        member: Some(member),
+        dry_run: false,
+        hand_over: false,
+        progress: &Unwatched,
+    };
+    let stays = |problem: String| log::warn!("{problem}; rpm may fail on it, or change other guests");
+    match target.guest().begin(&purpose, |surveyor| drop(surveyor.paths(names))) {
+        Ok(begun) => begun.outcome.failed.iter().map(ToString::to_string).for_each(stays),
+        Err(refusal) => stays(refusal.to_string()),
+    }
+}
+
+/// Whether a file has other names or is protected: all that can be unified.
+fn may_be_shared(root: &Root, path: &Path) -> bool {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return false };
+    let inode = root.open_at(dir, OFlags::PATH | OFlags::DIRECTORY).and_then(|dir| Inode::at(dir, name));
+    inode.is_ok_and(|inode| inode.kind == Kind::Regular && (inode.nlink > 1 || inode.immutable))
+}
+
+/// A unified file below this directory.
+fn shared_below(guest: Guest<'_>, dir: &Path) -> Option<PathBuf> {
+    let mut surveyor = Surveyor::new(guest.root, guest.policy);
+    surveyor.tree(dir);
+    surveyor.finish().unified.first().map(|found| found.place.path())
+}
+
+fn own_process() -> ProcessId {
+    let own = Processes::open().and_then(|processes| processes.own());
+    own.map_or(ProcessId { pid: std::process::id() as i32, start: 0 }, |process| process.id)
+}
