@@ -3,6 +3,7 @@
 //! A hook prints nothing when there was nothing to do, and one line otherwise.
 
 pub mod caller;
+pub mod paths;
 pub mod post;
 pub mod pre;
 

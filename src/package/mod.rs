@@ -15,9 +15,12 @@ pub mod control;
 pub mod deb;
 pub mod dpkg;
 pub mod lists;
+pub mod managers;
 
 #[cfg(test)]
 pub(crate) mod testing;
+
+pub use managers::Managers;
 
 /// What a package manager says when it has run. Paths are canonical.
 #[derive(Debug, Default)]

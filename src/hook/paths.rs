@@ -1,0 +1,83 @@
+//! Hooks that are given the paths of a transaction on standard input: rpm's file triggers, pacman's hooks.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use super::caller::Caller;
+use super::post;
+use super::pre::{Decision, Run, refuse};
+use crate::detach::survey::Surveyor;
+use crate::package::{PackageManager, lists};
+use crate::policy::Policy;
+use crate::report::Reason;
+use crate::transaction::{Guest, member};
+
+/// What a package manager calls its hook with.
+#[derive(Clone, Copy, Debug)]
+pub struct Called<'a> {
+    /// Who called.
+    pub caller: &'a Caller,
+    /// The guest's policy.
+    pub policy: &'a Policy,
+    /// The program that changes files: `rpm`.
+    pub program: &'a str,
+}
+
+impl<'a> Called<'a> {
+    fn guest(&self) -> Guest<'a> {
+        Guest { root: &self.caller.root, policy: self.policy }
+    }
+
+    /// Detaches what is unified among the paths, and in the places scripts write; unless somebody has already, for
+    /// all of the run.
+    pub fn pre(&self, manager: &dyn PackageManager) -> Decision {
+        let paths = match read() {
+            Ok(paths) => paths,
+            Err(e) => {
+                let reason = format!("the list of files cannot be read: {}", Reason(e));
+                return refuse(self.policy, self.program, &[reason], "try again");
+            }
+        };
+        if self.caller.covered_by().is_some() {
+            return Decision::GoOn;
+        }
+        let process = self.caller.front_end().map(|process| member(process.id, false));
+        let run =
+            Run { guest: self.guest(), front_end: self.program, program: self.program, member: process };
+        run.prepare(manager, |surveyor| collect(surveyor, &paths, self.policy))
+    }
+
+    /// Whether what [`Called::pre`] would do can be done; does nothing.
+    pub fn check(&self) -> Decision {
+        let checked =
+            read().map(|paths| self.guest().check(|surveyor| collect(surveyor, &paths, self.policy)));
+        match checked {
+            // The hook that follows meets the same.
+            Err(_) | Ok(Ok(())) => Decision::GoOn,
+            Ok(Err(refusal)) => refuse(self.policy, self.program, &[refusal.to_string()], &refusal.remedy()),
+        }
+    }
+
+    /// The run is over, as far as this caller knows.
+    pub fn post(&self, manager: &dyn PackageManager) {
+        // Nobody is to be stopped by a pipe that is closed too early.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        if self.caller.covered_by().is_some() {
+            return;
+        }
+        let done: Vec<_> = self.caller.front_end().map(|process| process.id).into_iter().collect();
+        post::report(self.guest().finish(&done, manager));
+    }
+}
+
+fn read() -> io::Result<Vec<PathBuf>> {
+    let mut text = Vec::new();
+    io::stdin().lock().read_to_end(&mut text)?;
+    Ok(lists::list(&text))
+}
+
+fn collect(surveyor: &mut Surveyor<'_>, paths: &[PathBuf], policy: &Policy) {
+    surveyor.paths(paths);
+    surveyor.behind_symlinks(paths);
+    surveyor.patterns(&policy.prepare);
+}
