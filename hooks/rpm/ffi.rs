@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut};
 use std::sync::OnceLock;
 
+use crate::hook::SWITCH;
+
 /// `rpmPlugin`, `rpmts`, `rpmte`, `rpmtsi`, `rpmfi`, `rpmfiles`: rpm's, never looked into.
 type Handle = *mut c_void;
 /// `rpmRC`.
@@ -342,7 +344,7 @@ pub const fn hooks<P: Plugin>() -> Hooks {
 /// What `work` returns; `otherwise` if it panics, which must not unwind into rpm.
 fn guarded(hook: &str, otherwise: Rc, work: impl FnOnce() -> Rc) -> Rc {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        log::error!("the plugin has failed, in {hook}");
+        log::error!("the plugin has failed, in {hook}; {SWITCH}=off in the environment runs rpm without it");
         otherwise
     })
 }
