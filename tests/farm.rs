@@ -4,7 +4,8 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::guests::{deb, support};
+use crate::guests::deb;
+use crate::support::pair::support;
 use crate::support::{Filesystem, privileged, run, text};
 
 /// How many guests there are.

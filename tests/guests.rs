@@ -5,181 +5,36 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use crate::support::{Filesystem, inode, privileged, run, text};
-
-/// What the guests share, and how it is protected.
-#[derive(Clone, Copy)]
-enum Scope {
-    /// What packages own, immutable: the default.
-    Owned,
-    /// The same as plain hard links.
-    Plain,
-    /// Everything but `/var`, by accident.
-    Wide,
-}
+use crate::support::pair::{Images, Pair, Scope, ours, support};
+use crate::support::{inode, privileged, run, text};
 
 /// The packages of `tests/support/debs`, as paths in a guest.
 const DEBS: &str = "/root/debs";
 
-/// Two guests that share their files.
-struct Pair {
-    filesystem: Filesystem,
+fn pair(scope: Scope) -> Pair {
+    static IMAGES: Images = [const { OnceLock::new() }; 3];
+    // Version 1 of our own packages in both.
+    let install = |pair: &Pair, guest: &str| {
+        run(support("debs").arg(pair.path(guest).join(&DEBS[1..])));
+        run(&mut pair.command_in(guest, &format!("dpkg -i {DEBS}/*_1.deb")));
+    };
+    let finish = |pair: &Pair| {
+        run(Command::new("cp").args([deb(), &pair.path("g1/root/cow-hooks.deb")]));
+        pair.succeed("apt-get install /root/cow-hooks.deb");
+    };
+    Pair::of("guests", &IMAGES, scope, install, finish)
 }
 
-impl Pair {
-    fn of(scope: Scope) -> Pair {
-        static IMAGES: [OnceLock<File>; 3] = [const { OnceLock::new() }; 3];
-        let image = IMAGES[scope as usize].get_or_init(|| {
-            let pair = Pair { filesystem: Filesystem::new("ext4", 6 << 10) };
-            pair.build(scope);
-            pair.filesystem.into_image()
-        });
-        Pair { filesystem: Filesystem::copy_of(image) }
-    }
-
-    /// Restores the guests, installs version 1 of our own packages in both, unifies, and installs cow-hooks.
-    fn build(&self, scope: Scope) {
-        for guest in ["g1", "g2"] {
-            let guest = self.path(guest);
-            run(support("guests").arg("restore").arg(&guest));
-            run(support("debs").arg(guest.join(&DEBS[1..])));
-            run(support("guests")
-                .arg("run")
-                .arg(&guest)
-                .args(["sh", "-c"])
-                .arg(format!("dpkg -i {DEBS}/*_1.deb")));
-        }
-        let mut unify = self.unify(&["--allow-setid"]);
-        unify.args(["--protection", if matches!(scope, Scope::Plain) { "none" } else { "immutable" }]);
-        if matches!(scope, Scope::Wide) {
-            unify.args(["--scope", "all", "--exclude-from"]).arg(support("wide").get_program());
-        }
-        run(unify.args([self.path("g1"), self.path("g2")]));
-        run(Command::new("cp").args([deb(), &self.path("g1/root/cow-hooks.deb")]));
-        self.succeed("apt-get install /root/cow-hooks.deb");
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.filesystem.path().join(name)
-    }
-
-    /// `cow-unify` with these arguments, and the guests' pool.
-    fn unify(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cow-unify"));
-        command.args(arguments).arg("--pool").arg(self.path("pool"));
-        command
-    }
-
-    /// Runs a line of shell in the first guest.
-    fn run(&self, line: &str) -> Output {
-        let mut command = self.command(line);
-        let output = command.stdin(Stdio::null()).output().unwrap();
-        println!("$ {line}\n{}", text(&output));
-        output
-    }
-
-    fn command(&self, line: &str) -> Command {
-        self.command_in("g1", line)
-    }
-
-    fn command_in(&self, guest: &str, line: &str) -> Command {
-        let mut command = support("guests");
-        command.arg("run").arg(self.path(guest)).args(["--", "sh", "-c", line]);
-        command
-    }
-
-    #[track_caller]
-    fn succeed(&self, line: &str) -> String {
-        self.exits(0, line)
-    }
-
-    #[track_caller]
-    fn exits(&self, code: i32, line: &str) -> String {
-        let output = self.run(line);
-        assert_eq!(output.status.code(), Some(code), "{line}:\n{}", text(&output));
-        text(&output)
-    }
-
-    /// Lets apt in the first guest look at another archive.
-    fn sources(&self, archive: &str) {
-        self.sources_in("g1", archive);
-    }
-
-    fn sources_in(&self, guest: &str, archive: &str) {
-        run(support("guests").arg("sources").arg(self.path(guest)).arg(archive));
-    }
-
-    /// Installs cow-hooks in the second guest, too.
-    fn install_in_second(&self) {
-        run(Command::new("cp").args([self.path("g1/root/cow-hooks.deb"), self.path("g2/root/cow-hooks.deb")]));
-        run(&mut self.command_in("g2", "apt-get install /root/cow-hooks.deb"));
-    }
-
-    /// Asserts that `work` leaves the pair clean and nothing pending; tells what was shared below `/usr` and still is.
-    #[track_caller]
-    fn watch(&self, work: impl FnOnce()) -> Shared {
-        let state = tempfile::tempdir_in(self.filesystem.path()).unwrap();
-        let check = |action: &str, option: Option<&str>| {
-            let mut command = support("clean-check");
-            command.arg(action).arg(state.path().join("state")).args([self.path("g1"), self.path("g2")]);
-            command.arg("--pool").arg(self.path("pool")).args(option);
-            command.output().unwrap()
-        };
-        let recorded = check("record", None);
-        assert!(recorded.status.success(), "{}", text(&recorded));
-        work();
-        let verified = check("verify", None);
-        assert!(verified.status.success(), "{}", text(&verified));
-        assert_eq!(self.pending(), (0, 0, 0), "ledger entries, originals in the stash, members");
-        let counts = text(&check("verify", Some("--counts")));
-        let count = |name: &str| {
-            let line = counts.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|value| value.parse().ok()).unwrap()
-        };
-        Shared { before: count("shared_before="), now: count("shared_now=") }
-    }
-
-    /// What the transaction still owes: entries in the ledger, files in the stash, members.
-    fn pending(&self) -> (i64, usize, usize) {
-        let state = self.path("g1/var/lib/cow-hooks");
-        let names = |dir: &str| fs::read_dir(state.join(dir)).map_or(0, |names| names.count());
-        let ledger = state.join("ledger.db");
-        let entries = if ledger.exists() {
-            let ledger = rusqlite::Connection::open(ledger).unwrap();
-            ledger.query_row("SELECT count(*) FROM entry", [], |row| row.get(0)).unwrap()
-        } else {
-            0
-        };
-        (entries, names("stash"), names("members"))
-    }
-
-    /// The files below `/usr` that cow-status takes for unified.
-    fn unified(&self) -> u64 {
-        let status: serde_json::Value =
-            serde_json::from_str(&self.succeed("cow-status --json /usr")).unwrap();
-        status["trees"][0]["unified"]["files"].as_u64().unwrap()
-    }
-
-    fn exists(&self, path: &str) -> bool {
-        fs::symlink_metadata(self.path("g1").join(path.trim_start_matches('/'))).is_ok()
-    }
-}
-
-/// How many files below `/usr` the guests shared before, and how many of these they share now.
-#[derive(Clone, Copy, Debug)]
-struct Shared {
-    before: u64,
-    now: u64,
-}
-
-pub fn support(script: &str) -> Command {
-    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(script))
+/// Installs cow-hooks in the second guest, too.
+fn install_in_second(pair: &Pair) {
+    run(Command::new("cp").args([pair.path("g1/root/cow-hooks.deb"), pair.path("g2/root/cow-hooks.deb")]));
+    run(&mut pair.command_in("g2", "apt-get install /root/cow-hooks.deb"));
 }
 
 /// The guest's package, built once.
@@ -198,17 +53,12 @@ fn packages(of: &str) -> String {
     text(&run(support("guests").args(["packages", of]))).replace('\n', " ")
 }
 
-/// The lines we printed.
-fn ours(output: &str) -> Vec<&str> {
-    output.lines().filter(|line| line.starts_with("cow-hooks: ")).collect()
-}
-
 #[test]
 fn privileged_reinstalled_packages_are_shared_again() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Owned);
+    let pair = pair(Scope::Owned);
     let shared = pair.watch(|| {
         let output = pair.succeed(&format!("apt-get install --reinstall {}", packages("reinstall")));
         let ours = ours(&output);
@@ -224,7 +74,7 @@ fn privileged_a_hundred_packages_come_and_go() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Owned);
+    let pair = pair(Scope::Owned);
     let count = || pair.succeed("dpkg-query -W").lines().count();
     let before = count();
     pair.watch(|| drop(pair.succeed(&format!("apt-get install {}", packages("install")))));
@@ -243,7 +93,7 @@ fn privileged_an_upgrade_hands_the_new_files_over() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Owned);
+    let pair = pair(Scope::Owned);
     pair.sources("newer");
     let shared = pair.watch(|| drop(pair.succeed("apt-get upgrade")));
     assert!(pair.succeed("dpkg-query -W bash").contains("+cow1"));
@@ -258,9 +108,9 @@ fn privileged_what_both_guests_upgraded_is_shared_again() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Owned);
+    let pair = pair(Scope::Owned);
     let before = pair.unified();
-    pair.install_in_second();
+    install_in_second(&pair);
     for guest in ["g1", "g2"] {
         pair.sources_in(guest, "newer");
         run(&mut pair.command_in(guest, "apt-get upgrade"));
@@ -280,7 +130,7 @@ fn privileged_a_distribution_is_upgraded() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Owned);
+    let pair = pair(Scope::Owned);
     pair.sources("trixie");
     pair.watch(|| drop(pair.succeed("apt-get dist-upgrade")));
     assert!(fs::read_to_string(pair.path("g1/etc/debian_version")).unwrap().starts_with("13"));
@@ -293,7 +143,7 @@ fn privileged_plain_links_keep_set_id_bits_and_capabilities() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Plain);
+    let pair = pair(Scope::Plain);
     let shared =
         pair.watch(|| drop(pair.succeed(&format!("apt-get install --reinstall {}", packages("reinstall")))));
     assert!(shared.now * 100 >= shared.before * 99, "{shared:?}");
@@ -307,7 +157,7 @@ fn privileged_scripts_hit_nothing_shared_even_where_all_is() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Wide);
+    let pair = pair(Scope::Wide);
     pair.watch(|| {
         let output = pair.succeed(&format!("apt-get install --reinstall {}", packages("reinstall")));
         assert!(!output.contains("not permitted"), "{output}");
@@ -328,7 +178,7 @@ fn privileged_dpkg_installs_archives_of_every_shape() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Owned);
+    let pair = pair(Scope::Owned);
     pair.watch(|| {
         pair.succeed(&format!(
             "cd {DEBS} && dpkg -i cow-links_2.deb ./cow-odd_2.deb ../debs/cow-shape_2.deb {DEBS}/cow-scripts_2.deb"
@@ -353,7 +203,7 @@ fn privileged_what_is_only_unpacked_waits_until_it_is_configured() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Owned);
+    let pair = pair(Scope::Owned);
     pair.watch(|| {
         // Without md5sums, and with a file that another package had.
         let output = pair.succeed(&format!("dpkg --unpack {DEBS}/cow-nosums_2.deb {DEBS}/cow-scripts_2.deb"));
@@ -375,7 +225,7 @@ fn privileged_packages_that_dpkg_removes_by_itself_leave_nothing() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Owned);
+    let pair = pair(Scope::Owned);
     pair.watch(|| drop(pair.succeed(&format!("dpkg -i {DEBS}/cow-rival_2.deb {DEBS}/cow-eater_2.deb"))));
     assert!(!pair.exists("/usr/share/cow-plain"));
     assert_eq!(pair.succeed("dpkg-query -W -f '${db:Status-Status}' cow-eaten"), "not-installed");
@@ -386,7 +236,7 @@ fn privileged_configuration_files_are_kept_or_replaced_as_asked() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Wide);
+    let pair = pair(Scope::Wide);
     let edited = || pair.succeed("tail -n 1 /etc/cow-conf/edited");
     pair.succeed("cow-prepare /etc/cow-conf/edited && echo mine >>/etc/cow-conf/edited");
     pair.watch(|| drop(pair.succeed(&format!("dpkg --force-confold -i {DEBS}/cow-conf_2.deb"))));
@@ -404,7 +254,7 @@ fn privileged_tools_without_hooks_work_on_what_was_prepared() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Wide);
+    let pair = pair(Scope::Wide);
     pair.watch(|| {
         // The package diverts a file of another one; then the diverted file is upgraded, and the diversion goes.
         pair.succeed(&format!("dpkg -i {DEBS}/cow-diverts_2.deb"));
@@ -431,7 +281,7 @@ fn privileged_a_run_that_fails_is_settled_by_the_one_that_mends_it() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Owned);
+    let pair = pair(Scope::Owned);
     pair.watch(|| {
         pair.exits(
             100,
@@ -447,7 +297,7 @@ fn privileged_a_killed_apt_is_settled_by_the_dpkg_that_mends_it() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Owned);
+    let pair = pair(Scope::Owned);
     pair.sources("newer");
     pair.watch(|| {
         let began = SystemTime::now();
@@ -477,7 +327,7 @@ fn privileged_a_lost_ledger_stops_nobody() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Owned);
+    let pair = pair(Scope::Owned);
     pair.watch(|| {
         pair.succeed(&format!("dpkg --unpack {DEBS}/cow-odd_2.deb"));
         assert!(pair.pending().1 > 0);
@@ -492,7 +342,7 @@ fn privileged_the_switch_and_a_guest_of_its_own_are_left_alone() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Owned);
+    let pair = pair(Scope::Owned);
     let output = pair.exits(100, "COW_HOOKS=off apt-get install --reinstall less");
     assert!(output.contains("less.dpkg-tmp") || output.contains("Operation not permitted"), "{output}");
     assert!(!pair.exists("/var/lib/cow-hooks/stash"));
@@ -508,7 +358,7 @@ fn privileged_cow_hooks_itself_is_upgraded_and_removed() {
     if !privileged() {
         return;
     }
-    let pair = Pair::of(Scope::Owned);
+    let pair = pair(Scope::Owned);
     pair.succeed(
         "cd /root && dpkg-deb -R cow-hooks.deb tree && sed -i 's/^Version: .*/Version: 99/' tree/DEBIAN/control &&
          dpkg-deb -b tree next.deb && rm -r tree",
@@ -531,8 +381,8 @@ fn privileged_two_guests_at_once_do_not_disturb_each_other() {
         return;
     }
     let rounds = std::env::var("COW_TESTS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
-    let pair = Pair::of(Scope::Owned);
-    pair.install_in_second();
+    let pair = pair(Scope::Owned);
+    install_in_second(&pair);
     let reinstall = "apt-get install --reinstall bash coreutils login passwd";
     // The first run of a guest makes private for good what the policy never unifies.
     for guest in ["g1", "g2"] {

@@ -1,5 +1,6 @@
 //! Small guests on filesystems of their own.
 
+pub mod pair;
 pub mod strace;
 
 use std::collections::BTreeMap;
