@@ -299,7 +299,7 @@ unsafe fn owned(string: *mut c_char) -> Option<OsString> {
 
 type OfTransaction = unsafe extern "C" fn(Handle, Handle) -> Rc;
 type OfTransactionEnd = unsafe extern "C" fn(Handle, Handle, c_int) -> Rc;
-type OfFile = unsafe extern "C" fn(Handle, Handle, *const c_char, u16, u32) -> Rc;
+type OfFile = unsafe extern "C" fn(Handle, Handle, *const c_char, libc::mode_t, u32) -> Rc;
 type Unused = Option<unsafe extern "C" fn()>;
 
 /// `struct rpmPluginHooks_s`, with room behind it: what a later rpm appends is null.
@@ -423,7 +423,7 @@ unsafe extern "C" fn fsm_file_pre<P: Plugin>(
     plugin: Handle,
     file: Handle,
     _path: *const c_char,
-    _mode: u16,
+    _mode: libc::mode_t,
     op: u32,
 ) -> Rc {
     guarded("fsm_file_pre", OK, || {
