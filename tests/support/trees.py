@@ -1,15 +1,19 @@
-"""What the test tools share: walking trees, inode flags, dpkg's file lists. Standard library only."""
+"""What the test tools share: walking trees, inode flags, dpkg's and rpm's file lists. Standard library only."""
 
 import fcntl
 import hashlib
 import os
 import re
+import shutil
 import stat
 import struct
+import subprocess
+import tempfile
 
 FS_IOC_GETFLAGS = 0x80086601
 FS_IOC_SETFLAGS = 0x40086602
 IMMUTABLE = 0x10
+RPM_CONFIG, RPM_GHOST = 1, 64
 CONFFILE = re.compile(rb"^ (/.*) (?:[0-9a-f]{32}|newconffile)(?: obsolete| remove-on-upgrade)*$")
 
 
@@ -85,7 +89,7 @@ class Canonical:
         return os.path.join(self.directory(os.path.dirname(path)), os.path.basename(path))
 
 
-def conffiles(guest):
+def dpkg_conffiles(guest):
     found = set()
     info = os.path.join(guest, b"var/lib/dpkg/info")
     for name in os.listdir(info):
@@ -107,25 +111,68 @@ def conffiles(guest):
     return found
 
 
-def listed_files(guest):
-    """{canonical path: lstat} of what packages list and is no configuration file."""
-    canonical = Canonical(guest)
-    skipped = {canonical(path) for path in conffiles(guest)}
+def dpkg_files(guest):
+    """{path: whether it is a configuration file} of what packages list"""
+    paths = {}
     info = os.path.join(guest, b"var/lib/dpkg/info")
-    paths = set()
     for name in os.listdir(info):
         if name.endswith(b".list"):
             with open(os.path.join(info, name), "rb") as file:
-                paths.update(line for line in file.read().split(b"\n") if line.startswith(b"/"))
-    files = {}
-    for path in paths:
+                paths.update((line, False) for line in file.read().split(b"\n") if line.startswith(b"/"))
+    paths.update((path, True) for path in dpkg_conffiles(guest))
+    return paths
+
+
+def rpm_database(guest):
+    """Its directory from the guest's root, or None where dpkg manages the guest."""
+    if os.path.exists(os.path.join(guest, b"var/lib/dpkg/status")):
+        return None
+    found = [path for path in (b"/var/lib/rpm", b"/usr/lib/sysimage/rpm")
+             if os.path.exists(guest + path + b"/rpmdb.sqlite")]
+    return found[0] if found else None
+
+
+def rpm_query(guest, *arguments):
+    """What rpm prints about a copy of the guest's database: a query would write to the database's directory."""
+    with tempfile.TemporaryDirectory() as copy:
+        for name in (b"rpmdb.sqlite", b"rpmdb.sqlite-wal"):
+            path = os.path.join(guest + rpm_database(guest), name)
+            if os.path.exists(path):
+                shutil.copyfile(path, os.path.join(os.fsencode(copy), name))
+        done = subprocess.run(["rpm", "--dbpath", copy, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              check=False)
+    return done.stdout
+
+
+def rpm_files(guest):
+    """{path: whether it is a configuration file, or one that packages merely claim}"""
+    paths = {}
+    for line in rpm_query(guest, "-qa", "--qf", "[%{FILENAMES}\t%{FILEFLAGS}\n]").split(b"\n"):
+        if line.startswith(b"/"):
+            path, flags = line.rsplit(b"\t", 1)
+            paths[path] = paths.get(path, False) or bool(int(flags) & (RPM_CONFIG | RPM_GHOST))
+    return paths
+
+
+def package_files(guest):
+    """{canonical path: whether it is a configuration file} of what packages list, be it there or not"""
+    canonical = Canonical(guest)
+    found = {}
+    for path, config in (rpm_files if rpm_database(guest) else dpkg_files)(guest).items():
         path = canonical(path)
-        if path == b"/" or path in skipped or path in files:
-            continue
-        try:
-            files[path] = os.lstat(guest + path)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
+        found[path] = found.get(path, False) or config
+    return found
+
+
+def listed_files(guest):
+    """{canonical path: lstat} of what packages list and is no configuration file."""
+    files = {}
+    for path, config in package_files(guest).items():
+        if path != b"/" and not config:
+            try:
+                files[path] = os.lstat(guest + path)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
     return files
 
 
