@@ -4,6 +4,7 @@
 
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
@@ -20,6 +21,13 @@ pub fn init(program: &'static str, quiet: u8, verbose: u8) {
     // It fails only where a logger is set already, and that one will do.
     let _ = log::set_boxed_logger(Box::new(Stderr { program, style }));
 }
+
+/// Somebody else's progress stands on the line: the next message begins with a line feed.
+pub fn break_line() {
+    BREAK.store(true, Ordering::Relaxed);
+}
+
+static BREAK: AtomicBool = AtomicBool::new(false);
 
 fn level(quiet: u8, verbose: u8) -> LevelFilter {
     match i16::from(verbose) - i16::from(quiet) {
@@ -60,7 +68,10 @@ impl Log for Stderr {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            let lines = format(self.style, self.program, record.level(), &record.args().to_string());
+            let mut lines = format(self.style, self.program, record.level(), &record.args().to_string());
+            if BREAK.swap(false, Ordering::Relaxed) {
+                lines.insert(0, '\n');
+            }
             // Nowhere is left to report that standard error is closed, and it must not end a transaction.
             without_progress(|| {
                 let _ = io::stderr().write_all(lines.as_bytes());

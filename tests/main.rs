@@ -11,6 +11,7 @@ mod pool;
 mod prepare;
 mod race;
 mod refusal;
+mod rpm;
 mod support;
 mod unify;
 mod unify_failures;

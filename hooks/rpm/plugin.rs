@@ -19,6 +19,7 @@ use crate::detach::Unwatched;
 use crate::detach::survey::Surveyor;
 use crate::hook::pre::{Decision, Run, refuse};
 use crate::hook::{self, post};
+use crate::logging;
 use crate::policy::{Mode, Policy};
 use crate::report::{Reason, Shown};
 use crate::sys::inode::{Inode, Kind};
@@ -65,6 +66,8 @@ struct Open {
     elements: Elements,
     planned: HashSet<PathBuf>,
     package: OsString,
+    /// This process is not rpm's own command but one that uses its library.
+    in_front_end: bool,
     /// rpm does not go into another root by `chroot(2)`.
     stays: bool,
     /// Where it does: a thread that stays outside, if there can be one.
@@ -103,6 +106,10 @@ impl Plugin for CowHooks {
         let Some(mut open) = self.open.take() else { return };
         drop(open.outside);
         open.elements.set_failed(failed);
+        if open.in_front_end {
+            // dnf leaves its line of progress open.
+            logging::break_line();
+        }
         post::report(self.target.guest().finish(&[open.member.id], &open.elements));
     }
 
@@ -134,7 +141,9 @@ impl CowHooks {
         let elements = Elements::new(transaction.elements(), root.try_clone()?);
         // rpm has its database open: another inode under its name would split it.
         let planned = elements.touched(&[&database, &canonical]);
-        let member = member(own_process(), true);
+        let own = Processes::open().and_then(|processes| processes.own()).ok();
+        let unknown = ProcessId { pid: std::process::id() as i32, start: 0 };
+        let member = member(own.as_ref().map_or(unknown, |process| process.id), true);
         let decision = self.target.run(member).prepare(&elements, |surveyor| {
             surveyor.paths(&planned);
             surveyor.behind_symlinks(elements.regular());
@@ -145,7 +154,15 @@ impl CowHooks {
         }
         let stays = root.is_own();
         let outside = if stays { None } else { Outside::begin().inspect_err(|e| log::debug!("{e}")).ok() };
-        self.open = Some(Open { member, elements, planned, package: OsString::new(), stays, outside });
+        self.open = Some(Open {
+            member,
+            elements,
+            planned,
+            package: OsString::new(),
+            in_front_end: own.is_some_and(|process| process.command != "rpm"),
+            stays,
+            outside,
+        });
         Ok(decision)
     }
 }
@@ -204,9 +221,4 @@ fn shared_below(guest: Guest<'_>, dir: &Path) -> Option<PathBuf> {
     let mut surveyor = Surveyor::new(guest.root, guest.policy);
     surveyor.tree(dir);
     surveyor.finish().unified.first().map(|found| found.place.path())
-}
-
-fn own_process() -> ProcessId {
-    let own = Processes::open().and_then(|processes| processes.own());
-    own.map_or(ProcessId { pid: std::process::id() as i32, start: 0 }, |process| process.id)
 }
