@@ -52,14 +52,16 @@ build() {
 
 # run_in CACHE GUEST COMMAND...: the shell stays as process 1, so the command is an ordinary process.
 # Archives of apt's are an overlay: what it writes there is gone with the command (run_in_rw: kept).
-run_in_rw='' run_in_exec=''
+# run_in_mount: the guest's root is a mount of its own, which rpm's unshare plugin wants.
+run_in_rw='' run_in_exec='' run_in_mount=''
 run_in() {
     from=$1 guest=$2
     shift 2
     $run_in_exec unshare --mount --pid --fork --kill-child sh -c '
         set -e
-        from=$1 guest=$2 rw=$3
-        shift 3
+        from=$1 guest=$2 rw=$3 mount=$4
+        shift 4
+        if [ -n "$mount" ]; then mount --bind "$guest" "$guest"; fi
         mount -t proc proc "$guest/proc"
         archives=$guest/var/cache/apt/archives
         if [ -n "$rw" ]; then
@@ -67,7 +69,8 @@ run_in() {
         elif [ -e "$from/archives" ]; then
             mount -t tmpfs tmpfs "$archives"
             mkdir "$archives/upper" "$archives/work"
-            mount -t overlay overlay -o "lowerdir=$from/archives,upperdir=$archives/upper,workdir=$archives/work" "$archives"
+            mount -t overlay -o "lowerdir=$from/archives,upperdir=$archives/upper,workdir=$archives/work" \
+                overlay "$archives"
         fi
         mount --bind "$from/srv" "$guest/srv"
         mount -o remount,bind,ro "$guest/srv"
@@ -75,7 +78,7 @@ run_in() {
         chroot "$guest" /usr/bin/env -i HOME=/root LANG=C.UTF-8 TERM=dumb DEBIAN_FRONTEND=noninteractive \
             PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
         exit $?
-    ' sh "$from" "$guest" "$run_in_rw" "$@"
+    ' sh "$from" "$guest" "$run_in_rw" "$run_in_mount" "$@"
 }
 
 # The verb `run`: [--env NAME=VALUE]... DIR [--] COMMAND [ARG...]
