@@ -1,7 +1,7 @@
 //! What a package touches: package managers' streams, databases and archives, read only.
 //!
 //! `apt` reads what apt is about to do, `dpkg` what dpkg has done and is told to do, `deb` what an archive
-//! holds; `control` and `lists` are the text formats they share. `dpkg::plan` puts them together.
+//! holds; `control` and `lists` are the text formats they share. `dpkg::plan` puts them together. `rpm` reads its database.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
@@ -16,6 +16,7 @@ pub mod deb;
 pub mod dpkg;
 pub mod lists;
 pub mod managers;
+pub mod rpm;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -60,6 +60,41 @@ impl Guest {
     }
 }
 
+/// A file in a header of rpm's: its path, flags and state.
+pub type RpmFile<'p> = (&'p [u8], u32, u8);
+
+/// A header as rpm's database has it.
+pub fn rpm_header(name: &str, time: u32, files: &[RpmFile<'_>]) -> Vec<u8> {
+    let slash = |path: &[u8]| path.iter().rposition(|&byte| byte == b'/').unwrap() + 1;
+    let mut dirs: Vec<&[u8]> = files.iter().map(|(path, ..)| &path[..slash(path)]).collect();
+    dirs.sort();
+    dirs.dedup();
+    let dir_of = |path: &[u8]| dirs.iter().position(|dir| *dir == &path[..slash(path)]).unwrap() as u32;
+    let words = |words: &mut dyn Iterator<Item = u32>| words.flat_map(u32::to_be_bytes).collect::<Vec<u8>>();
+    let texts =
+        |texts: &mut dyn Iterator<Item = &[u8]>| texts.flat_map(|text| [text, b"\0"].concat()).collect();
+    let count = files.len();
+    let mut values = vec![
+        (1000, 6, 1, texts(&mut [name.as_bytes()].into_iter())),
+        (1008, 4, 1, words(&mut [time].into_iter())),
+    ];
+    if count > 0 {
+        values.extend([
+            (1037, 4, count, words(&mut files.iter().map(|(_, flags, _)| *flags))),
+            (1116, 4, count, words(&mut files.iter().map(|(path, ..)| dir_of(path)))),
+            (1029, 1, count, files.iter().map(|(.., state)| *state).collect()),
+            (1117, 8, count, texts(&mut files.iter().map(|(path, ..)| &path[slash(path)..]))),
+            (1118, 8, dirs.len(), texts(&mut dirs.iter().copied())),
+        ]);
+    }
+    let (mut index, mut data) = (Vec::new(), Vec::new());
+    for (tag, kind, count, value) in &values {
+        index.extend([*tag, *kind, data.len() as u32, *count as u32].into_iter().flat_map(u32::to_be_bytes));
+        data.extend(value);
+    }
+    [words(&mut [values.len() as u32, data.len() as u32].into_iter()), index, data].concat()
+}
+
 /// A source tree for `dpkg-deb --build`.
 pub struct Source {
     dir: TempDir,

@@ -79,7 +79,15 @@ impl Root {
     /// `InvalidInput` where `path` is something else than a regular file; a FIFO never blocks. `FileTooLarge` beyond
     /// 256 MiB.
     pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        read_regular(self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK)?)
+        read_regular(self.open_file(path)?)
+    }
+
+    /// Opens the regular file `path` for reading, beneath the root, following symlinks inside it.
+    ///
+    /// # Errors
+    /// `InvalidInput` where `path` is something else than a regular file; a FIFO never blocks.
+    pub fn open_file(&self, path: &Path) -> io::Result<OwnedFd> {
+        regular(self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK)?)
     }
 }
 
@@ -92,14 +100,17 @@ impl AsFd for Root {
 /// Reads the regular file `name` of the directory `dir` whole; a symlink is not followed.
 pub fn read_at(dir: impl AsFd, name: &OsStr) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
-    read_regular(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+    read_regular(regular(rustix::fs::openat(dir, name, flags, Mode::empty())?)?)
+}
+
+fn regular(fd: OwnedFd) -> io::Result<OwnedFd> {
+    let stat = rustix::fs::fstat(&fd)?;
+    let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+    if is_file { Ok(fd) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")) }
 }
 
 fn read_regular(fd: OwnedFd) -> io::Result<Vec<u8>> {
     let stat = rustix::fs::fstat(&fd)?;
-    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
     let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, "too large to be read");
     let size = usize::try_from(stat.st_size).unwrap_or(0);
     if size > MOST_READ {

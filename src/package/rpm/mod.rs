@@ -1,0 +1,31 @@
+//! rpm: what its database says of the packages that are installed. Read only, and without rpm or SQLite: on the host,
+//! it is a guest's.
+
+pub mod header;
+pub mod ndb;
+pub mod sqlite;
+pub mod wal;
+
+use std::io;
+use std::os::fd::AsFd;
+
+use crate::sys::inode::Inode;
+
+/// The largest file of a database that is read, in bytes; thousands of packages take a tenth of it.
+const MOST_READ: u64 = 1 << 30;
+/// The largest header, in bytes; a package of a hundred thousand files has one of some ten megabytes.
+const MOST_OF_HEADER: usize = 64 << 20;
+
+/// The size of a file that is not too large.
+fn checked_size(file: impl AsFd) -> io::Result<u64> {
+    let size = Inode::of(file)?.size;
+    if size > MOST_READ {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "too large to be read"));
+    }
+    Ok(size)
+}
+
+/// What is not as the format has it.
+fn malformed(what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.into())
+}
