@@ -35,5 +35,5 @@ fn called(work: impl FnOnce(Called<'_>, &Managers<'_>) -> Decision) -> Decision 
         Err(e) => return pre::skipped(&Reason(e).to_string()),
     };
     let Some(policy) = hook::policy(&caller.root) else { return Decision::GoOn };
-    work(Called { caller: &caller, policy: &policy, program: "pacman" }, &Managers::of(&caller.root))
+    work(Called { caller: &caller, policy: &policy, program: "pacman" }, &Managers::new(&caller.root))
 }

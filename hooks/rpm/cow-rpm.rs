@@ -36,7 +36,7 @@ fn run(hook: &str) -> Decision {
         Err(e) => return hook::pre::skipped(&Reason(e).to_string()),
     };
     let Some(mut policy) = hook::any_policy(&caller.root) else { return Decision::GoOn };
-    let manager = Managers::of(&caller.root);
+    let manager = Managers::new(&caller.root);
     if hook == "retire" {
         post::report(Guest { root: &caller.root, policy: &policy }.retire());
         return Decision::GoOn;

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::ffi::{Action, Element};
-use crate::package::dpkg::listed;
+use crate::package::canonical::Canonical;
 use crate::package::{PackageManager, Packages};
 use crate::sys::root::Root;
 
@@ -87,7 +87,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 impl PackageManager for Elements {
     fn after_run(&self, _since: i64) -> io::Result<Packages> {
-        let mut canonical = listed::beneath(&self.root);
+        let mut canonical = Canonical::beneath(&self.root);
         let mut packages = Packages::default();
         for element in &self.all {
             let is_installed = element.is_added && !self.failed.contains(&element.nevra);

@@ -14,7 +14,7 @@ use super::{Named, Problem, failed, guest, guest_path};
 use crate::detach::preflight::Refusal;
 use crate::detach::survey::{Left, Surveyor};
 use crate::exit::Exit;
-use crate::package::dpkg::after::Dpkg;
+use crate::package::installed::Managers;
 use crate::report::{Reason, Shown, size};
 use crate::sys::inode::{Inode, Kind};
 use crate::sys::resolve::Resolver;
@@ -173,7 +173,7 @@ struct RecoveryReport {
 
 fn recover(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<Exit> {
     let recovered = guest.recover()?;
-    let settled = guest.finish(&[], &Dpkg::new(guest.root, None))?.unwrap_or_default();
+    let settled = guest.finish(&[], &Managers::new(guest.root))?.unwrap_or_default();
     let nothing = recovered.is_nothing() && settled == Default::default();
     let Recovered { done, undone, protected, orphans, mut failed } = recovered;
     failed.extend(settled.failed);

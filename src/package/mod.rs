@@ -1,7 +1,8 @@
 //! What a package touches: package managers' streams, databases and archives, read only.
 //!
 //! `apt` reads what apt is about to do, `dpkg` what dpkg has done and is told to do, `deb` what an archive
-//! holds; `control` and `lists` are the text formats they share. `dpkg::plan` puts them together. `rpm` reads its database.
+//! holds; `control` and `lists` are the text formats they share. `dpkg::plan` puts them together. `rpm` reads
+//! what it has installed; `installed` and `owners` are for all that a guest has.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
@@ -11,17 +12,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 pub mod apt;
+pub mod canonical;
 pub mod control;
 pub mod deb;
 pub mod dpkg;
+pub mod installed;
 pub mod lists;
-pub mod managers;
+pub mod owners;
 pub mod rpm;
+pub mod steady;
 
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use managers::Managers;
+pub use installed::Managers;
 
 /// What a package manager says when it has run. Paths are canonical.
 #[derive(Debug, Default)]

@@ -16,16 +16,22 @@ use super::dpkg::Database;
 use super::dpkg::database::ADMINDIR;
 use crate::sys::root::Root;
 
-/// A guest with an empty dpkg database.
+/// A guest, with the databases of the package managers that have packages in it.
 pub struct Guest {
     dir: TempDir,
 }
 
 impl Guest {
+    /// With an empty dpkg database.
     pub fn new() -> Guest {
-        let guest = Guest { dir: tempfile::tempdir().unwrap() };
+        let guest = Guest::bare();
         guest.write("/var/lib/dpkg/status", b"");
         guest
+    }
+
+    /// Without any database.
+    pub fn bare() -> Guest {
+        Guest { dir: tempfile::tempdir().unwrap() }
     }
 
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
@@ -46,7 +52,24 @@ impl Guest {
         fs::write(path, data).unwrap();
     }
 
-    /// Adds a package to the database.
+    /// rpm's database, made where it is missing.
+    pub fn rpm_database(&self) -> rusqlite::Connection {
+        let path = self.path("/var/lib/rpm/rpmdb.sqlite");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let db = rusqlite::Connection::open(path).unwrap();
+        let sql = "PRAGMA journal_mode = WAL; CREATE TABLE IF NOT EXISTS 'Packages' \
+                   (hnum INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL)";
+        db.execute_batch(sql).unwrap();
+        db
+    }
+
+    /// Adds a package to rpm's database: its files, with their flags and states.
+    pub fn install_rpm(&self, name: &str, time: u32, files: &[RpmFile<'_>]) {
+        let header = rpm_header(name, time, files);
+        self.rpm_database().execute("INSERT INTO Packages (blob) VALUES (?1)", [header]).unwrap();
+    }
+
+    /// Adds a package to dpkg's database.
     pub fn install(&self, name: &str, arch: &str, fields: &str, list: &[&str]) {
         let status = self.path("/var/lib/dpkg/status");
         let mut status = fs::OpenOptions::new().append(true).open(status).unwrap();

@@ -1,11 +1,21 @@
-//! Times of modification that are to stay what they were.
+//! Times of files: those that are to stay what they were, and those that tell of changes.
 
 use std::io;
 use std::os::fd::AsFd;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Timespec, Timestamps, UTIME_OMIT};
 
 use super::inode::Time;
+
+/// More than a tick of the kernel's clock: a second change within one need not show in the time of change.
+pub const TICK: Duration = Duration::from_millis(20);
+
+/// Nanoseconds of the system clock.
+pub fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+}
 
 /// Sets the time of modification of an open file or directory.
 pub fn set_modified(fd: impl AsFd, time: Time) -> io::Result<()> {

@@ -25,6 +25,7 @@ use crate::sys::filesystem;
 use crate::sys::inode::{Inode, InodeId, Kind};
 use crate::sys::root::Root;
 use crate::sys::swap::Name;
+use crate::sys::times::TICK;
 
 /// Names in one batch: one journal, two flushes.
 const BATCH: usize = 1 << 15;
@@ -176,7 +177,7 @@ impl Pass<'_> {
         let recovered = run::recover(pool, self.options.patience)?;
         if recovered.total() > 0 {
             // What was given back to a guest has only just changed, and would be left for the next run.
-            std::thread::sleep(scan::TICK);
+            std::thread::sleep(TICK);
         }
         Ok(Passed { recovered, ..Passed::default() })
     }

@@ -9,7 +9,6 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
 
 use rustix::fs::OFlags;
 
@@ -24,10 +23,8 @@ use crate::report::{Reason, Shown};
 use crate::sys::inode::{Inode, InodeId, Kind};
 use crate::sys::resolve::is_absent;
 use crate::sys::root::relative;
+use crate::sys::times::{TICK, now};
 use crate::sys::tree;
-
-/// More than a tick of the kernel's clock: a second change within one need not show in the time of change.
-pub const TICK: Duration = Duration::from_millis(20);
 
 /// Whether a change from now on will show in a time of change that is this one now.
 pub fn is_settled(ctime: i64) -> bool {
@@ -241,12 +238,6 @@ pub fn unfit(inode: &Inode, guest: &Guest, min_size: u64, allow_setid: bool) -> 
     } else {
         None
     }
-}
-
-/// Nanoseconds of the system clock.
-fn now() -> i64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// Visits directories on several threads, those that a visit returns as well.

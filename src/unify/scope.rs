@@ -1,7 +1,8 @@
 //! Which files of a guest may be unified, by their paths alone.
 //!
-//! In this order: what the user's rules say holds. What the policy never unifies, configuration files, and files of
-//! packages that are not fully configured are not. Of the rest, the scope decides.
+//! In this order: what the user's rules say holds. What the policy never unifies, configuration files, files that
+//! packages list and do not bring, and files of packages that are not fully configured are not. Of the rest, the scope
+//! decides.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -10,21 +11,14 @@ use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
-
 use super::rules::{self, Choice, Rules};
-use crate::package::dpkg::database::ADMINDIR;
-use crate::package::dpkg::{self, Database, Listed, Package, listed};
-use crate::package::lists;
+use crate::package::installed::{self, Database, Listing, Managers, Part};
+use crate::package::steady::Witness;
 use crate::policy::PatternSet;
 use crate::policy::pattern::Name;
 use crate::report::Shown;
-use crate::sys::inode::Inode;
-use crate::sys::resolve::{Resolver, is_absent};
+use crate::sys::resolve::Resolver;
 use crate::sys::root::Root;
-
-/// As many bytes of lists as are read of one guest; a guest of a million files has half of it.
-const MOST_LISTED: usize = 128 << 20;
 
 /// Which files of a guest are looked at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
@@ -39,10 +33,10 @@ pub enum Scope {
 /// Why it is not known which files may be unified.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The scope asks for what packages own, and the guest has no dpkg.
+    /// The scope asks for what packages own, and the guest has no package manager that is known.
     #[error(
-        "{} has no database of dpkg, so it is not known which files its packages own; to unify whatever is \
-         equal, use `--scope all`",
+        "{} has no database of dpkg or rpm, so it is not known which files its packages own; to unify \
+         whatever is equal, use `--scope all`",
         Shown(guest)
     )]
     NoDatabase {
@@ -55,13 +49,7 @@ pub enum Error {
         /// The guest's root, as it was given.
         guest: PathBuf,
         /// What, and why not.
-        error: dpkg::Error,
-    },
-    /// No guest has so many files.
-    #[error("{}: dpkg's lists of files are larger than {} MiB", Shown(guest), MOST_LISTED >> 20)]
-    TooMuch {
-        /// The guest's root, as it was given.
-        guest: PathBuf,
+        error: installed::Error,
     },
 }
 
@@ -72,7 +60,7 @@ pub enum Error {
 pub struct Eligible {
     rules: Rules,
     never: PatternSet,
-    /// Configuration files, and files of packages that are not fully configured.
+    /// Configuration files, ghosts, and files of packages whose installation has not come to its end.
     refused: Files,
     /// What packages own; `None` where that does not matter.
     owned: Option<Files>,
@@ -98,43 +86,37 @@ impl Eligible {
     /// Where the database cannot be read, or there is none and `scope` needs one.
     pub fn load(root: &Root, scope: Scope, rules: &Rules, never: &PatternSet) -> Result<Eligible, Error> {
         let guest = || root.path().to_path_buf();
-        let failed = |error| Error::Database { guest: guest(), error };
         let mut eligible = Eligible {
             rules: rules.clone(),
             never: never.clone(),
             refused: Files::default(),
             owned: (scope == Scope::Owned).then(Files::default),
         };
-        let database = match Database::open(root, Path::new(ADMINDIR)) {
-            Ok(database) => database,
-            Err(error) if !is_absent(&error.source) => return Err(failed(error)),
-            Err(_) if scope == Scope::All => return Ok(eligible),
-            Err(_) => return Err(Error::NoDatabase { guest: guest() }),
-        };
-        let mut canonical = listed::beneath(root);
-        let mut listed = Listed::new(&database, &mut canonical).map_err(failed)?;
+        let mut listing = Listing::new(root);
         let mut resolver = Resolver::new(root);
         let (mut refused, mut owned) = (Gathered::default(), Gathered::default());
-        let mut bytes_left = MOST_LISTED;
-        for package in database.packages() {
-            for path in conffiles(&database, package).map_err(failed)? {
-                let path = listed.real(package, path);
-                // dpkg follows a configuration file that is a symlink, and so does whoever edits it.
+        let found = Managers::new(root).each(&mut |entry| {
+            listing.files(entry, Part::Configuration, |path| {
+                // Whoever edits a configuration file that is a symlink follows it, as dpkg does.
                 if let Ok(Some(target)) = resolver.followed(&path) {
                     refused.insert(&target.path());
                 }
                 refused.insert(&path);
+            })?;
+            // Not so with these: mostly links to what packages own, as of update-alternatives(1).
+            listing.files(entry, Part::Ghosts, |path| refused.insert(&path))?;
+            match (entry.is_finished(), scope) {
+                (true, Scope::All) => Ok(()),
+                (true, Scope::Owned) => listing.files(entry, Part::All, |path| owned.insert(&path)),
+                (false, _) => listing.files(entry, Part::All, |path| refused.insert(&path)),
             }
-            let gathered = if package.is_configured() { &mut owned } else { &mut refused };
-            if package.is_configured() && scope == Scope::All {
-                continue;
-            }
-            let list = database.control_file(package, "list").map_err(failed)?.unwrap_or_default();
-            bytes_left =
-                bytes_left.checked_sub(list.len()).ok_or_else(|| Error::TooMuch { guest: guest() })?;
-            for path in lists::paths(&list) {
-                gathered.insert(&listed.real(package, path));
-            }
+        });
+        match found {
+            Ok(false) if scope == Scope::Owned => return Err(Error::NoDatabase { guest: guest() }),
+            Ok(_) => {}
+            // As without one: all files were asked for.
+            Err(error) if scope == Scope::All && error.is_unsupported() => {}
+            Err(error) => return Err(Error::Database { guest: guest(), error }),
         }
         eligible.refused = refused.into();
         eligible.owned = eligible.owned.map(|_| owned.into());
@@ -182,18 +164,18 @@ impl Directory<'_> {
 /// A number for all that [`Eligible::load`] depends on, without reading a list: while it stays the same, so do the
 /// files that may be unified. Take it before loading.
 ///
-/// dpkg never writes its files in place, so their inodes and times tell. What does not is a directory, other than in
-/// `/` and `/usr`, that becomes a symlink without dpkg's doing.
+/// The inodes and times of the databases' files tell. What does not is a directory, other than in `/` and `/usr`, that
+/// becomes a symlink without a package manager's doing.
 ///
 /// # Errors
-/// Where one of dpkg's files is there and cannot be looked at.
+/// Where one of these files is there and cannot be looked at.
 pub fn fingerprint(root: &Root, scope: Scope, rules: &Rules, never: &PatternSet) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let mut text = |text: &[u8]| {
         hasher.update(&(text.len() as u64).to_le_bytes());
         hasher.update(text);
     };
-    text(b"cow-unify, eligible files, 1");
+    text(b"cow-unify, eligible files, 2");
     text(&[u8::from(scope == Scope::All)]);
     text(rules.to_string().as_bytes());
     for pattern in never {
@@ -201,31 +183,18 @@ pub fn fingerprint(root: &Root, scope: Scope, rules: &Rules, never: &PatternSet)
         // Differs from the text where the pattern was moved.
         text(pattern.fixed_prefix().as_os_str().as_bytes());
     }
-    let database = ["status", "info", "updates", "diversions"].map(|name| Path::new(ADMINDIR).join(name));
-    for path in database.iter().map(PathBuf::as_path).chain(["/", "/usr"].map(Path::new)) {
-        let inode = match root.open_at(path, OFlags::PATH) {
-            Ok(fd) => Inode::of(fd)?,
-            Err(error) if is_absent(&error) => {
-                text(&[]);
-                continue;
-            }
-            Err(error) => return Err(error),
+    let witnesses = Managers::new(root).witnesses();
+    for path in witnesses.iter().map(PathBuf::as_path).chain(["/", "/usr"].map(Path::new)) {
+        let Some(witness) = Witness::of(root, path)? else {
+            text(&[]);
+            continue;
         };
-        let times = [inode.mtime, inode.ctime].map(|time| [time.secs, i64::from(time.nanos)]);
-        let mut fields = [inode.id.ino, inode.size].map(u64::to_le_bytes).to_vec();
+        let times = [witness.mtime, witness.ctime].map(|time| [time.secs, i64::from(time.nanos)]);
+        let mut fields = [witness.id.ino, witness.size].map(u64::to_le_bytes).to_vec();
         fields.extend(times.concat().into_iter().map(i64::to_le_bytes));
         text(&fields.concat());
     }
     Ok(*hasher.finalize().as_bytes())
-}
-
-/// The configuration files of a package: those dpkg keeps in its status, and those the package brought.
-fn conffiles(database: &Database<'_>, package: &Package) -> Result<Vec<PathBuf>, dpkg::Error> {
-    let mut paths = package.conffiles();
-    if let Some(member) = database.control_file(package, "conffiles")? {
-        paths.extend(lists::conffiles(&member));
-    }
-    Ok(paths)
 }
 
 /// Names by directory, as they are gathered.
@@ -284,6 +253,7 @@ mod tests {
     use super::*;
     use crate::package::testing::Guest;
     use crate::policy::{Pattern, Policy};
+    use crate::sys::times::TICK;
 
     fn load(guest: &Guest, scope: Scope, rules: &str) -> Eligible {
         let rules = Rules::read(rules.as_bytes()).unwrap();
@@ -379,6 +349,50 @@ mod tests {
         }
     }
 
+    fn rpm_guest() -> Guest {
+        let guest = Guest::bare();
+        let files = [
+            (&b"/usr/bin/a"[..], 0, 0),
+            (b"/usr/bin/other-color", 0, 4),
+            (b"/opt/a.conf", 1, 0),
+            (b"/usr/bin/ld", 1 << 6, 0),
+            (b"/usr/bin/ld.bfd", 0, 0),
+        ];
+        guest.install_rpm("a", 1, &files);
+        fs::create_dir_all(guest.path("/usr/bin")).unwrap();
+        fs::create_dir_all(guest.path("/opt")).unwrap();
+        symlink("ld.bfd", guest.path("/usr/bin/ld")).unwrap();
+        symlink("/opt/target", guest.path("/opt/a.conf")).unwrap();
+        std::thread::sleep(TICK);
+        guest
+    }
+
+    #[test]
+    fn packages_of_rpm_own_what_they_have_installed_but_no_configuration_nor_ghosts() {
+        let guest = rpm_guest();
+        for scope in [Scope::Owned, Scope::All] {
+            let eligible = load(&guest, scope, "");
+            for path in ["/usr/bin/a", "/usr/bin/ld.bfd"] {
+                assert!(is_reached(&eligible, path), "{scope:?} {path}");
+            }
+            for path in ["/opt/a.conf", "/opt/target", "/usr/bin/ld"] {
+                assert!(!is_eligible(&eligible, path), "{scope:?} {path}");
+            }
+            assert_eq!(is_eligible(&eligible, "/usr/bin/other-color"), scope == Scope::All);
+        }
+    }
+
+    #[test]
+    fn a_database_of_a_kind_that_is_not_read_leaves_the_scope_of_all_files() {
+        let guest = merged_guest();
+        guest.write("/var/lib/rpm/Packages", b"");
+        let root = guest.root();
+        let load = |scope| Eligible::load(&root, scope, &Rules::default(), &PatternSet::default());
+        let text = load(Scope::Owned).unwrap_err().to_string();
+        assert!(text.starts_with(root.path().to_str().unwrap()) && text.contains("--scope all"), "{text}");
+        assert!(is_eligible(&load(Scope::All).unwrap(), "/usr/bin/x"));
+    }
+
     #[test]
     fn files_of_a_package_that_is_not_configured_are_not_eligible() {
         let guest = merged_guest();
@@ -408,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn without_dpkg_only_the_scope_of_all_files_is_known() {
+    fn without_a_database_only_the_scope_of_all_files_is_known() {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::open(dir.path()).unwrap();
         let load = |scope| Eligible::load(&root, scope, &Rules::default(), &PatternSet::default());
@@ -439,11 +453,11 @@ mod tests {
     #[test]
     fn lists_beyond_all_measure_are_refused() {
         let guest = merged_guest();
-        let list = fs::File::create(guest.path("/var/lib/dpkg/info/x.list")).unwrap();
-        list.set_len(MOST_LISTED as u64 + 1).unwrap();
+        let line = format!("/{}\n", "x".repeat(4000)).into_bytes();
+        guest.write("/var/lib/dpkg/info/x.list", &line.repeat(installed::MOST_LISTED / line.len() + 1));
         let none = (Rules::default(), PatternSet::default());
         let result = Eligible::load(&guest.root(), Scope::Owned, &none.0, &none.1);
-        assert!(matches!(result, Err(Error::TooMuch { .. })));
+        assert!(matches!(result, Err(Error::Database { error: installed::Error::TooMuch, .. })));
     }
 
     #[test]
@@ -461,8 +475,12 @@ mod tests {
         seen.push(fingerprint(&root, Scope::Owned, &rules("/a"), &never("/b")).unwrap());
         let moved = never("/a").moved(Path::new("/a"), Path::new("/c"));
         seen.push(fingerprint(&root, Scope::Owned, &rules("/a"), &moved).unwrap());
-        for path in ["diversions", "info/y.list", "updates/0001"] {
-            guest.write(Path::new("/var/lib/dpkg").join(path), b"");
+        for path in ["dpkg/diversions", "dpkg/info/y.list", "dpkg/updates/0001"] {
+            guest.write(Path::new("/var/lib").join(path), b"");
+            seen.push(take());
+        }
+        for name in ["rpmdb.sqlite", "rpmdb.sqlite-wal", "Packages.db", "Packages"] {
+            guest.write(Path::new("/usr/lib/sysimage/rpm").join(name), b"");
             seen.push(take());
         }
         guest.install("y", "amd64", "", &["/usr/bin/y"]);

@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::detach::survey::{Found, Surveyor};
 use crate::inspect::{Verdict, inspect};
 use crate::ledger::store::{self, Store};
-use crate::package::dpkg::after::Dpkg;
-use crate::package::dpkg::{Owners, listed};
+use crate::package::installed::Managers;
+use crate::package::owners::Owners;
 use crate::report::{Shown, json_path, size};
 use crate::sys::inode::Inode;
 use crate::transaction::Guest;
@@ -36,7 +36,7 @@ pub struct File {
 
 /// Explains each of these files, which exist; the paths are canonical.
 pub fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec<File>> {
-    let owners = owners(guest)?;
+    let owners = Owners::load(&Managers::new(guest.root))?;
     let waiting = store::read_spool(guest.root)?;
     let stashed = stashed(guest)?;
     let mut surveyor = Surveyor::new(guest.root, guest.policy);
@@ -58,8 +58,7 @@ pub fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec<File>>
         let dir = guest.root.open_dir(path.parent().unwrap_or(Path::new("/")))?;
         let inode = Inode::at(dir, path.file_name().unwrap_or_default())?;
         let verdict = verdicts.get(path).copied().unwrap_or(Verdict::Private);
-        let packages: Vec<String> =
-            owners.iter().flat_map(|o| o.of(path)).map(|id| id.name.clone()).collect();
+        let packages: Vec<String> = owners.of(path).map(str::to_owned).collect();
         let stashed = stashed.contains(path);
         files.push(File {
             next: next(guest, path, verdict, &packages, stashed),
@@ -69,7 +68,7 @@ pub fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec<File>>
             links: inode.nlink,
             immutable: inode.immutable,
             bytes: inode.size,
-            configuration_file: owners.as_ref().is_some_and(|owners| owners.is_conffile(path)),
+            configuration_file: owners.is_conffile(path),
             packages,
             stashed,
             waiting_for_host: waiting.contains(path),
@@ -91,22 +90,14 @@ fn next(guest: Guest<'_>, path: &Path, verdict: Verdict, packages: &[String], st
     }
     match verdict {
         Verdict::AdministratorsOwn if !packages.is_empty() => {
-            "left as it is: dpkg fails to replace it until it is made mutable (`chattr -i`)".into()
+            "left as it is: the package manager fails to replace it until it is made mutable (`chattr -i`)"
+                .into()
         }
         Verdict::Private if stashed => {
             "shared again when the transaction settles, if it has not changed".into()
         }
         _ => "nothing".into(),
     }
-}
-
-fn owners(guest: Guest<'_>) -> anyhow::Result<Option<Owners>> {
-    let database = match Dpkg::new(guest.root, None).database() {
-        Ok(database) => database,
-        Err(e) if e.source.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e.into()),
-    };
-    Ok(Some(Owners::load(&database, &mut listed::beneath(guest.root))?))
 }
 
 fn stashed(guest: Guest<'_>) -> anyhow::Result<Vec<PathBuf>> {

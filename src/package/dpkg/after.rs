@@ -1,11 +1,14 @@
-//! What a transaction wants to know when dpkg has run.
+//! What dpkg has installed.
 
-use std::io;
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use super::database::{ADMINDIR, Database};
-use super::listed::{self, Listed};
-use crate::package::{PackageManager, Packages};
+use super::listed::Listed;
+use super::status::Package;
+use crate::package::installed::{self, Entry, Part, Tell, Visit};
+use crate::package::lists;
+use crate::sys::resolve::is_absent;
 use crate::sys::root::Root;
 
 /// The guest's dpkg.
@@ -25,45 +28,68 @@ impl<'r> Dpkg<'r> {
     pub fn database(&self) -> Result<Database<'r>, super::Error> {
         Database::open(self.root, &self.admindir)
     }
-
-    /// The database; none where the guest has no dpkg.
-    fn present(&self) -> io::Result<Option<Database<'r>>> {
-        match self.database() {
-            Ok(database) => Ok(Some(database)),
-            Err(e) if e.source.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(told(e)),
-        }
-    }
 }
 
-impl PackageManager for Dpkg<'_> {
-    fn after_run(&self, since: i64) -> io::Result<Packages> {
-        let Some(database) = self.present()? else { return Ok(Packages::default()) };
-        let mut canonical = listed::beneath(self.root);
-        let mut listed = Listed::new(&database, &mut canonical).map_err(told)?;
-        let mut packages = Packages::default();
+impl installed::Database for Dpkg<'_> {
+    fn root(&self) -> &Root {
+        self.root
+    }
+
+    fn each(&self, visit: &mut Visit<'_>) -> Result<bool, installed::Error> {
+        let database = match self.database() {
+            Ok(database) => database,
+            Err(error) if is_absent(&error.source) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        let listed = Listed::new(&database)?;
         for package in database.packages() {
-            packages.configuration.extend(listed.all(package, package.conffiles()));
-            if !package.is_configured() {
-                packages.unfinished.extend(listed.all(package, database.list(package).map_err(told)?));
-            }
+            visit(&Installed { database: &database, listed: &listed, package })?;
         }
-        for package in database.changed_since(since).map_err(told)? {
-            packages.unpacked.extend(listed.all(package, database.list(package).map_err(told)?));
-        }
-        Ok(packages)
+        Ok(true)
     }
 
-    fn essential(&self) -> io::Result<Vec<PathBuf>> {
-        let Some(database) = self.present()? else { return Ok(Vec::new()) };
-        let mut paths = Vec::new();
-        for package in database.packages().iter().filter(|package| package.is_essential()) {
-            paths.extend(database.list(package).map_err(told)?);
-        }
-        Ok(paths)
+    /// dpkg never writes its files in place.
+    fn witnesses(&self) -> Vec<PathBuf> {
+        ["status", "info", "updates", "diversions"].map(|name| self.admindir.join(name)).into()
     }
 }
 
-fn told(error: super::Error) -> io::Error {
-    io::Error::new(error.source.kind(), format!("{error}: {}", error.source))
+/// A package of dpkg's.
+struct Installed<'a, 'r> {
+    database: &'a Database<'r>,
+    listed: &'a Listed,
+    package: &'a Package,
+}
+
+impl Entry for Installed<'_, '_> {
+    fn name(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.package.id.name)
+    }
+
+    fn is_finished(&self) -> bool {
+        self.package.is_configured()
+    }
+
+    fn is_essential(&self) -> bool {
+        self.package.is_essential()
+    }
+
+    fn is_unpacked_since(&self, since: i64) -> Result<bool, installed::Error> {
+        Ok(self.database.is_changed_since(self.package, since)?)
+    }
+
+    fn files(&self, part: Part, tell: &mut Tell<'_>) -> Result<(), installed::Error> {
+        let Installed { database, listed, package } = self;
+        let file = |kind| database.control_file(package, kind).map(Option::unwrap_or_default);
+        let mut tell = |path| tell(listed.real(package, path));
+        match part {
+            // Those dpkg keeps in its status, and those the package brought.
+            Part::Configuration => {
+                let brought = lists::conffiles(&file("conffiles")?);
+                package.conffiles().into_iter().chain(brought).try_for_each(tell)
+            }
+            Part::Ghosts => Ok(()),
+            Part::All => lists::paths(&file("list")?).try_for_each(&mut tell),
+        }
+    }
 }

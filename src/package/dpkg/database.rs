@@ -83,26 +83,17 @@ impl<'r> Database<'r> {
         self.in_info(package, kind, |info, name| read_at(info, name))
     }
 
-    /// The packages whose list of files was written at or after `since`, in nanoseconds of the system clock.
+    /// Whether a package's list of files was written at or after `since`, in nanoseconds of the system clock.
     ///
     /// dpkg writes the list anew whenever it unpacks a package, and renames it into place.
-    pub fn changed_since(&self, since: i64) -> Result<Vec<&Package>, Error> {
-        let changed = |package: &Package| -> Result<bool, Error> {
-            let stat = self.in_info(package, "list", |info, name| {
-                Ok(rustix::fs::statat(info, name, AtFlags::SYMLINK_NOFOLLOW)?)
-            })?;
-            let nanoseconds = |stat: rustix::fs::Stat| {
-                i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec)
-            };
-            Ok(stat.is_some_and(|stat| nanoseconds(stat) >= i128::from(since)))
+    pub fn is_changed_since(&self, package: &Package, since: i64) -> Result<bool, Error> {
+        let stat = self.in_info(package, "list", |info, name| {
+            Ok(rustix::fs::statat(info, name, AtFlags::SYMLINK_NOFOLLOW)?)
+        })?;
+        let nanoseconds = |stat: rustix::fs::Stat| {
+            i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec)
         };
-        let mut packages = Vec::new();
-        for package in &self.packages {
-            if changed(package)? {
-                packages.push(package);
-            }
-        }
-        Ok(packages)
+        Ok(stat.is_some_and(|stat| nanoseconds(stat) >= i128::from(since)))
     }
 
     /// All diversions.
@@ -194,8 +185,8 @@ mod tests {
     use super::*;
     use crate::package::testing::{Guest, now};
 
-    fn ids(packages: impl IntoIterator<Item = impl std::borrow::Borrow<Package>>) -> Vec<String> {
-        packages.into_iter().map(|package| package.borrow().id.to_string()).collect()
+    fn ids<'a>(packages: impl IntoIterator<Item = &'a Package>) -> Vec<String> {
+        packages.into_iter().map(|package| package.id.to_string()).collect()
     }
 
     fn guest() -> Guest {
@@ -222,7 +213,7 @@ mod tests {
         let a = &database.packages()[0];
         assert!(database.list(a).unwrap().is_empty());
         assert!(database.diversions().unwrap().is_empty());
-        assert!(database.changed_since(0).unwrap().is_empty());
+        assert!(!database.is_changed_since(a, 0).unwrap());
         assert!(database.info_files(&BTreeSet::from([a.id.clone()])).unwrap().is_empty());
     }
 
@@ -272,12 +263,16 @@ mod tests {
         let guest = guest();
         let root = guest.root();
         let database = guest.database(&root);
-        assert_eq!(database.changed_since(0).unwrap().len(), 3);
+        let changed = |since| {
+            let is_changed = |package: &&Package| database.is_changed_since(package, since).unwrap();
+            ids(database.packages().iter().filter(is_changed))
+        };
+        assert_eq!(changed(0).len(), 3);
         let later = now();
-        assert!(database.changed_since(later).unwrap().is_empty());
+        assert_eq!(changed(later), [""; 0]);
         std::thread::sleep(std::time::Duration::from_millis(20));
         guest.write("/var/lib/dpkg/info/libc6:i386.list", b"/.\n");
-        assert_eq!(ids(database.changed_since(later).unwrap().into_iter().cloned()), ["libc6:i386"]);
+        assert_eq!(changed(later), ["libc6:i386"]);
     }
 
     #[test]

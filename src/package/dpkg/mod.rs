@@ -6,7 +6,6 @@ pub mod command_line;
 pub mod database;
 pub mod diversions;
 pub mod listed;
-pub mod owners;
 pub mod plan;
 pub mod statoverride;
 pub mod status;
@@ -19,8 +18,7 @@ use crate::report::{Reason, Shown};
 pub use changes::Change;
 pub use command_line::Invocation;
 pub use database::Database;
-pub use listed::{Canonical, Listed};
-pub use owners::Owners;
+pub use listed::Listed;
 pub use plan::Plan;
 pub use status::Package;
 

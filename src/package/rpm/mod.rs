@@ -1,6 +1,7 @@
 //! rpm: what its database says of the packages that are installed. Read only, and without rpm or SQLite: on the host,
 //! it is a guest's.
 
+pub mod database;
 pub mod header;
 pub mod ndb;
 pub mod sqlite;
@@ -8,6 +9,8 @@ pub mod wal;
 
 use std::io;
 use std::os::fd::AsFd;
+
+pub use database::Rpm;
 
 use crate::sys::inode::Inode;
 

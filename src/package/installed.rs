@@ -1,0 +1,308 @@
+//! What is installed in a guest, by whichever package managers it has.
+//!
+//! A guest is not trusted: what its packages list is read one package after the other, and not without end.
+
+use std::borrow::Cow;
+use std::io;
+use std::path::PathBuf;
+
+use super::canonical::Canonical;
+use super::dpkg::after::Dpkg;
+use super::rpm::Rpm;
+use super::{PackageManager, Packages};
+use crate::report::{Reason, Shown};
+use crate::sys::root::Root;
+
+/// As many bytes of paths as are taken from one guest; a guest of a million files has half of it.
+pub const MOST_LISTED: usize = 128 << 20;
+/// The longest path there can be (path_resolution(7)).
+const PATH_MAX: usize = 4096;
+
+/// Why it is not known what is installed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A part of a database cannot be read.
+    #[error("cannot read {manager}'s database, {}: {}", Shown(path), Reason(source))]
+    Unreadable {
+        /// The package manager.
+        manager: &'static str,
+        /// The file or directory, as the guest names it.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Somebody writes to a database.
+    #[error(
+        "{manager}'s database changes while it is read: a package manager is at work in the guest; run again when \
+         it has ended"
+    )]
+    Busy {
+        /// The package manager.
+        manager: &'static str,
+    },
+    /// No guest has so many files.
+    #[error("its packages list more than {} MiB of paths", MOST_LISTED >> 20)]
+    TooMuch,
+}
+
+impl Error {
+    /// Whether the database is of a kind that is not read at all.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Error::Unreadable { source, .. } if source.kind() == io::ErrorKind::Unsupported)
+    }
+}
+
+impl From<super::dpkg::Error> for Error {
+    fn from(super::dpkg::Error { path, source }: super::dpkg::Error) -> Error {
+        Error::Unreadable { manager: "dpkg", path, source }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> io::Error {
+        let kind = match &error {
+            Error::Unreadable { source, .. } => source.kind(),
+            Error::Busy { .. } => io::ErrorKind::ResourceBusy,
+            Error::TooMuch => io::ErrorKind::FileTooLarge,
+        };
+        io::Error::new(kind, error.to_string())
+    }
+}
+
+/// Some of the files a package lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Configuration files: the administrator's to change.
+    Configuration,
+    /// Files the package does not bring: something makes and changes them later on (rpm's `%ghost`).
+    Ghosts,
+    /// All that are its own, with those of the other parts.
+    All,
+}
+
+/// Is told of a path a package lists, where its file is but for symlinks of directories.
+pub type Tell<'t> = dyn FnMut(PathBuf) -> Result<(), Error> + 't;
+
+/// Is shown an installed package.
+pub type Visit<'v> = dyn FnMut(&dyn Entry) -> Result<(), Error> + 'v;
+
+/// An installed package, as its database has it.
+pub trait Entry {
+    /// Its name.
+    fn name(&self) -> Cow<'_, str>;
+
+    /// Whether its installation has come to its end; else its scripts may still change its files.
+    fn is_finished(&self) -> bool {
+        true
+    }
+
+    /// Whether every guest of its kind has it.
+    fn is_essential(&self) -> bool;
+
+    /// Whether its files were unpacked at that time or later, in nanoseconds of the system clock.
+    fn is_unpacked_since(&self, since: i64) -> Result<bool, Error>;
+
+    /// Tells of its files, directories included or not. [`Listing::files`] is for those who ask.
+    fn files(&self, part: Part, tell: &mut Tell<'_>) -> Result<(), Error>;
+}
+
+/// A package manager's database of what is installed.
+pub trait Database {
+    /// The guest's root.
+    fn root(&self) -> &Root;
+
+    /// Shows all packages, in no order. `false` where there is no such database.
+    fn each(&self, visit: &mut Visit<'_>) -> Result<bool, Error>;
+
+    /// The files and directories of the guest whose inodes and times tell whether anything has changed.
+    fn witnesses(&self) -> Vec<PathBuf>;
+}
+
+/// All package managers of a guest, as one.
+pub struct Managers<'r> {
+    root: &'r Root,
+    databases: [Box<dyn Database + 'r>; 2],
+}
+
+impl<'r> Managers<'r> {
+    /// Those of the guest at `root`, their databases in the usual places.
+    pub fn new(root: &'r Root) -> Managers<'r> {
+        let databases: [Box<dyn Database>; 2] =
+            [Box::new(Dpkg::new(root, None)), Box::new(Rpm::new(root, None))];
+        Managers { root, databases }
+    }
+}
+
+impl Database for Managers<'_> {
+    fn root(&self) -> &Root {
+        self.root
+    }
+
+    fn each(&self, visit: &mut Visit<'_>) -> Result<bool, Error> {
+        let mut found = false;
+        for database in &self.databases {
+            found |= database.each(visit)?;
+        }
+        Ok(found)
+    }
+
+    fn witnesses(&self) -> Vec<PathBuf> {
+        self.databases.iter().flat_map(|database| database.witnesses()).collect()
+    }
+}
+
+/// Gives the canonical paths of what packages list, up to [`MOST_LISTED`].
+pub struct Listing<'r> {
+    canonical: Canonical<'r>,
+    bytes_left: usize,
+}
+
+impl<'r> Listing<'r> {
+    /// For the guest at `root`.
+    pub fn new(root: &'r Root) -> Listing<'r> {
+        Listing { canonical: Canonical::beneath(root), bytes_left: MOST_LISTED }
+    }
+
+    /// The paths of a package's files. One may be given more than once.
+    pub fn files(
+        &mut self,
+        entry: &dyn Entry,
+        part: Part,
+        mut take: impl FnMut(PathBuf),
+    ) -> Result<(), Error> {
+        entry.files(part, &mut |path| {
+            let length = path.as_os_str().len();
+            self.bytes_left = self.bytes_left.checked_sub(length + 1).ok_or(Error::TooMuch)?;
+            if length < PATH_MAX {
+                take(self.canonical.path(path));
+            }
+            Ok(())
+        })
+    }
+}
+
+impl<D: Database> PackageManager for D {
+    fn after_run(&self, since: i64) -> io::Result<Packages> {
+        let mut listing = Listing::new(self.root());
+        let mut packages = Packages::default();
+        self.each(&mut |entry| {
+            let Packages { unfinished, configuration, unpacked } = &mut packages;
+            for part in [Part::Configuration, Part::Ghosts] {
+                listing.files(entry, part, |path| {
+                    configuration.insert(path);
+                })?;
+            }
+            if !entry.is_finished() {
+                listing.files(entry, Part::All, |path| {
+                    unfinished.insert(path);
+                })?;
+            }
+            if entry.is_unpacked_since(since)? {
+                listing.files(entry, Part::All, |path| {
+                    unpacked.insert(path);
+                })?;
+            }
+            Ok(())
+        })?;
+        Ok(packages)
+    }
+
+    fn essential(&self) -> io::Result<Vec<PathBuf>> {
+        let mut listing = Listing::new(self.root());
+        let mut paths = Vec::new();
+        self.each(&mut |entry| {
+            if entry.is_essential() {
+                listing.files(entry, Part::All, |path| paths.push(path))
+            } else {
+                Ok(())
+            }
+        })?;
+        Ok(paths)
+    }
+}
+
+/// Whether a time in seconds, of which the fraction is not known, may be `since` or later, in nanoseconds.
+pub(super) fn may_be_since(seconds: i64, since: i64) -> bool {
+    seconds >= since.div_euclid(1_000_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+    use crate::package::testing::Guest;
+    use crate::sys::times::TICK;
+
+    /// A package of any manager.
+    struct Some {
+        path: String,
+        times: usize,
+    }
+
+    impl Entry for Some {
+        fn name(&self) -> Cow<'_, str> {
+            "some".into()
+        }
+
+        fn is_essential(&self) -> bool {
+            false
+        }
+
+        fn is_unpacked_since(&self, _: i64) -> Result<bool, Error> {
+            Ok(true)
+        }
+
+        fn files(&self, _: Part, tell: &mut Tell<'_>) -> Result<(), Error> {
+            (0..self.times).try_for_each(|_| tell(PathBuf::from(&self.path)))
+        }
+    }
+
+    #[test]
+    fn a_guest_may_have_several_package_managers() {
+        let guest = Guest::new();
+        let root = guest.root();
+        guest.install("a", "all", "Conffiles:\n /etc/a 00", &["/usr/bin/a"]);
+        guest.install_rpm("bash", 1, &[(b"/usr/bin/b", 0, 0), (b"/etc/b", 1, 0), (b"/var/b", 1 << 6, 0)]);
+        std::thread::sleep(TICK);
+        let managers = Managers::new(&root);
+        let packages = managers.after_run(0).unwrap();
+        let configuration: BTreeSet<_> = packages.configuration.iter().map(PathBuf::as_path).collect();
+        assert!(configuration.into_iter().eq(["/etc/a", "/etc/b", "/var/b"].map(Path::new)));
+        let unpacked = ["/etc/b", "/usr/bin/a", "/usr/bin/b", "/var/b"];
+        assert!(packages.unpacked.iter().eq(unpacked.map(Path::new)), "{packages:?}");
+        assert_eq!(managers.essential().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_guest_may_have_none() {
+        let guest = Guest::bare();
+        let root = guest.root();
+        let managers = Managers::new(&root);
+        assert!(!managers.each(&mut |_| Ok(())).unwrap());
+        assert!(managers.after_run(0).unwrap().unpacked.is_empty());
+    }
+
+    #[test]
+    fn paths_are_not_taken_without_end() {
+        let guest = Guest::bare();
+        let root = guest.root();
+        let take = |path: String, times| {
+            let mut taken = 0;
+            Listing::new(&root).files(&Some { path, times }, Part::All, |_| taken += 1).map(|()| taken)
+        };
+        assert_eq!(take("/a".into(), 9).unwrap(), 9);
+        // Nothing can have a name that long; it takes its part of what there is, nevertheless.
+        let long = "/a".repeat(1 << 20);
+        assert_eq!(take(long.clone(), 9).unwrap(), 0);
+        assert!(matches!(take(long, 99), Err(Error::TooMuch)));
+    }
+
+    #[test]
+    fn a_time_in_seconds_may_be_any_within_the_second() {
+        assert!(may_be_since(7, 7_999_999_999) && may_be_since(8, 7_999_999_999));
+        assert!(!may_be_since(7, 8_000_000_000));
+        assert!(!may_be_since(i64::from(u32::MAX), i64::MAX));
+    }
+}
