@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use super::canonical::Canonical;
 use super::dpkg::after::Dpkg;
+use super::pacman::Pacman;
 use super::rpm::Rpm;
 use super::{PackageManager, Packages};
 use crate::report::{Reason, Shown};
@@ -121,14 +122,17 @@ pub trait Database {
 /// All package managers of a guest, as one.
 pub struct Managers<'r> {
     root: &'r Root,
-    databases: [Box<dyn Database + 'r>; 2],
+    databases: [Box<dyn Database + 'r>; 3],
 }
 
 impl<'r> Managers<'r> {
     /// Those of the guest at `root`, their databases in the usual places.
     pub fn new(root: &'r Root) -> Managers<'r> {
-        let databases: [Box<dyn Database>; 2] =
-            [Box::new(Dpkg::new(root, None)), Box::new(Rpm::new(root, None))];
+        let databases: [Box<dyn Database>; 3] = [
+            Box::new(Dpkg::new(root, None)),
+            Box::new(Rpm::new(root, None)),
+            Box::new(Pacman::new(root, None)),
+        ];
         Managers { root, databases }
     }
 }
@@ -265,12 +269,15 @@ mod tests {
         let root = guest.root();
         guest.install("a", "all", "Conffiles:\n /etc/a 00", &["/usr/bin/a"]);
         guest.install_rpm("bash", 1, &[(b"/usr/bin/b", 0, 0), (b"/etc/b", 1, 0), (b"/var/b", 1 << 6, 0)]);
+        guest.write("/var/lib/pacman/local/c-1/desc", b"%NAME%\nc\n");
+        guest.write("/var/lib/pacman/local/d-1/files", b"%FILES%\nusr/bin/d\n\n%BACKUP%\netc/d\t00\n");
         std::thread::sleep(TICK);
         let managers = Managers::new(&root);
         let packages = managers.after_run(0).unwrap();
         let configuration: BTreeSet<_> = packages.configuration.iter().map(PathBuf::as_path).collect();
-        assert!(configuration.into_iter().eq(["/etc/a", "/etc/b", "/var/b"].map(Path::new)));
-        let unpacked = ["/etc/b", "/usr/bin/a", "/usr/bin/b", "/var/b"];
+        assert!(configuration.into_iter().eq(["/etc/a", "/etc/b", "/etc/d", "/var/b"].map(Path::new)));
+        assert!(packages.unfinished.iter().eq([Path::new("/usr/bin/d")]));
+        let unpacked = ["/etc/b", "/usr/bin/a", "/usr/bin/b", "/usr/bin/d", "/var/b"];
         assert!(packages.unpacked.iter().eq(unpacked.map(Path::new)), "{packages:?}");
         assert_eq!(managers.essential().unwrap().len(), 3);
     }

@@ -1,8 +1,8 @@
 //! What a package touches: package managers' streams, databases and archives, read only.
 //!
 //! `apt` reads what apt is about to do, `dpkg` what dpkg has done and is told to do, `deb` what an archive
-//! holds; `control` and `lists` are the text formats they share. `dpkg::plan` puts them together. `rpm` reads
-//! what it has installed; `installed` and `owners` are for all that a guest has.
+//! holds; `control` and `lists` are the text formats they share. `dpkg::plan` puts them together. `rpm` and `pacman`
+//! read what these have installed; `installed` and `owners` are for all that a guest has.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
@@ -19,6 +19,7 @@ pub mod dpkg;
 pub mod installed;
 pub mod lists;
 pub mod owners;
+pub mod pacman;
 pub mod rpm;
 pub mod steady;
 

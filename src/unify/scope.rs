@@ -35,7 +35,7 @@ pub enum Scope {
 pub enum Error {
     /// The scope asks for what packages own, and the guest has no package manager that is known.
     #[error(
-        "{} has no database of dpkg or rpm, so it is not known which files its packages own; to unify \
+        "{} has no database of dpkg, rpm or pacman, so it is not known which files its packages own; to unify \
          whatever is equal, use `--scope all`",
         Shown(guest)
     )]
@@ -383,6 +383,17 @@ mod tests {
     }
 
     #[test]
+    fn packages_of_pacman_own_what_they_list_but_no_configuration() {
+        let guest = Guest::bare();
+        guest.write("/var/lib/pacman/local/a-1/desc", b"%NAME%\na\n");
+        let files = b"%FILES%\nusr/\nusr/bin/a\nopt/a.conf\n\n%BACKUP%\nopt/a.conf\t00\n";
+        guest.write("/var/lib/pacman/local/a-1/files", files);
+        let eligible = load(&guest, Scope::Owned, "");
+        assert!(is_reached(&eligible, "/usr/bin/a"));
+        assert!(!is_eligible(&eligible, "/opt/a.conf"));
+    }
+
+    #[test]
     fn a_database_of_a_kind_that_is_not_read_leaves_the_scope_of_all_files() {
         let guest = merged_guest();
         guest.write("/var/lib/rpm/Packages", b"");
@@ -475,7 +486,7 @@ mod tests {
         seen.push(fingerprint(&root, Scope::Owned, &rules("/a"), &never("/b")).unwrap());
         let moved = never("/a").moved(Path::new("/a"), Path::new("/c"));
         seen.push(fingerprint(&root, Scope::Owned, &rules("/a"), &moved).unwrap());
-        for path in ["dpkg/diversions", "dpkg/info/y.list", "dpkg/updates/0001"] {
+        for path in ["dpkg/diversions", "dpkg/info/y.list", "dpkg/updates/0001", "pacman/local/x/desc"] {
             guest.write(Path::new("/var/lib").join(path), b"");
             seen.push(take());
         }
