@@ -51,6 +51,17 @@ impl Error {
     pub fn is_unsupported(&self) -> bool {
         matches!(self, Error::Unreadable { source, .. } if source.kind() == io::ErrorKind::Unsupported)
     }
+
+    /// What reading came to where a database of a kind that is not read is as good as none; that is said in the log.
+    pub fn unless_unsupported(read: Result<bool, Error>, level: log::Level) -> Result<(), Error> {
+        match read {
+            Err(error) if error.is_unsupported() => {
+                log::log!(level, "{error}");
+                Ok(())
+            }
+            read => read.map(drop),
+        }
+    }
 }
 
 impl From<super::dpkg::Error> for Error {
@@ -185,11 +196,12 @@ impl<'r> Listing<'r> {
     }
 }
 
+/// Where a database is of a kind that is not read, little is known, and what waits is settled all the same.
 impl<D: Database> PackageManager for D {
     fn after_run(&self, since: i64) -> io::Result<Packages> {
         let mut listing = Listing::new(self.root());
         let mut packages = Packages::default();
-        self.each(&mut |entry| {
+        let read = self.each(&mut |entry| {
             let Packages { unfinished, configuration, unpacked } = &mut packages;
             for part in [Part::Configuration, Part::Ghosts] {
                 listing.files(entry, part, |path| {
@@ -207,20 +219,22 @@ impl<D: Database> PackageManager for D {
                 })?;
             }
             Ok(())
-        })?;
+        });
+        Error::unless_unsupported(read, log::Level::Debug)?;
         Ok(packages)
     }
 
     fn essential(&self) -> io::Result<Vec<PathBuf>> {
         let mut listing = Listing::new(self.root());
         let mut paths = Vec::new();
-        self.each(&mut |entry| {
+        let read = self.each(&mut |entry| {
             if entry.is_essential() {
                 listing.files(entry, Part::All, |path| paths.push(path))
             } else {
                 Ok(())
             }
-        })?;
+        });
+        Error::unless_unsupported(read, log::Level::Debug)?;
         Ok(paths)
     }
 }
@@ -289,6 +303,18 @@ mod tests {
         let managers = Managers::new(&root);
         assert!(!managers.each(&mut |_| Ok(())).unwrap());
         assert!(managers.after_run(0).unwrap().unpacked.is_empty());
+    }
+
+    #[test]
+    fn a_database_that_is_not_read_keeps_no_run_from_being_settled() {
+        let guest = Guest::new();
+        guest.install("a", "all", "", &["/usr/bin/a"]);
+        guest.write("/var/lib/rpm/Packages", b"");
+        let root = guest.root();
+        let managers = Managers::new(&root);
+        assert!(managers.each(&mut |_| Ok(())).unwrap_err().is_unsupported());
+        assert_eq!(managers.after_run(0).unwrap().unpacked.len(), 1);
+        assert!(managers.essential().is_ok());
     }
 
     #[test]

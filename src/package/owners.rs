@@ -18,13 +18,13 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// Reads the lists of all packages; of none where there is no database.
+    /// Reads the lists of all packages; of none where there is no database, or one of a kind that is not read.
     pub fn load(database: &dyn Database) -> Result<Owners, Error> {
         let mut listing = Listing::new(database.root());
         let mut owners: HashMap<OsString, Vec<usize>> = HashMap::new();
         let mut conffiles = HashSet::new();
         let mut packages = Vec::new();
-        database.each(&mut |entry| {
+        let read = database.each(&mut |entry| {
             listing.files(entry, Part::All, |path| {
                 owners.entry(path.into_os_string()).or_default().push(packages.len());
             })?;
@@ -33,7 +33,8 @@ impl Owners {
             })?;
             packages.push(Shown(Path::new(&*entry.name())).to_string());
             Ok(())
-        })?;
+        });
+        Error::unless_unsupported(read, log::Level::Warn)?;
         Ok(Owners { packages, owners, conffiles })
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::installed::Error;
-use crate::sys::inode::{Inode, InodeId, Time};
+use crate::sys::inode::{Inode, InodeId, Kind, Time};
 use crate::sys::resolve::is_absent;
 use crate::sys::root::Root;
 use crate::sys::times::{TICK, now};
@@ -26,11 +26,14 @@ pub struct Witness {
 
 impl Witness {
     /// The file or directory `path`, where there is one.
+    ///
+    /// An empty file is as good as none: whoever but looks into an SQLite database may leave an empty log beside it.
     pub fn of(root: &Root, path: &Path) -> io::Result<Option<Witness>> {
         match root.open_at(path, OFlags::PATH) {
             Ok(fd) => {
-                let Inode { id, size, mtime, ctime, .. } = Inode::of(fd)?;
-                Ok(Some(Witness { id, size, mtime, ctime }))
+                let Inode { id, kind, size, mtime, ctime, .. } = Inode::of(fd)?;
+                let is_empty = kind == Kind::Regular && size == 0;
+                Ok((!is_empty).then_some(Witness { id, size, mtime, ctime }))
             }
             Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(error),

@@ -111,12 +111,13 @@ impl Eligible {
                 (false, _) => listing.files(entry, Part::All, |path| refused.insert(&path)),
             }
         });
-        match found {
-            Ok(false) if scope == Scope::Owned => return Err(Error::NoDatabase { guest: guest() }),
-            Ok(_) => {}
-            // As without one: all files were asked for.
-            Err(error) if scope == Scope::All && error.is_unsupported() => {}
-            Err(error) => return Err(Error::Database { guest: guest(), error }),
+        let failed = |error| Error::Database { guest: guest(), error };
+        match (scope, found) {
+            (Scope::Owned, Ok(false)) => return Err(Error::NoDatabase { guest: guest() }),
+            (Scope::Owned, found) => drop(found.map_err(failed)?),
+            (Scope::All, found) => {
+                installed::Error::unless_unsupported(found, log::Level::Debug).map_err(failed)?;
+            }
         }
         eligible.refused = refused.into();
         eligible.owned = eligible.owned.map(|_| owned.into());
@@ -487,13 +488,15 @@ mod tests {
         let moved = never("/a").moved(Path::new("/a"), Path::new("/c"));
         seen.push(fingerprint(&root, Scope::Owned, &rules("/a"), &moved).unwrap());
         for path in ["dpkg/diversions", "dpkg/info/y.list", "dpkg/updates/0001", "pacman/local/x/desc"] {
-            guest.write(Path::new("/var/lib").join(path), b"");
+            guest.write(Path::new("/var/lib").join(path), b"x");
             seen.push(take());
         }
         for name in ["rpmdb.sqlite", "rpmdb.sqlite-wal", "Packages.db", "Packages"] {
-            guest.write(Path::new("/usr/lib/sysimage/rpm").join(name), b"");
+            guest.write(Path::new("/usr/lib/sysimage/rpm").join(name), b"x");
             seen.push(take());
         }
+        guest.write("/var/lib/rpm/rpmdb.sqlite-wal", b"");
+        assert_eq!(take(), seen[seen.len() - 1], "a log without content");
         guest.install("y", "amd64", "", &["/usr/bin/y"]);
         seen.push(take());
         fs::remove_file(guest.path("/lib")).unwrap();

@@ -116,6 +116,7 @@ impl Looker<'_> {
         let load = |scope| Eligible::load(&guest.root, scope, &Rules::default(), self.never);
         let eligible = match load(self.scope) {
             Err(scope::Error::NoDatabase { .. }) => load(Scope::All),
+            Err(scope::Error::Database { error, .. }) if error.is_unsupported() => load(Scope::All),
             loaded => loaded,
         };
         let eligible = match eligible {

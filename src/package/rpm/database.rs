@@ -286,6 +286,17 @@ mod tests {
     }
 
     #[test]
+    fn somebody_who_looks_into_the_database_is_no_package_manager_at_work() {
+        let guest = guest();
+        let root = guest.root();
+        let looked = Rpm::new(&root, None).each(&mut |_| {
+            guest.write("/var/lib/rpm/rpmdb.sqlite-wal", b"");
+            Ok(())
+        });
+        assert!(looked.unwrap());
+    }
+
+    #[test]
     fn a_path_that_leads_out_of_the_guest_leads_nowhere() {
         let (guest, other) = (guest(), Guest::bare());
         symlink(guest.path("/var"), other.path("/var")).unwrap();
