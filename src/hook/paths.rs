@@ -1,4 +1,5 @@
-//! Hooks that are given the paths of a transaction on standard input: rpm's file triggers, pacman's hooks.
+//! Hooks that are given the paths of a transaction on standard input: rpm's file triggers, pacman's hooks. And those
+//! that are told only when one begins and ends: libzypp's.
 
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -7,9 +8,11 @@ use super::caller::Caller;
 use super::post;
 use super::pre::{Decision, Run, refuse};
 use crate::detach::survey::Surveyor;
+use crate::ledger::store::{STATE_DIR, Store};
 use crate::package::{PackageManager, lists};
 use crate::policy::Policy;
 use crate::report::Reason;
+use crate::transaction::members::Members;
 use crate::transaction::{Guest, member};
 
 /// What a package manager calls its hook with.
@@ -62,6 +65,20 @@ impl<'a> Called<'a> {
     pub fn post(&self, manager: &dyn PackageManager) {
         // Nobody is to be stopped by a pipe that is closed too early.
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        self.leave(manager);
+    }
+
+    /// A run begins whose single steps plan for themselves: none of them is to settle.
+    pub fn join(&self) {
+        let Some(process) = self.caller.front_end() else { return };
+        let member = member(process.id, false);
+        let joined = Store::open(&self.caller.root).and_then(|store| Members::open(&store)?.join(member));
+        // Each step settles by itself then.
+        joined.unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));
+    }
+
+    /// The run is over: settles, unless the caller is part of another one.
+    pub fn leave(&self, manager: &dyn PackageManager) {
         if self.caller.covered_by().is_some() {
             return;
         }
