@@ -56,7 +56,7 @@ fn called(work: impl FnOnce(Called<'_>, &Managers<'_>)) {
         Err(e) => return log::warn!("{}", Reason(e)),
     };
     if let Some(policy) = hook::policy(&caller.root) {
-        work(Called { caller: &caller, policy: &policy, program: "zypper" }, &Managers::of(&caller.root));
+        work(Called { caller: &caller, policy: &policy, program: "zypper" }, &Managers::new(&caller.root));
     }
 }
 
