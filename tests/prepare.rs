@@ -573,7 +573,7 @@ fn privileged_status_counts_what_there_is() {
             "/etc/own",
             &[
                 "  verdict        immutable and not shared: the administrator's own",
-                "  next           left as it is: dpkg fails to replace it until it is made mutable (`chattr -i`)",
+                "  next           left as it is: the package manager fails to replace it until it is made mutable (`chattr -i`)",
             ],
         ),
         ("/etc/linked", &["  verdict        private (hard links within this guest)"]),
