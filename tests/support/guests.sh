@@ -61,7 +61,7 @@ run_in() {
         set -e
         from=$1 guest=$2 rw=$3 mount=$4
         shift 4
-        if [ -n "$mount" ]; then mount --bind "$guest" "$guest"; fi
+        if [ -n "$mount" ]; then mount --rbind "$guest" "$guest"; fi
         mount -t proc proc "$guest/proc"
         archives=$guest/var/cache/apt/archives
         if [ -n "$rw" ]; then
