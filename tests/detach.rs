@@ -356,6 +356,28 @@ fn race(kind: &str, rival: Rival, protected: bool, hook: bool) {
 }
 
 #[test]
+fn privileged_a_name_that_is_detached_twice_goes_back_to_what_was_shared() {
+    if !privileged() {
+        return;
+    }
+    let guests = Guests::new("ext4", 2, true);
+    guests.own("pkg", &["/usr/bin/file-0".to_owned()]);
+    let hook = |hook: &str| feed(guests.program("cow-dpkg").arg(hook), removal("pkg").as_bytes());
+    ok(&hook("apt-pre"));
+    assert!(!guests.shared("usr/bin/file-0"));
+    // As a package manager leaves it that is killed in the midst of its own links.
+    let (file, twin) =
+        (guests.first().join("usr/bin/file-0"), guests.first().join("usr/bin/file-0;0a1b2c3d"));
+    fs::hard_link(&file, &twin).unwrap();
+    ok(&hook("apt-pre"));
+    assert!(!same_inode(&file, &twin));
+    ok(&hook("apt-post"));
+    assert!(guests.shared("usr/bin/file-0"));
+    assert!(litter(&guests.first()).is_empty());
+    assert_eq!(guests.spool(), [""; 0]);
+}
+
+#[test]
 fn privileged_a_name_that_is_given_away_meanwhile_stays_given_away() {
     if !privileged() {
         return;

@@ -1,6 +1,6 @@
 //! The end of a transaction: what has not changed goes back to the inode it came from, what is new is handed over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -57,7 +57,11 @@ pub fn settle(
     let settling = Settling { guest, store, packages };
     let mut settled = Settled::default();
     let entries: Vec<Entry> = ledger.entries()?.into_iter().filter(|e| e.state == State::Detached).collect();
-    let fates = parallel::map(parallel::processors(), &entries, |entry| settling.judge(entry));
+    let again = detached_again(&entries);
+    let judge = |entry: &Entry| {
+        if again.contains(&entry.id) { Ok(Fate::Drop { changed: false }) } else { settling.judge(entry) }
+    };
+    let fates = parallel::map(parallel::processors(), &entries, judge);
     let mut work = Vec::new();
     let (mut changed, mut later) = (BTreeSet::new(), BTreeSet::new());
     for (entry, fate) in entries.iter().zip(fates) {
@@ -108,6 +112,14 @@ pub fn settle(
     (settled.unified, settled.new) = settling.hand_over(new)?;
     settled.postponed = later.len() as u64;
     Ok(settled)
+}
+
+/// Entries of names that were detached before: a killed package manager had linked its own new file to another name.
+/// The host has unified none of them since, so what such a name was detached from first is what was shared.
+fn detached_again(entries: &[Entry]) -> HashSet<i64> {
+    let mut known = HashSet::new();
+    let again = entries.iter().filter(|entry| !known.insert(&entry.intent.place));
+    again.map(|entry| entry.id).collect()
 }
 
 /// Hands the host what was just unpacked, where nothing had to be detached for it.
