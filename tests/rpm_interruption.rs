@@ -62,7 +62,10 @@ fn privileged_a_killed_rpm_is_ended_by_the_next_run() {
             let part = (round * 7919 % 1000) as f64 / 1000.0;
             let delay = whole * part / 1e9;
             let line = if round % 2 == 0 { &again } else { &newer };
-            let output = pair.run(&format!("{line} & pid=$!; sleep {delay:.4}; kill -9 $pid; wait $pid"));
+            // Names of rpm's temporary files hold the second its transaction began in.
+            let output = pair.run(&format!(
+                "{line} & pid=$!; sleep {delay:.4}; kill -9 $pid; wait $pid; code=$?; sleep 1; exit $code"
+            ));
             killed += u64::from(output.status.code() == Some(128 + 9));
             let when = format!("round {round}, killed after {delay:.4} s");
             for name in &names {
