@@ -15,6 +15,7 @@ mod rpm;
 mod rpm_failures;
 mod rpm_front_ends;
 mod rpm_interruption;
+mod rpm_versions;
 mod support;
 mod unify;
 mod unify_failures;

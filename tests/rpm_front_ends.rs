@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::rpm::{pair, plugin, rpms};
+use crate::rpm::{pair, rpms};
 use crate::support::pair::{Pair, Scope, ours, support};
-use crate::support::{privileged, run, text};
+use crate::support::{plugin, privileged, run, text};
 
 #[test]
 fn privileged_all_rpms_of_one_zypper_are_one_transaction() {

@@ -1,5 +1,6 @@
 //! Small guests on filesystems of their own.
 
+pub mod chroots;
 pub mod pair;
 pub mod strace;
 
@@ -258,6 +259,11 @@ pub fn install(root: &Path) {
     }
 }
 
+/// The plugin of rpm's that was built with this test.
+pub fn plugin() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_cow-rpm")).parent().unwrap().join("deps/libcow_hooks.so")
+}
+
 /// A program in a root tree, run by `wrapper`, a command that runs another.
 pub fn chroot(wrapper: &[&str], root: &Path, program: &str) -> Command {
     let mut words = wrapper.iter().copied().chain(["chroot"]);
@@ -372,7 +378,8 @@ pub fn assert_same(before: &BTreeMap<PathBuf, String>, after: &BTreeMap<PathBuf,
         let now = after.get(path).map(String::as_str);
         assert_eq!(Some(then.as_str()), now, "{what}: {}", path.display());
     }
-    assert_eq!(before.len(), after.len(), "{what}: something new");
+    let new: Vec<_> = after.keys().filter(|path| !before.contains_key(*path)).collect();
+    assert!(new.is_empty(), "{what}: something new: {new:?}");
 }
 
 /// Names of ours that should not be there: temporary names beside files, and what is left in the stash.

@@ -37,20 +37,28 @@ impl Pair {
         install: fn(&Pair, &str),
         finish: fn(&Pair),
     ) -> Pair {
-        let image = images[scope as usize].get_or_init(|| {
-            let pair = Pair { filesystem: Filesystem::new("ext4", 6 << 10), tool };
+        Pair::copy_of(tool, &images[scope as usize], |pair| {
             for guest in ["g1", "g2"] {
                 run(support(tool).arg("restore").arg(pair.path(guest)));
-                install(&pair, guest);
+                install(pair, guest);
             }
             pair.unify_in(scope);
-            finish(&pair);
+            finish(pair);
+        })
+    }
+
+    /// A copy of what `make` makes in an empty filesystem when it is first wanted.
+    pub fn copy_of(tool: &'static str, image: &'static OnceLock<File>, make: impl FnOnce(&Pair)) -> Pair {
+        let image = image.get_or_init(|| {
+            let pair = Pair { filesystem: Filesystem::new("ext4", 6 << 10), tool };
+            make(&pair);
             pair.filesystem.into_image()
         });
         Pair { filesystem: Filesystem::copy_of(image), tool }
     }
 
-    fn unify_in(&self, scope: Scope) {
+    /// Makes the guests share what `scope` says.
+    pub fn unify_in(&self, scope: Scope) {
         let mut unify = self.unify(&["--allow-setid"]);
         unify.args(["--protection", if matches!(scope, Scope::Plain) { "none" } else { "immutable" }]);
         if matches!(scope, Scope::Wide) {
@@ -72,9 +80,13 @@ impl Pair {
 
     /// Runs a line of shell in the first guest.
     pub fn run(&self, line: &str) -> Output {
-        let mut command = self.command(line);
+        self.run_in("g1", line)
+    }
+
+    pub fn run_in(&self, guest: &str, line: &str) -> Output {
+        let mut command = self.command_in(guest, line);
         let output = command.stdin(Stdio::null()).output().unwrap();
-        println!("$ {line}\n{}", text(&output));
+        println!("{guest}$ {line}\n{}", text(&output));
         output
     }
 
