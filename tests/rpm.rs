@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::support::pair::{Images, Pair, Scope, ours, support};
-use crate::support::{inode, plugin, privileged, run, text};
+use crate::support::{inode, privileged, run, text};
 
 /// Where the guest sees its repositories.
 const BASE: &str = "/srv/base";
@@ -225,6 +225,11 @@ fn privileged_scriptlets_hit_nothing_shared_even_where_all_is() {
             assert!(!output.contains("not permitted"), "{output}");
         });
     }
+}
+
+/// The plugin that was built with this test.
+pub fn plugin() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_cow-rpm")).parent().unwrap().join("deps/libcow_hooks.so")
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::rpm::{pair, rpms};
+use crate::rpm::{pair, plugin, rpms};
 use crate::support::pair::{Pair, Scope, ours, support};
-use crate::support::{plugin, privileged, run, text};
+use crate::support::{privileged, run, text};
 
 #[test]
 fn privileged_all_rpms_of_one_zypper_are_one_transaction() {
@@ -110,7 +110,7 @@ fn next_release(pair: &Pair) {
     let define = |name: &str, value: &Path| format!("{name} {}", value.display());
     run(Command::new("rpmbuild")
         .args([
-            "-bb",
+            "-ba",
             "-D",
             &define("_topdir", work.path()),
             "-D",

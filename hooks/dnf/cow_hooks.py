@@ -12,6 +12,7 @@ import dnf.exceptions
 import dnf.transaction
 
 PROGRAM = "/usr/libexec/cow-hooks/cow-rpm"
+REFUSED = 3
 GOES = dnf.transaction.BACKWARD_ACTIONS + [dnf.transaction.PKG_REINSTALLED]
 
 logger = logging.getLogger("dnf.plugin.cow_hooks")
@@ -45,7 +46,7 @@ def check(base):
     told = os.fsencode("".join(path + "\n" for path in paths))
     done = subprocess.run([PROGRAM, "check"], input=told, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     said = os.fsdecode(done.stderr).strip()
-    if done.returncode == 1:
+    if done.returncode == REFUSED:
         return said
     if said:
         logger.warning("%s", said)

@@ -1,10 +1,12 @@
 //! What rpm's file triggers call where the plugin is not there, and what its front ends ask before they download.
 //!
-//! A file trigger cannot stop rpm: nothing but `check` ever fails.
+//! A file trigger cannot stop rpm: nothing but `check` ever fails. Its refusal is an exit code that no program has which
+//! cannot even be started.
 
 use std::path::Path;
 use std::process::ExitCode;
 
+use cow_hooks::exit::Exit;
 use cow_hooks::hook::caller::Caller;
 use cow_hooks::hook::paths::Called;
 use cow_hooks::hook::pre::Decision;
@@ -20,7 +22,10 @@ fn main() -> ExitCode {
     let (Some(called), None) = (arguments.next(), arguments.next()) else { return usage() };
     match called.as_str() {
         "pre" | "post" | "check" if hook::is_off() => ExitCode::SUCCESS,
-        "pre" | "post" | "check" | "retire" => run(&called).into(),
+        "pre" | "post" | "check" | "retire" => match run(&called) {
+            Decision::Refuse => Exit::Refused.into(),
+            Decision::GoOn => ExitCode::SUCCESS,
+        },
         _ => usage(),
     }
 }

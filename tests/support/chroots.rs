@@ -9,8 +9,10 @@ use std::sync::OnceLock;
 
 use cow_hooks::sys::inode::{InodeId, Kind};
 
+use crate::rpm::plugin;
+
 use super::pair::{Pair, Scope, support};
-use super::{assert_same, entries, litter, plugin, run, same_inode, text};
+use super::{assert_same, entries, litter, run, same_inode, text};
 
 /// The releases, from the oldest.
 const RELEASES: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];

@@ -259,11 +259,6 @@ pub fn install(root: &Path) {
     }
 }
 
-/// The plugin of rpm's that was built with this test.
-pub fn plugin() -> PathBuf {
-    Path::new(env!("CARGO_BIN_EXE_cow-rpm")).parent().unwrap().join("deps/libcow_hooks.so")
-}
-
 /// A program in a root tree, run by `wrapper`, a command that runs another.
 pub fn chroot(wrapper: &[&str], root: &Path, program: &str) -> Command {
     let mut words = wrapper.iter().copied().chain(["chroot"]);
