@@ -6,6 +6,7 @@ It changes nothing; what is to be done is done by rpm's own plugin, or its file 
 import logging
 import os
 import subprocess
+import tempfile
 
 import dnf
 import dnf.exceptions
@@ -43,8 +44,11 @@ def check(base):
     paths = [path for item in base.transaction or () if item.action in GOES for path in item.pkg.files]
     if not paths:
         return None
-    told = os.fsencode("".join(path + "\n" for path in paths))
-    done = subprocess.run([PROGRAM, "check"], input=told, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # Not a pipe: a program that does not read it would end dnf, which lets SIGPIPE kill it.
+    with tempfile.TemporaryFile() as told:
+        told.write(os.fsencode("".join(path + "\n" for path in paths)))
+        told.seek(0)
+        done = subprocess.run([PROGRAM, "check"], stdin=told, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     said = os.fsdecode(done.stderr).strip()
     if done.returncode == REFUSED:
         return said
