@@ -319,6 +319,8 @@ mod tests {
             path in "/[ab/\\]\\[*?-]{0,7}",
         ) {
             let pattern = format!("/{}", parts.concat());
+            // A range that ends where a class begins: what that is, POSIX leaves open.
+            prop_assume!(!pattern.contains("-["));
             match parse(pattern.as_bytes()) {
                 Ok(tokens) => prop_assert_eq!(
                     tokens_match(&tokens, path.as_bytes()), fnmatch(pattern.as_bytes(), path.as_bytes()),
