@@ -22,6 +22,7 @@ fn picture(pair: &Pair) -> String {
             "var/cache/dnf",
             "var/lib\t",
             "var/cache\t",
+            "tmp\t",
         ]
         .iter()
         .any(|path| line.trim_start_matches('/').starts_with(path))
