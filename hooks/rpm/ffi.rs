@@ -80,7 +80,7 @@ impl Action {
 }
 
 /// A package of a transaction.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Element {
     /// Name, epoch, version, release and architecture.
     pub nevra: OsString,

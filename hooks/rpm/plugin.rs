@@ -46,10 +46,6 @@ impl Target {
     fn guest(&self) -> Guest<'_> {
         Guest { root: &self.root, policy: &self.policy }
     }
-
-    fn run(&self, member: Member) -> Run<'_> {
-        Run { guest: self.guest(), front_end: "rpm", program: "rpm", member: Some(member) }
-    }
 }
 
 /// The plugin.
@@ -144,7 +140,9 @@ impl CowHooks {
         let own = Processes::open().and_then(|processes| processes.own()).ok();
         let unknown = ProcessId { pid: std::process::id() as i32, start: 0 };
         let member = member(own.as_ref().map_or(unknown, |process| process.id), true);
-        let decision = self.target.run(member).prepare(&elements, |surveyor| {
+        let guest = self.target.guest();
+        let run = Run { guest, front_end: "rpm", program: "rpm", member: Some(member) };
+        let decision = run.prepare(&elements, |surveyor| {
             surveyor.paths(&planned);
             surveyor.behind_symlinks(elements.regular());
             surveyor.patterns(&policy.prepare);
