@@ -53,8 +53,7 @@ pub fn lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
 
 /// Replaces `name` by a file with this content: readers see the old one or the new one, whole.
 pub fn replace(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<()> {
-    let mut temporary = name.to_os_string();
-    temporary.push(".new");
+    let temporary = temporary(name);
     // A killed process may have left one; whatever else has the name is not written to.
     remove(&dir, &temporary)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -65,6 +64,13 @@ pub fn replace(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<()> {
         let _ = remove(&dir, &temporary);
     }
     replaced
+}
+
+/// The name beside `name` that [`replace`] writes to first.
+pub fn temporary(name: &OsStr) -> OsString {
+    let mut temporary = name.to_os_string();
+    temporary.push(".new");
+    temporary
 }
 
 /// Removes a file; one that is not there is no error.

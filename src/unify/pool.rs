@@ -78,7 +78,7 @@ pub struct Pool {
 pub struct Locked(#[allow(dead_code)] OwnedFd);
 
 impl Pool {
-    /// Makes the pool `path`, where nothing or an empty directory is, and opens it.
+    /// Makes the pool `path`, where nothing is, an empty directory or a pool that was not made to its end; and opens it.
     pub fn create(path: &Path, settings: Settings) -> Result<Pool, Error> {
         let parent = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -86,8 +86,8 @@ impl Pool {
         };
         let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput)).at(path)?;
         let dir = state::make_dir_at(Root::open(parent).at(parent)?, name).at(path)?;
-        if let Some(stranger) = state::names(&dir).at(path)?.first() {
-            return Err(Error::NoPool { path: path.to_path_buf(), stranger: stranger.clone() });
+        if let Some(stranger) = stranger(&dir).at(path)? {
+            return Err(Error::NoPool { path: path.to_path_buf(), stranger });
         }
         for name in [OBJECTS, RUNS, QUARANTINE] {
             state::make_dir_at(&dir, OsStr::new(name)).at(path)?;
@@ -347,6 +347,17 @@ impl Stored {
     pub fn is_unused(&self) -> bool {
         self.inode.nlink == 1
     }
+}
+
+/// What holds a name here that a pool does not have while it is made.
+fn stranger(dir: &OwnedFd) -> io::Result<Option<OsString>> {
+    let temporary = state::temporary(OsStr::new(SETTINGS));
+    let is_ours = |name: &OsString| {
+        let is_empty =
+            || state::make_dir_at(dir, name).and_then(state::names).is_ok_and(|names| names.is_empty());
+        *name == temporary || [OBJECTS, RUNS, QUARANTINE].iter().any(|ours| name == ours) && is_empty()
+    };
+    Ok(state::names(dir)?.into_iter().find(|name| !is_ours(name)))
 }
 
 /// Looks at files of a directory of the pool; what is none, or gone since it was listed, is passed over.
