@@ -1,10 +1,11 @@
 //! Killed before any system call that changes something, nothing is lost: the next run ends what was begun.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 use std::process::Output;
 
-use crate::support::strace::{self, points};
+use crate::support::strace::{Calls, beyond, killed_at_each, traced};
 use crate::support::{FILESYSTEMS, Guests, Seen, feed, files, litter, privileged, removal, same_inode, text};
 
 /// How many files the transaction is about.
@@ -40,9 +41,9 @@ impl Interrupted {
     }
 
     /// Runs a hook under strace; with `kill`, it dies at the entry of that call.
-    fn traced(&self, hook: &str, kill: Option<(&str, usize)>) -> (BTreeMap<String, usize>, bool) {
+    fn traced(&self, hook: &str, kill: Option<(&str, usize)>) -> (Calls, bool) {
         let mut command = self.guests.program("cow-dpkg");
-        strace::traced(command.arg(hook), removal("p").as_bytes(), kill)
+        traced(command.arg(hook), removal("p").as_bytes(), kill)
     }
 
     /// What must hold at every moment: no name missing or half written, the other guest's files as they were.
@@ -86,35 +87,38 @@ fn killed_everywhere(kind: &str) {
         return;
     }
     let test = Interrupted::new(kind);
-    let mut killed = 0;
-    let (calls, _) = test.traced("apt-pre", None);
-    for (call, count) in &calls {
-        for nth in points(*count) {
-            let when = format!("{kind}, apt-pre killed at {call} {nth}");
-            // The run before was ended whole; this one begins with everything shared.
-            test.hook("apt-post");
-            killed += usize::from(test.traced("apt-pre", Some((call, nth))).1);
-            test.nothing_is_lost(&when);
-            test.hook("apt-pre");
-            test.nothing_is_lost(&when);
-            test.hook("apt-post");
-            test.all_is_as_before(&when);
-        }
-    }
+    let (first, _) = test.traced("apt-pre", None);
+    test.hook("apt-post");
+    let (later, _) = test.traced("apt-pre", None);
+    test.hook("apt-post");
+    let at_begin = |call: &str, nth: usize| {
+        let when = format!("{kind}, apt-pre killed at {call} {nth}");
+        let run = test.traced("apt-pre", Some((call, nth)));
+        test.nothing_is_lost(&when);
+        test.hook("apt-pre");
+        test.nothing_is_lost(&when);
+        test.hook("apt-post");
+        test.all_is_as_before(&when);
+        run
+    };
+    let mut killed = killed_at_each(&later, at_begin);
+    killed += killed_at_each(&beyond(first, &later), |call, nth| {
+        fs::remove_dir_all(test.guests.first().join("var/lib/cow-hooks")).unwrap();
+        at_begin(call, nth)
+    });
     test.hook("apt-pre");
     let (calls, _) = test.traced("apt-post", None);
-    for (call, count) in &calls {
-        for nth in points(*count) {
-            let when = format!("{kind}, apt-post killed at {call} {nth}");
-            test.hook("apt-pre");
-            killed += usize::from(test.traced("apt-post", Some((call, nth))).1);
-            test.nothing_is_lost(&when);
-            let recovered = test.guests.program("cow-prepare").arg("--recover").output().unwrap();
-            assert!(recovered.status.success(), "{when}: {}", text(&recovered));
-            test.hook("apt-post");
-            test.all_is_as_before(&when);
-        }
-    }
+    killed += killed_at_each(&calls, |call, nth| {
+        let when = format!("{kind}, apt-post killed at {call} {nth}");
+        test.hook("apt-pre");
+        let run = test.traced("apt-post", Some((call, nth)));
+        test.nothing_is_lost(&when);
+        let recovered = test.guests.program("cow-prepare").arg("--recover").output().unwrap();
+        assert!(recovered.status.success(), "{when}: {}", text(&recovered));
+        test.hook("apt-post");
+        test.all_is_as_before(&when);
+        run
+    });
     assert!(killed > 50, "only {killed} kills");
     eprintln!("{kind}: {killed} kills");
 }

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use cow_hooks::sys::inode::{Kind, Time};
 use serde_json::Value;
 
-use crate::support::strace::{points, traced};
+use crate::support::strace::{killed_at_each, traced};
 use crate::support::{
     FILESYSTEMS, Filesystem, Seen, entries, files, inode, privileged, run, same_inode, seen, set_immutable,
     set_mtime, text,
@@ -527,21 +527,24 @@ fn killed_at_every_call(
     at_end: &dyn Fn(&str),
 ) {
     let program = farm.command(words);
-    before();
-    let (calls, _) = traced(&program, b"", None);
-    at_end(what);
-    let mut killed = 0;
-    for (call, count) in &calls {
-        for nth in points(*count) {
-            let when = format!("{what} killed at {call} {nth}");
-            before();
-            killed += usize::from(traced(&program, b"", Some((call, nth))).1);
-            after_kill(&when);
-            let output = farm.run(words);
-            assert!(matches!(output.status.code(), Some(0 | 1)), "{when}: {}", text(&output));
-            at_end(&when);
-        }
-    }
+    let calls = || {
+        before();
+        let (calls, _) = traced(&program, b"", None);
+        at_end(what);
+        calls
+    };
+    // The first run makes what later ones find.
+    calls();
+    let killed = killed_at_each(&calls(), |call, nth| {
+        let when = format!("{what} killed at {call} {nth}");
+        before();
+        let run = traced(&program, b"", Some((call, nth)));
+        after_kill(&when);
+        let output = farm.run(words);
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{when}: {}", text(&output));
+        at_end(&when);
+        run
+    });
     assert!(killed > 5, "{what}: only {killed} kills");
     eprintln!("{what}: {killed} kills");
 }

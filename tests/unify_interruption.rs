@@ -1,11 +1,12 @@
 //! cow-unify killed before any system call that changes something: no name is missing, and the next run ends what was
 //! begun.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
 
-use crate::support::strace::{points, traced};
-use crate::support::{FILESYSTEMS, inode, privileged, same_inode, text};
+use crate::support::strace::{beyond, killed_at_each, traced};
+use crate::support::{FILESYSTEMS, inode, privileged, same_inode, set_immutable, text};
 use crate::unify::{Farm, visible};
 
 /// Pairs of equal files a run is about.
@@ -40,14 +41,16 @@ fn look(farm: &Farm) -> [Vec<String>; 2] {
 
 /// Takes all names out of the guests, for the next round to write them anew.
 fn clear(farm: &Farm) {
-    for path in farm.objects() {
-        crate::support::set_immutable(&farm.path(".cow-pool/objects").join(path), false);
-    }
+    protect_objects(farm, false);
     for guest in ["g1", "g2"] {
         fs::remove_dir_all(farm.path(&format!("{guest}/usr/lib"))).unwrap();
     }
+    protect_objects(farm, true);
+}
+
+fn protect_objects(farm: &Farm, protected: bool) {
     for path in farm.objects() {
-        crate::support::set_immutable(&farm.path(".cow-pool/objects").join(path), true);
+        set_immutable(&farm.path(".cow-pool/objects").join(path), protected);
     }
 }
 
@@ -57,37 +60,44 @@ fn killed_everywhere(kind: &str) {
     }
     let farm = Farm::new(kind);
     let command = farm.command(&["--scope", "all", "g1", "g2"]);
-    round(&farm, 0);
-    let (calls, _) = traced(&command, b"", None);
-    clear(&farm);
-    let mut killed = 0;
-    let mut number = 0;
-    for (call, count) in &calls {
-        for nth in points(*count) {
-            number += 1;
-            let when = format!("{kind}, killed at {call} {nth}");
-            let round = round(&farm, number);
-            killed += usize::from(traced(&command, b"", Some((call, nth))).1);
-            // Protection and directories' times are the next run's to restore.
-            let names = |visible: &[Vec<String>; 2]| -> Vec<String> {
-                visible.iter().flatten().filter(|line| line.contains(" Regular ")).cloned().collect()
-            };
-            assert!(names(&round.visible) == names(&look(&farm)), "{when}: something is lost");
-            let output = farm.command(&["--scope", "all", "g1", "g2"]).output().unwrap();
-            assert!(output.status.success(), "{when}: {}", text(&output));
-            assert!(names(&round.visible) == names(&look(&farm)), "{when}: something is lost afterwards");
-            for (a, b) in &round.pairs {
-                assert!(same_inode(a, b), "{when}: {} is private", a.display());
-                assert!(inode(a).immutable, "{when}: {} is not protected", a.display());
-            }
-            for object in farm.objects() {
-                let object = farm.path(".cow-pool/objects").join(object);
-                assert!(inode(&object).immutable, "{when}: {} is not protected", object.display());
-            }
-            farm.assert_tidy();
-            clear(&farm);
+    let number = Cell::new(0);
+    let new_round = || round(&farm, number.replace(number.get() + 1));
+    let [first, later] = [(), ()].map(|()| {
+        new_round();
+        let (calls, _) = traced(&command, b"", None);
+        clear(&farm);
+        calls
+    });
+    let killed_at = |call: &str, nth: usize| {
+        let when = format!("{kind}, killed at {call} {nth}");
+        let round = new_round();
+        let run = traced(&command, b"", Some((call, nth)));
+        // Protection and directories' times are the next run's to restore.
+        let names = |visible: &[Vec<String>; 2]| -> Vec<String> {
+            visible.iter().flatten().filter(|line| line.contains(" Regular ")).cloned().collect()
+        };
+        assert!(names(&round.visible) == names(&look(&farm)), "{when}: something is lost");
+        let output = farm.command(&["--scope", "all", "g1", "g2"]).output().unwrap();
+        assert!(output.status.success(), "{when}: {}", text(&output));
+        assert!(names(&round.visible) == names(&look(&farm)), "{when}: something is lost afterwards");
+        for (a, b) in &round.pairs {
+            assert!(same_inode(a, b), "{when}: {} is private", a.display());
+            assert!(inode(a).immutable, "{when}: {} is not protected", a.display());
         }
-    }
+        for object in farm.objects() {
+            let object = farm.path(".cow-pool/objects").join(object);
+            assert!(inode(&object).immutable, "{when}: {} is not protected", object.display());
+        }
+        farm.assert_tidy();
+        clear(&farm);
+        run
+    };
+    let mut killed = killed_at_each(&later, killed_at);
+    killed += killed_at_each(&beyond(first, &later), |call, nth| {
+        protect_objects(&farm, false);
+        fs::remove_dir_all(farm.path(".cow-pool")).unwrap();
+        killed_at(call, nth)
+    });
     assert!(killed > 30, "only {killed} kills");
     eprintln!("{kind}: {killed} kills");
 }

@@ -25,13 +25,15 @@ const MUTATING: [&str; 14] = [
     "mkdirat",
 ];
 
-/// Runs `command` under strace, with `input`; with `kill`, it dies at the entry of that call. Returns the calls a thread
-/// made at most, and whether it died.
-pub fn traced(
-    command: &Command,
-    input: &[u8],
-    kill: Option<(&str, usize)>,
-) -> (BTreeMap<String, usize>, bool) {
+/// How often a run is done again that has not come to the call it was to die at.
+const TRIES: u32 = 10;
+
+/// How often a thread made each call at most.
+pub type Calls = BTreeMap<String, usize>;
+
+/// Runs `command` under strace, with `input`; with `kill`, it dies at the entry of that call. Returns the calls it made,
+/// and whether it died.
+pub fn traced(command: &Command, input: &[u8], kill: Option<(&str, usize)>) -> (Calls, bool) {
     let log = tempfile::NamedTempFile::new().unwrap();
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-o"]).arg(log.path());
@@ -51,11 +53,12 @@ pub fn traced(
     for line in std::fs::read_to_string(log.path()).unwrap().lines() {
         let mut words = line.split_ascii_whitespace();
         let (Some(thread), Some(call)) = (words.next(), words.next()) else { continue };
-        if let Some((call, _)) = call.split_once('(') {
+        // strace may not know which call a thread ended in: "???(".
+        if let Some((call, _)) = call.split_once('(').filter(|(call, _)| MUTATING.contains(call)) {
             *by_thread.entry((thread.to_owned(), call.to_owned())).or_default() += 1;
         }
     }
-    let mut calls = BTreeMap::new();
+    let mut calls = Calls::new();
     for ((_, call), count) in by_thread {
         let most = calls.entry(call).or_default();
         *most = count.max(*most);
@@ -63,8 +66,32 @@ pub fn traced(
     (calls, died)
 }
 
+/// Has `round` run a program that dies at each of these calls, the first, the last and some between; it returns what
+/// [`traced`] does. Returns how often.
+pub fn killed_at_each(calls: &Calls, mut round: impl FnMut(&str, usize) -> (Calls, bool)) -> usize {
+    let mut killed = 0;
+    for (call, &count) in calls {
+        for mut nth in points(count) {
+            let died = (0..TRIES).any(|_| {
+                let (made, died) = round(call, nth);
+                // Threads share the calls in another way each time: the last one now.
+                nth = made.get(call).map_or(nth, |&made| made.min(nth));
+                died
+            });
+            assert!(died, "{TRIES} runs ended before {call} {nth}");
+            killed += 1;
+        }
+    }
+    killed
+}
+
+/// The calls that a first run makes oftener than a later one.
+pub fn beyond(first: Calls, later: &Calls) -> Calls {
+    first.into_iter().filter(|(call, count)| later.get(call).is_none_or(|later| count > later)).collect()
+}
+
 /// The calls to die at: all of them on demand, else the first, the last and some between.
-pub fn points(count: usize) -> Vec<usize> {
+fn points(count: usize) -> Vec<usize> {
     if std::env::var_os("COW_TESTS_EVERY_CALL").is_some() {
         return (1..=count).collect();
     }
