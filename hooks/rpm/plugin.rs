@@ -126,14 +126,14 @@ impl CowHooks {
     fn begin(&mut self, transaction: &Transaction<'_>) -> std::io::Result<Decision> {
         let Target { root, policy } = &*self.target;
         let database = transaction.database();
-        if let Some(shared) = shared_below(self.target.guest(), &database) {
+        let canonical = Resolver::new(root).directory(&database)?.unwrap_or_else(|| database.clone());
+        if let Some(shared) = shared_below(self.target.guest(), &canonical) {
             let reason = format!("{}: rpm's own database is shared with other guests", Shown(&shared));
             let remedy = format!("run `cow-prepare {}`, then try again", Shown(&database));
             if refuse(policy, "rpm", &[reason], &remedy) == Decision::Refuse {
                 return Ok(Decision::Refuse);
             }
         }
-        let canonical = Resolver::new(root).directory(&database)?.unwrap_or_else(|| database.clone());
         let elements = Elements::new(transaction.elements(), root.try_clone()?);
         // rpm has its database open: another inode under its name would split it.
         let planned = elements.touched(&[&database, &canonical]);
@@ -214,9 +214,9 @@ fn may_be_shared(root: &Root, path: &Path) -> bool {
     inode.is_ok_and(|inode| inode.kind == Kind::Regular && (inode.nlink > 1 || inode.immutable))
 }
 
-/// A unified file below this directory.
+/// A unified file below this directory, whose path is canonical.
 fn shared_below(guest: Guest<'_>, dir: &Path) -> Option<PathBuf> {
     let mut surveyor = Surveyor::new(guest.root, guest.policy);
-    surveyor.tree(dir);
+    surveyor.below(dir);
     surveyor.finish().unified.first().map(|found| found.place.path())
 }

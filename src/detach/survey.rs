@@ -176,10 +176,15 @@ impl<'a> Surveyor<'a> {
     /// guest, none below it.
     pub fn tree(&mut self, top: &Path) {
         match self.resolver.directory(top) {
-            Ok(Some(dir)) => self.walk(&dir, None),
+            Ok(Some(dir)) => self.below(&dir),
             Ok(None) => {}
             Err(source) => self.unseen.push(Unseen { path: top.to_path_buf(), source }),
         }
+    }
+
+    /// The same for a directory whose path is canonical.
+    pub fn below(&mut self, dir: &Path) {
+        self.walk(dir, None);
     }
 
     /// Looks at everything that matches one of the patterns.
