@@ -14,13 +14,15 @@ use rustix::fs::{FlockOperation, flock};
 /// `TimedOut` where somebody else keeps the lock; any guest's root may hold one on a shared inode.
 pub fn exclusive(fd: impl AsFd, patience: Duration) -> io::Result<()> {
     let mut pause = Duration::from_micros(50);
+    // Who asks rarely is starved by those who come and go.
+    let longest = (patience / 128).min(Duration::from_millis(20));
     let deadline = Instant::now() + patience;
     loop {
         match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(()),
             Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) if Instant::now() < deadline => {
                 std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(20));
+                pause = (pause * 2).min(longest);
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "another process keeps it locked"));

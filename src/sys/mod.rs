@@ -1,13 +1,15 @@
 //! The only room with unsafe code, and the only one that writes to guests' files.
 //!
-//! It knows no policy: where a file is (`root`, `resolve`, `tree`), what it is (`inode`, `xattr`, `handle`), how a
+//! It knows no policy: where a file is (`root`, `resolve`, `tree`), what it is (`inode`, `attributes`, `xattr`, `handle`), how a
 //! private copy is made (`copy`, `metadata`), how a name changes its inode (`swap`, with `lock`, `lease` and `gate`; `iunlink`), what
 //! the filesystem and the process table say (`filesystem`, `process`, `page`), our own files (`state`), a root directory
-//! that another thread cannot change (`outside`).
+//! that another thread cannot change (`outside`, `view`), other processes whose calls wait for us (`seccomp`, `task`;
+//! `remote` for those that did not ask for it).
 //! Everything works on descriptors.
 
 #![allow(clippy::disallowed_methods)]
 
+pub mod attributes;
 pub mod copy;
 pub mod dedupe;
 pub mod filesystem;
@@ -23,11 +25,19 @@ pub mod metadata;
 pub mod outside;
 pub mod page;
 pub mod process;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub mod remote;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[path = "remote/unsupported.rs"]
+pub mod remote;
 pub mod resolve;
 pub mod root;
+pub mod seccomp;
 pub mod signal;
 pub mod state;
 pub mod swap;
+pub mod task;
 pub mod times;
 pub mod tree;
+pub mod view;
 pub mod xattr;

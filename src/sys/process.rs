@@ -1,13 +1,18 @@
 //! Processes: who called us, who is still alive, what a caller's command line was.
 
+#![allow(unsafe_code)]
+
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+/// Enough descriptors for a supervisor.
+const DESCRIPTORS: u64 = 1024;
 
 /// A process, told from a later one of the same number by when it started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +41,19 @@ pub struct SystemCall {
     pub number: libc::c_long,
     /// The registers its arguments came in.
     pub arguments: [u64; 6],
+}
+
+/// The part of `/proc/PID/status` (`proc_pid_status(5)`) that says who may do what with a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// How many threads it has.
+    pub threads: u32,
+    /// Number of the process that traces it (`ptrace(2)`), 0 without one.
+    pub tracer: i32,
+    /// Its effective capabilities (`capabilities(7)`), in its own user namespace.
+    pub capabilities: u64,
+    /// Whether it can get no more privileges by executing a program (`PR_SET_NO_NEW_PRIVS(2const)`).
+    pub no_new_privileges: bool,
 }
 
 /// A procfs: the mounted one, or one of our own where a chroot has none.
@@ -98,6 +116,17 @@ impl Processes {
         Ok(PathBuf::from(OsString::from_vec(link.into_bytes())))
     }
 
+    /// What it may do, and who may do something with it.
+    pub fn status(&self, pid: i32) -> io::Result<Status> {
+        parse_status(&self.read(pid, "status")?).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    }
+
+    /// The program that the process runs, open for reading.
+    pub fn program(&self, pid: i32) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.proc, format!("{pid}/exe"), flags, Mode::empty())?)
+    }
+
     /// The system call that the thread `tid` sleeps in; `None` while it runs.
     pub fn system_call(&self, tid: i32) -> io::Result<Option<SystemCall>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -107,12 +136,133 @@ impl Processes {
         Ok(parse_system_call(&line[..len]))
     }
 
+    /// The directory of the thread `tid`.
+    pub fn directory(&self, tid: i32) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.proc, tid.to_string(), flags, Mode::empty())?)
+    }
+
+    /// What a descriptor of this process is open on, as the calling thread would name it.
+    pub fn own_descriptor(&self, number: i32) -> io::Result<Vec<u8>> {
+        Ok(rustix::fs::readlinkat(&self.proc, format!("self/fd/{number}"), Vec::new())?.into_bytes())
+    }
+
+    /// Opens anew what an open file of this process is, with these flags.
+    pub fn reopen(&self, file: impl AsFd, flags: OFlags) -> io::Result<OwnedFd> {
+        let path = format!("self/fd/{}", file.as_fd().as_raw_fd());
+        Ok(rustix::fs::openat(&self.proc, path, flags | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
     fn read(&self, pid: i32, file: &str) -> io::Result<Vec<u8>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.proc, format!("{pid}/{file}"), flags, Mode::empty())?;
         let mut content = Vec::new();
         std::fs::File::from(fd).read_to_end(&mut content)?;
         Ok(content)
+    }
+}
+
+/// Runs `work` in a process of its own: in no session or group of the caller's, and no child of it.
+///
+/// Of the calling process only the calling thread goes on in there; it must be the only one.
+pub fn detached(work: impl FnOnce()) -> io::Result<()> {
+    let first = child(|| {
+        let _ = nix::unistd::setsid();
+        let second = child(|| {
+            work();
+            0
+        });
+        i32::from(second.is_err())
+    })?;
+    if wait(first)? == Some(0) { Ok(()) } else { Err(io::Error::other("no process could be started")) }
+}
+
+/// Runs `work` in a child, which ends with the exit code it returns. As for [`detached`], there must be no other
+/// thread.
+pub fn child(work: impl FnOnce() -> i32) -> io::Result<i32> {
+    // SAFETY: there is no other thread, so no lock is held by one that is missing in the child.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(child.as_raw()),
+        nix::unistd::ForkResult::Child => {
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            // SAFETY: ends the process at once: what else would run at its end is the parent's.
+            unsafe { libc::_exit(code.unwrap_or(101)) }
+        }
+    }
+}
+
+/// Waits for the end of a child; its exit code, or none where a signal killed it.
+pub fn wait(pid: i32) -> io::Result<Option<i32>> {
+    use nix::sys::wait::{WaitStatus, waitpid};
+    loop {
+        match waitpid(nix::unistd::Pid::from_raw(pid), None) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(Some(code)),
+            Ok(WaitStatus::Signaled(..)) => return Ok(None),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Closes all descriptors but these; the standard ones lead to `/dev/null`, but for standard error where `talk` is set.
+///
+/// For a child that has just been forked: whoever owned the others must not use them any more.
+pub fn keep_only(kept: &[BorrowedFd<'_>], talk: bool) {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    kept.sort_unstable();
+    if let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()) {
+        let _ = rustix::stdio::dup2_stdin(&null);
+        let _ = rustix::stdio::dup2_stdout(null);
+    }
+    if !talk {
+        fall_silent();
+    }
+    let mut from = 3;
+    for end in kept.into_iter().chain([u32::MAX]) {
+        if end > from {
+            // SAFETY: the caller vouches that nobody uses what is closed.
+            unsafe {
+                libc::syscall(libc::SYS_close_range, from, if end == u32::MAX { end } else { end - 1 }, 0)
+            };
+        }
+        from = from.max(end.saturating_add(1));
+    }
+}
+
+/// Lets go of standard error: it leads to `/dev/null` from now on.
+pub fn fall_silent() {
+    if let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()) {
+        let _ = rustix::stdio::dup2_stderr(null);
+    }
+}
+
+/// A descriptor that can be polled for the end of a process.
+pub fn end_of(pid: i32) -> io::Result<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
+}
+
+/// Asks the kernel to kill any other process first when memory runs out.
+pub fn spare_me() {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    if let Ok(file) = rustix::fs::open("/proc/self/oom_score_adj", flags, Mode::empty()) {
+        let _ = rustix::io::write(&file, b"-1000");
+    }
+}
+
+/// Lifts the limits that would stop this process from copying a large file, as far as it may.
+///
+/// For a child of somebody else's process, whose limits are not about us (`getrlimit(2)`).
+pub fn lift_limits() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    for resource in [Resource::Fsize, Resource::As, Resource::Data, Resource::Cpu, Resource::Nofile] {
+        let maximum = getrlimit(resource).maximum;
+        // The kernel has no infinity of descriptors.
+        let wanted =
+            if resource == Resource::Nofile { maximum.map(|most| most.max(DESCRIPTORS)) } else { None };
+        let lifted = setrlimit(resource, Rlimit { current: wanted, maximum: wanted });
+        // Without CAP_SYS_RESOURCE the hard limit stays.
+        let _ = lifted.or_else(|_| setrlimit(resource, Rlimit { current: maximum, maximum }));
     }
 }
 
@@ -145,6 +295,20 @@ fn parse_stat(line: &[u8]) -> Option<Process> {
     Some(Process { id: ProcessId { pid, start }, parent, command })
 }
 
+fn parse_status(content: &[u8]) -> Option<Status> {
+    let value = |name: &str| {
+        let mut lines = content.split(|&b| b == b'\n');
+        let value = lines.find_map(|line| line.strip_prefix(name.as_bytes())?.strip_prefix(b":"))?;
+        Some(std::str::from_utf8(value).ok()?.trim())
+    };
+    Some(Status {
+        threads: value("Threads")?.parse().ok()?,
+        tracer: value("TracerPid")?.parse().ok()?,
+        capabilities: u64::from_str_radix(value("CapEff")?, 16).ok()?,
+        no_new_privileges: value("NoNewPrivs")? == "1",
+    })
+}
+
 fn parse_system_call(line: &[u8]) -> Option<SystemCall> {
     let mut fields = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
     let number = fields.next()?.parse().ok()?;
@@ -164,6 +328,15 @@ mod tests {
         assert_eq!(process.id, ProcessId { pid: 42, start: 123_456 });
         assert_eq!(process.parent, 7);
         assert_eq!(process.command, OsStr::new("a) b (c"));
+    }
+
+    #[test]
+    fn a_status_tells_of_threads_tracer_and_privileges() {
+        let content =
+            b"Name:\tThreads\nTracerPid:\t0\nThreads:\t2\nCapEff:\t000001ffffffffff\nNoNewPrivs:\t1\n";
+        let status = Status { threads: 2, tracer: 0, capabilities: 0x1ff_ffff_ffff, no_new_privileges: true };
+        assert_eq!(parse_status(content), Some(status));
+        assert_eq!(parse_status(b"Name:\tsh\n"), None);
     }
 
     #[test]

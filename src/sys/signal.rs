@@ -1,4 +1,6 @@
-//! Signals held back while names change.
+//! Signals held back while names change, or for good.
+
+#![allow(unsafe_code)]
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
@@ -23,6 +25,29 @@ impl Held {
             set.add(signal);
         }
         Held(set.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
+    }
+}
+
+/// Ignores the signals that end or stop programs, from now on.
+pub fn ignore() {
+    for signal in [
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+        Signal::SIGPIPE,
+        Signal::SIGTSTP,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
+        Signal::SIGALRM,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        // Then the call fails that goes beyond the limit.
+        Signal::SIGXFSZ,
+        Signal::SIGXCPU,
+    ] {
+        // SAFETY: no handler is installed.
+        let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigIgn) };
     }
 }
 

@@ -67,6 +67,17 @@ impl Shared {
         Self::lock(open_file(dir, name)?, patience)
     }
 
+    /// As [`Shared::lock_at`], but goes on without the lock where somebody keeps it.
+    ///
+    /// Then somebody else may close the window: the change fails with `EPERM`, and nothing has changed.
+    pub fn try_lock_at(dir: impl AsFd, name: &OsStr, patience: Duration) -> io::Result<Shared> {
+        let fd = open_file(dir, name)?;
+        match lock::exclusive(&fd, patience) {
+            Err(e) if e.kind() != io::ErrorKind::TimedOut => Err(e),
+            _ => Ok(Shared { fd }),
+        }
+    }
+
     /// Locks an inode that is open read-only.
     pub fn lock(fd: OwnedFd, patience: Duration) -> io::Result<Shared> {
         lock::exclusive(&fd, patience)?;

@@ -1,0 +1,758 @@
+//! With real processes, which wait for real children. To be run as root.
+
+use std::io::Write;
+use std::os::fd::FromRawFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use super::*;
+
+/// What the processes of the tests ask the filter for.
+const ASKED: libc::c_long = libc::SYS_getppid;
+const ANSWER: i64 = 4242;
+
+fn step(code: u32, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt: 0, jf: 0, k }
+}
+
+/// Notifies of one system call.
+fn notifying(number: libc::c_long) -> [libc::sock_filter; 4] {
+    [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+        libc::sock_filter { jf: 1, ..step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number as u32) },
+        step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_USER_NOTIF),
+        step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
+/// Waits for a notification, and answers it; `None` where nobody is left.
+fn answer(listener: &OwnedFd, value: i64, error: i32) -> Option<libc::c_long> {
+    let mut ready = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut ready, PollTimeout::from(20_000_u16)), Ok(1), "nobody asks");
+    if !ready[0].revents().unwrap().contains(PollFlags::POLLIN) {
+        return None;
+    }
+    // SAFETY: zeroes are valid for both, and asked for by the kernel.
+    let (mut question, mut response): (libc::seccomp_notif, libc::seccomp_notif_resp) =
+        unsafe { std::mem::zeroed() };
+    // SAFETY: written in its whole size, which outlives the call.
+    if unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut question) } < 0 {
+        return None;
+    }
+    (response.id, response.val, response.error) = (question.id, value, error);
+    // SAFETY: read in its whole size, which outlives the call.
+    unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut response) };
+    Some(libc::c_long::from(question.data.nr))
+}
+
+/// What a waiting process has seen, in memory that it shares with the test.
+#[derive(Default)]
+struct Seen {
+    /// The child it started, the child that its wait found, and the exit code of that.
+    started: AtomicI64,
+    found: AtomicI64,
+    code: AtomicI64,
+    /// How often its wait ended with `EINTR`, or in another way that it should not.
+    interrupted: AtomicI64,
+    other: AtomicI64,
+    /// How many signals its handler got.
+    handled: AtomicI64,
+    /// Whether the one that is to be killed has begun.
+    begun: AtomicI64,
+    /// What it got when it asked.
+    answer: AtomicI64,
+}
+
+static SEEN: std::sync::atomic::AtomicPtr<Seen> = std::sync::atomic::AtomicPtr::new(std::ptr::null_mut());
+
+/// A process that waits for a child, asks, and ends. It is single-threaded, as it was forked from a thread.
+struct Waiting {
+    pid: i32,
+    seen: &'static Seen,
+    /// The child of it ends when this is written to.
+    end: std::fs::File,
+}
+
+impl Waiting {
+    fn new() -> Waiting {
+        Waiting::prepared(|| ())
+    }
+
+    /// `prepare` makes nothing but system calls.
+    fn prepared(prepare: impl FnOnce()) -> Waiting {
+        let waiting = Waiting::starting(|| {
+            prepare();
+            true
+        });
+        assert!(eventually(|| Processes::open()
+            .unwrap()
+            .system_call(waiting.pid)
+            .is_ok_and(|call| call.is_some_and(|call| WAITS.contains(&call.number)))));
+        waiting
+    }
+
+    /// Waits only if `prepare` says so; else it sleeps.
+    fn starting(prepare: impl FnOnce() -> bool) -> Waiting {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let kind = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        // SAFETY: new memory, of zeroes, which are valid; it is never unmapped.
+        let seen: &'static Seen = unsafe {
+            &*libc::mmap(std::ptr::null_mut(), size_of::<Seen>(), protection, kind, -1, 0).cast::<Seen>()
+        };
+        let mut pipe = [0; 2];
+        // SAFETY: two descriptors are written, which outlive the call.
+        assert_eq!(unsafe { libc::pipe2(pipe.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
+        // SAFETY: the child makes system calls alone, and counts in memory that is there.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            SEEN.store(std::ptr::from_ref(seen).cast_mut(), Ordering::Relaxed);
+            // SAFETY: as above.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                let child = libc::fork();
+                if child == 0 {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    libc::close(pipe[1]);
+                    let mut code = 0_u8;
+                    libc::read(pipe[0], (&raw mut code).cast(), 1);
+                    libc::_exit(code.into());
+                }
+                seen.started.store(child.into(), Ordering::Relaxed);
+                if !prepare() {
+                    loop {
+                        libc::pause();
+                    }
+                }
+                let mut status = 0;
+                let found = loop {
+                    let found = libc::waitpid(child, &raw mut status, 0);
+                    if found > 0 {
+                        break found;
+                    }
+                    let is_interrupted = *libc::__errno_location() == libc::EINTR;
+                    let counter = if is_interrupted { &seen.interrupted } else { &seen.other };
+                    counter.fetch_add(1, Ordering::Relaxed);
+                };
+                seen.found.store(found.into(), Ordering::Relaxed);
+                seen.code.store(libc::WEXITSTATUS(status).into(), Ordering::Relaxed);
+                // A signal would interrupt it before it is answered.
+                let mask = [!0_u64; 16];
+                libc::sigprocmask(libc::SIG_SETMASK, mask.as_ptr().cast(), std::ptr::null_mut());
+                let answer = libc::syscall(ASKED);
+                let error = *libc::__errno_location();
+                seen.answer.store(if answer < 0 { -i64::from(error) } else { answer }, Ordering::Relaxed);
+                libc::_exit(17);
+            }
+        }
+        assert!(pid > 0);
+        // SAFETY: both were just opened, and are nobody else's.
+        let [_, end] = pipe.map(|fd| unsafe { std::fs::File::from_raw_fd(fd) });
+        Waiting { pid, seen, end }
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        // SAFETY: touches no memory.
+        assert_eq!(unsafe { libc::kill(self.pid, signal) }, 0);
+    }
+
+    fn descriptors(&self) -> Vec<std::path::PathBuf> {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap();
+        let mut all: Vec<_> = entries.map(|fd| std::fs::read_link(fd.unwrap().path()).unwrap()).collect();
+        all.sort();
+        all
+    }
+
+    /// The line of `/proc/PID/status` with this name.
+    fn status(&self, name: &str) -> String {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":"));
+        line.unwrap().trim().to_owned()
+    }
+
+    /// All that it has of its own while it waits.
+    fn state(&self) -> impl PartialEq + std::fmt::Debug + use<> {
+        assert!(eventually(|| self.status("State") == "S (sleeping)"));
+        let names = ["SigBlk", "SigCgt", "SigIgn", "TracerPid"];
+        (self.descriptors(), names.map(|name| self.status(name)), format!("{:x?}", registers_of(self.pid)))
+    }
+
+    fn end_child(&mut self, code: u8) {
+        // It fails where the process was killed, and its child with it.
+        let _ = self.end.write_all(&[code]);
+    }
+
+    fn end(&self) -> ExitStatus {
+        let mut status = 0;
+        assert!(eventually(|| {
+            // SAFETY: a status is written, which outlives the call.
+            let ended = unsafe { libc::waitpid(self.pid, &raw mut status, libc::WNOHANG) };
+            assert!(ended >= 0, "somebody else has waited for it");
+            ended == self.pid
+        }));
+        ExitStatus::from_raw(status)
+    }
+
+    /// Lets its child end, answers, and looks at what it has seen.
+    fn goes_on(&mut self, listener: &OwnedFd) {
+        self.end_child(7);
+        assert_eq!(answer(listener, ANSWER, 0), Some(ASKED));
+        assert_eq!(self.end().code(), Some(17));
+        self.found_its_child();
+        assert_eq!(self.seen.answer.load(Ordering::Relaxed), ANSWER);
+    }
+
+    /// Lets its child end, and looks at what it has seen: not us.
+    fn goes_on_alone(&mut self) {
+        self.end_child(7);
+        assert_eq!(self.end().code(), Some(17));
+        self.found_its_child();
+        assert_eq!(self.seen.answer.load(Ordering::Relaxed), i64::from(std::process::id()));
+    }
+
+    fn found_its_child(&self) {
+        let [started, found] = [&self.seen.started, &self.seen.found].map(|pid| pid.load(Ordering::Relaxed));
+        assert_eq!(found, started);
+        assert_eq!(self.seen.code.load(Ordering::Relaxed), 7);
+        assert_eq!(self.seen.other.load(Ordering::Relaxed), 0);
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // SAFETY: touches no memory; nobody has waited for it where it is still there.
+        unsafe {
+            if libc::waitpid(self.pid, std::ptr::null_mut(), libc::WNOHANG) == 0 {
+                libc::kill(self.pid, libc::SIGKILL);
+                libc::waitpid(self.pid, std::ptr::null_mut(), 0);
+            }
+        }
+    }
+}
+
+fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
+    loop {
+        if is_so() {
+            return true;
+        }
+        if begun.elapsed() > Duration::from_secs(20) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Registers of a process as they are while it waits.
+fn registers_of(pid: i32) -> Registers {
+    let pidfd = open(pid).unwrap();
+    std::thread::scope(|scope| {
+        let tracer = scope.spawn(|| {
+            let mut target = Target::seize(pid, pidfd.as_fd()).unwrap();
+            target.halt().unwrap();
+            target.registers().unwrap()
+        });
+        tracer.join().unwrap()
+    })
+}
+
+/// In the process that gets signals: counts them.
+extern "C" fn count(_: libc::c_int) {
+    // SAFETY: set before the handler, and never unmapped.
+    unsafe { &*SEEN.load(Ordering::Relaxed) }.handled.fetch_add(1, Ordering::Relaxed);
+}
+
+fn handle(signal: libc::c_int, flags: libc::c_int) {
+    // SAFETY: zeroes are valid, and the handler does what handlers may do.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = count as *const () as usize;
+        action.sa_flags = flags;
+        libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+    }
+}
+
+/// Numbers that look random, the same every time.
+fn delays(longest: u64) -> impl Iterator<Item = Duration> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    std::iter::from_fn(move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        Some(Duration::from_micros(state % longest))
+    })
+}
+
+fn spin(delay: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < delay {
+        std::hint::spin_loop();
+    }
+}
+
+fn kind(result: io::Result<OwnedFd>) -> ErrorKind {
+    result.expect_err("it was installed").kind()
+}
+
+#[test]
+fn a_process_that_waits_gets_a_filter_and_notices_nothing() {
+    let mut waiting = Waiting::new();
+    let before = waiting.state();
+    may_listen_in(waiting.pid).unwrap();
+    assert_eq!(waiting.status("Seccomp_filters"), "0");
+    let listener = listen_in(waiting.pid, &notifying(ASKED), 0).unwrap();
+    assert_eq!(waiting.status("Seccomp_filters"), "1");
+    assert_eq!(waiting.state(), before);
+    waiting.goes_on(&listener);
+    assert_eq!(waiting.seen.interrupted.load(Ordering::Relaxed), 0);
+    assert_eq!(answer(&listener, 0, 0), None, "nobody is left");
+}
+
+#[test]
+fn a_filter_may_notify_of_the_wait_itself() {
+    let mut waiting = Waiting::new();
+    let listener = listen_in(waiting.pid, &notifying(libc::SYS_wait4), 0).unwrap();
+    assert_eq!(answer(&listener, 0, -libc::EINTR), Some(libc::SYS_wait4));
+    waiting.end_child(7);
+    let started = waiting.seen.started.load(Ordering::Relaxed);
+    assert_eq!(answer(&listener, started, 0), Some(libc::SYS_wait4));
+    assert_eq!(waiting.end().code(), Some(17));
+    assert_eq!(waiting.seen.interrupted.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn no_signal_is_lost_nor_changes_the_wait() {
+    for (round, restart) in [0, libc::SA_RESTART].into_iter().cycle().take(300).enumerate() {
+        let mut waiting = Waiting::prepared(|| {
+            let interval = libc::timeval { tv_sec: 0, tv_usec: 211 };
+            let timer = libc::itimerval { it_interval: interval, it_value: interval };
+            handle(libc::SIGRTMIN() + 3, restart);
+            handle(libc::SIGWINCH, restart);
+            handle(libc::SIGALRM, restart);
+            if round % 3 == 0 {
+                // SAFETY: the timer is read, and outlives the call.
+                unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+            }
+        });
+        let sent = AtomicI64::new(0);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let listener = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for delay in delays(150) {
+                    // Those that are not real-time signals come once for many.
+                    waiting.signal(libc::SIGWINCH);
+                    waiting.signal(libc::SIGRTMIN() + 3);
+                    sent.fetch_add(1, Ordering::Relaxed);
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    spin(delay);
+                }
+            });
+            let listener = listen_in(waiting.pid, &notifying(ASKED), 0);
+            done.store(true, Ordering::Relaxed);
+            listener.unwrap()
+        });
+        assert!(eventually(|| waiting.status("SigPnd") == "0000000000000000"
+            && waiting.status("ShdPnd") == "0000000000000000"
+            || round % 3 == 0));
+        waiting.goes_on(&listener);
+        assert!(waiting.seen.handled.load(Ordering::Relaxed) > sent.load(Ordering::Relaxed));
+        let interrupted = waiting.seen.interrupted.load(Ordering::Relaxed);
+        assert_eq!(interrupted > 0, restart == 0, "{interrupted} times");
+    }
+}
+
+#[test]
+fn a_child_that_ends_meanwhile_is_found() {
+    for delay in delays(700).take(300) {
+        let waiting = Waiting::new();
+        let mut end = waiting.end.try_clone().unwrap();
+        let listener = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                spin(delay);
+                end.write_all(&[7]).unwrap();
+            });
+            listen_in(waiting.pid, &notifying(ASKED), 0)
+        });
+        match listener {
+            Ok(listener) => assert_eq!(answer(&listener, ANSWER, 0), Some(ASKED)),
+            Err(e) => assert!(matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::NotFound), "{e}"),
+        }
+        assert_eq!(waiting.end().code(), Some(17));
+        waiting.found_its_child();
+    }
+}
+
+#[test]
+fn a_stopped_process_is_left_alone() {
+    let mut waiting = Waiting::new();
+    waiting.signal(libc::SIGSTOP);
+    assert!(eventually(|| waiting.status("State").starts_with('T')));
+    let result = listen_within(Duration::ZERO, waiting.pid, &notifying(ASKED), 0);
+    assert_eq!(kind(result), ErrorKind::WouldBlock);
+    assert!(eventually(|| waiting.status("State") == "T (stopped)"));
+    assert_eq!(waiting.status("Seccomp_filters"), "0");
+    waiting.signal(libc::SIGCONT);
+    waiting.goes_on_alone();
+}
+
+#[test]
+fn a_process_may_be_stopped_and_continued_at_any_moment() {
+    for delay in delays(700).take(300) {
+        let mut waiting = Waiting::prepared(|| handle(libc::SIGCONT, 0));
+        let listener = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                spin(delay);
+                waiting.signal(libc::SIGSTOP);
+                spin(delay / 2);
+                waiting.signal(libc::SIGCONT);
+                spin(delay / 2);
+                waiting.signal(libc::SIGSTOP);
+            });
+            listen_within(Duration::from_millis(20), waiting.pid, &notifying(ASKED), 0)
+        });
+        assert!(eventually(|| waiting.status("State") == "T (stopped)"));
+        waiting.signal(libc::SIGCONT);
+        match listener {
+            Ok(listener) => waiting.goes_on(&listener),
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::WouldBlock, "{e}");
+                waiting.goes_on_alone();
+            }
+        }
+        assert!((1..=2).contains(&waiting.seen.handled.load(Ordering::Relaxed)));
+    }
+}
+
+#[test]
+fn a_process_may_be_killed_at_any_moment() {
+    for delay in delays(700).take(300) {
+        let waiting = Waiting::new();
+        let result = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                spin(delay);
+                waiting.signal(libc::SIGKILL);
+            });
+            listen_in(waiting.pid, &notifying(ASKED), 0)
+        });
+        match result {
+            Ok(listener) => assert_eq!(answer(&listener, 0, 0), None),
+            Err(e) => assert_eq!(e.kind(), ErrorKind::NotFound, "{e}"),
+        }
+        assert_eq!(waiting.end().signal(), Some(libc::SIGKILL));
+    }
+}
+
+#[test]
+fn the_caller_may_be_killed_at_any_moment() {
+    // Unnoticed, killed with the caller, with the filter and without a listener.
+    let mut outcomes = [0; 3];
+    for delay in delays(600).take(10_000) {
+        let mut waiting = Waiting::new();
+        // SAFETY: the child opens files and allocates, which it may with this allocator (glibc's is whole after fork).
+        let tracer = unsafe { libc::fork() };
+        if tracer == 0 {
+            waiting.seen.begun.store(1, Ordering::Relaxed);
+            if let Ok(_listener) = attempt_alone(waiting.pid) {
+                std::thread::sleep(Duration::from_secs(20));
+            }
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(1) }
+        }
+        while waiting.seen.begun.load(Ordering::Relaxed) == 0 {
+            std::hint::spin_loop();
+        }
+        spin(delay);
+        // SAFETY: touches no memory; the child is there until it is waited for.
+        unsafe {
+            libc::kill(tracer, libc::SIGKILL);
+            libc::waitpid(tracer, std::ptr::null_mut(), 0);
+        }
+        waiting.end_child(7);
+        let status = waiting.end();
+        let outcome = if status.signal() == Some(libc::SIGKILL) {
+            1
+        } else {
+            assert_eq!(status.code(), Some(17));
+            waiting.found_its_child();
+            match waiting.seen.answer.load(Ordering::Relaxed) {
+                answer if answer == -i64::from(libc::ENOSYS) => 2,
+                answer if answer == i64::from(std::process::id()) => 0,
+                answer => panic!("{answer}"),
+            }
+        };
+        outcomes[outcome] += 1;
+        if outcomes.iter().sum::<i32>() >= 300 && outcomes.iter().all(|&count| count >= 3) {
+            return;
+        }
+    }
+    panic!("not everything has happened: {outcomes:?}");
+}
+
+/// All that is done to the process, without a thread.
+fn attempt_alone(pid: i32) -> io::Result<OwnedFd> {
+    attempt(&Processes::open()?, open(pid)?.as_fd(), pid, &notifying(ASKED), 0)
+}
+
+#[test]
+fn only_a_process_that_waits_is_touched() {
+    let sleeping = Waiting::starting(|| false);
+    let begun = Instant::now();
+    assert_eq!(kind(listen_in(sleeping.pid, &notifying(ASKED), 0)), ErrorKind::WouldBlock);
+    assert!(begun.elapsed() >= PATIENCE);
+    assert_eq!(sleeping.status("Seccomp_filters"), "0");
+    may_listen_in(sleeping.pid).unwrap();
+    assert_eq!(kind(listen_in(std::process::id() as i32, &notifying(ASKED), 0)), ErrorKind::Unsupported);
+}
+
+#[test]
+fn a_process_that_is_about_to_wait_is_waited_for() {
+    let mut waiting = Waiting::starting(|| {
+        std::thread::sleep(Duration::from_millis(300));
+        true
+    });
+    let listener = listen_in(waiting.pid, &notifying(ASKED), 0).unwrap();
+    waiting.goes_on(&listener);
+}
+
+#[test]
+fn a_process_that_is_traced_or_listened_to_is_left_alone() {
+    let mut waiting = Waiting::new();
+    let pidfd = open(waiting.pid).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _traced = Target::seize(waiting.pid, pidfd.as_fd()).unwrap();
+            // Another thread than this one asks.
+            for result in [
+                may_listen_in(waiting.pid).map(|()| None),
+                listen_in(waiting.pid, &notifying(ASKED), 0).map(Some),
+            ] {
+                assert_eq!(result.unwrap_err().kind(), ErrorKind::ResourceBusy);
+            }
+        });
+    });
+    assert!(eventually(|| waiting.status("TracerPid") == "0"));
+    let listener = listen_in(waiting.pid, &notifying(ASKED), 0).unwrap();
+    let before = waiting.state();
+    assert_eq!(kind(listen_in(waiting.pid, &notifying(ASKED), 0)), ErrorKind::ResourceBusy);
+    assert_eq!(waiting.state(), before);
+    assert_eq!(waiting.status("Seccomp_filters"), "1");
+    waiting.goes_on(&listener);
+}
+
+#[test]
+fn privileges_are_asked_of_the_process_itself() {
+    for privileged in [false, true] {
+        let mut waiting = Waiting::prepared(|| {
+            // SAFETY: no memory is touched. The system call: the function of libc tells all threads, and there
+            // are none.
+            unsafe {
+                if privileged {
+                    libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+                }
+                libc::syscall(libc::SYS_setuid, 65534);
+                libc::prctl(libc::PR_SET_PDEATHSIG, 0);
+            }
+        });
+        let result = listen_in(waiting.pid, &notifying(ASKED), 0);
+        assert_eq!(may_listen_in(waiting.pid).is_ok(), privileged);
+        if privileged {
+            waiting.goes_on(&result.unwrap());
+        } else {
+            assert_eq!(kind(result), ErrorKind::PermissionDenied);
+            waiting.goes_on_alone();
+        }
+    }
+}
+
+#[test]
+fn what_the_kernel_refuses_there_leaves_no_trace() {
+    let mut waiting = Waiting::prepared(|| {
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the limit is read, and outlives the call.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) };
+    });
+    let before = waiting.state();
+    let error = listen_in(waiting.pid, &notifying(ASKED), 0).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+    assert_eq!(waiting.state(), before);
+    assert_eq!(waiting.status("Seccomp_filters"), "0");
+    waiting.goes_on_alone();
+}
+
+#[test]
+fn a_filter_that_cannot_be_is_found_out_before() {
+    let mut waiting = Waiting::new();
+    let falls_off = [step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
+    let too_long = vec![step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW); 70_000];
+    for (program, flags) in [
+        (&falls_off[..], 0),
+        (&[], 0),
+        (&too_long[..], 0),
+        (&too_long[..5000], 0),
+        (&notifying(ASKED), 1 << 20),
+        (&notifying(libc::SYS_close), 0),
+    ] {
+        assert_eq!(kind(listen_in(waiting.pid, program, flags)), ErrorKind::InvalidInput);
+    }
+    assert_eq!(waiting.status("Seccomp_filters"), "0");
+    // The longest that the kernel takes needs 32 KiB of the stack.
+    let listener = listen_in(waiting.pid, &too_long[..4096], 0).unwrap();
+    drop(listener);
+    waiting.goes_on_alone();
+}
+
+#[test]
+fn a_filter_that_is_in_the_way_is_found_out_by_a_child() {
+    let forbid = |action| {
+        [
+            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+            libc::sock_filter {
+                jf: 1,
+                ..step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::SYS_seccomp as u32)
+            },
+            step(libc::BPF_RET | libc::BPF_K, action),
+            step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+        ]
+    };
+    for (action, error) in [
+        (libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, ErrorKind::PermissionDenied),
+        (libc::SECCOMP_RET_ERRNO, ErrorKind::Unsupported),
+        (libc::SECCOMP_RET_TRAP, ErrorKind::PermissionDenied),
+        (libc::SECCOMP_RET_KILL_PROCESS, ErrorKind::PermissionDenied),
+    ] {
+        let mut waiting = Waiting::new();
+        let pid = waiting.pid;
+        // A thread of its own: the filter stays with it.
+        let result = std::thread::spawn(move || {
+            let program = forbid(action);
+            let argument = libc::sock_fprog { len: 4, filter: program.as_ptr().cast_mut() };
+            let mode = libc::SECCOMP_SET_MODE_FILTER;
+            // SAFETY: the program is read, and outlives the call.
+            unsafe {
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+                assert_eq!(libc::syscall(libc::SYS_seccomp, mode, 0, &raw const argument), 0);
+            }
+            assert_eq!(may_listen_in(pid).unwrap_err().kind(), error);
+            listen_in(pid, &notifying(ASKED), 0)
+        });
+        assert_eq!(kind(result.join().unwrap()), error, "{action:x}");
+        waiting.goes_on_alone();
+    }
+}
+
+#[test]
+fn a_process_that_has_ended_is_not_found() {
+    let waiting = Waiting::new();
+    waiting.signal(libc::SIGKILL);
+    assert!(eventually(|| waiting.status("State").starts_with('Z')));
+    for _ in ["zombie", "gone"] {
+        let is_not_found = |e: io::Error| e.kind() == ErrorKind::NotFound;
+        assert!(may_listen_in(waiting.pid).is_err_and(is_not_found));
+        assert!(listen_in(waiting.pid, &notifying(ASKED), 0).is_err_and(is_not_found));
+        if Processes::open().unwrap().process(waiting.pid).is_ok() {
+            waiting.end();
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_program_for_another_machine_is_left_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    // For 32-bit x86: mov $pause, %eax; int $0x80; jmp to the beginning.
+    const CODE: [u8; 9] = [0xb8, 29, 0, 0, 0, 0xcd, 0x80, 0xeb, 0xf7];
+    let mut program = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let header = [0x0003_0002_u32, 1, 0x0804_8054, 52, 0, 0, 0x0020_0034, 1, 0];
+    let segment = [1, 0, 0x0804_8000, 0x0804_8000, 0x100, 0x100, 5, 0x1000];
+    program.extend(header.into_iter().chain(segment).flat_map(u32::to_le_bytes));
+    program.extend(CODE);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("wait");
+    std::fs::write(&path, program).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let Ok(mut child) = Command::new(&path).spawn() else { return };
+    let pid = child.id() as i32;
+    if eventually(|| Processes::open().unwrap().system_call(pid).is_ok_and(|call| call.is_some())) {
+        assert_eq!(kind(listen_in(pid, &notifying(ASKED), 0)), ErrorKind::Unsupported);
+        assert_eq!(may_listen_in(pid).unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Not a test: the hook of the test below, which a shell waits for.
+#[test]
+fn hook_of_a_shell() {
+    let Some(expected) = std::env::var_os("COW_HOOKS_TEST_OF_A_SHELL") else { return };
+    // SAFETY: touches no memory.
+    let shell = unsafe { libc::getppid() };
+    let listener = listen_in(shell, &notifying(libc::SYS_uname), 0);
+    let code = match &listener {
+        Ok(_) if expected == "installed" => 7,
+        Err(e) if e.kind() == ErrorKind::ResourceBusy && expected == "busy" => 8,
+        _ => 9,
+    };
+    if let Ok(listener) = listener {
+        // SAFETY: the child answers until nobody is left, which is nothing but system calls.
+        let child = unsafe { libc::fork() };
+        while child == 0 && answer(&listener, 0, -libc::EPERM).is_some() {}
+    }
+    std::process::exit(code);
+}
+
+#[test]
+fn a_shell_goes_on_behind_the_filter_its_own_child_gave_it() {
+    // What it descends from is tried first, as its filters are the child's.
+    const SCRIPT: &str = r#"
+        hook="$0 --exact sys::remote::tests::hook_of_a_shell"
+        descriptors() { ls /proc/$$/fd >"$1"; }
+        descriptors "$1/before"
+        uname >/dev/null && echo "free"
+        COW_HOOKS_TEST_OF_A_SHELL=installed $hook >/dev/null 2>&1; echo "$?"
+        (exit 3); echo "$?"
+        uname >/dev/null 2>&1 || echo "filtered"
+        COW_HOOKS_TEST_OF_A_SHELL=busy $hook >/dev/null 2>&1; echo "$?"
+        descriptors "$1/after"
+        cmp "$1/before" "$1/after" && echo "same"
+    "#;
+    for shell in ["sh", "bash", "dash"] {
+        let (program, directory) = (std::env::current_exe().unwrap(), tempfile::tempdir().unwrap());
+        let Ok(output) = Command::new(shell).args(["-c", SCRIPT]).arg(program).arg(directory.path()).output()
+        else {
+            continue;
+        };
+        let output = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<_> = output.lines().collect();
+        assert_eq!(lines, ["free", "7", "3", "filtered", "8", "same"], "{shell}");
+    }
+}
+
+/// Not a test: how long it takes.
+#[test]
+#[ignore = "measures"]
+fn time() {
+    let mut times: Vec<_> = std::iter::repeat_with(|| {
+        let waiting = Waiting::new();
+        let begun = Instant::now();
+        may_listen_in(waiting.pid).unwrap();
+        let may = begun.elapsed();
+        let begun = Instant::now();
+        let listener = listen_in(waiting.pid, &notifying(ASKED), 0).unwrap();
+        let whole = begun.elapsed();
+        drop(listener);
+        let waiting = Waiting::new();
+        let begun = Instant::now();
+        let listener = attempt_alone(waiting.pid).unwrap();
+        let alone = begun.elapsed();
+        drop(listener);
+        [whole, alone, may]
+    })
+    .take(500)
+    .collect();
+    for (of, name) in ["listen_in", "of it, in the process", "may_listen_in"].into_iter().enumerate() {
+        times.sort_by_key(|times| times[of]);
+        println!("{name}: median {:?}, 99 % {:?}", times[250][of], times[495][of]);
+    }
+}

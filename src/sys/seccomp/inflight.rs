@@ -1,0 +1,77 @@
+//! Calls that were received and not yet answered, where another process can see them.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// Most threads that answer.
+pub const SLOTS: usize = 8;
+
+/// A page that this process and those it forks share.
+#[derive(Debug)]
+pub struct InFlight {
+    page: &'static [AtomicU64; SLOTS + 1],
+}
+
+impl InFlight {
+    /// A page with nothing on it. It lives as long as the process.
+    pub fn new() -> io::Result<InFlight> {
+        let length = size_of::<[AtomicU64; SLOTS + 1]>();
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory there is.
+        let page = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+            )?
+        };
+        // SAFETY: the mapping is zeroed, large enough, aligned to a page, and never unmapped; all access is atomic.
+        Ok(InFlight { page: unsafe { &*page.cast() } })
+    }
+
+    /// A call was received by the thread of `slot`.
+    pub fn begin(&self, slot: usize, id: u64) {
+        self.page[slot].store(id, Ordering::SeqCst);
+        self.page[SLOTS].fetch_max(id, Ordering::SeqCst);
+    }
+
+    /// It was answered.
+    pub fn end(&self, slot: usize) {
+        self.page[slot].store(0, Ordering::SeqCst);
+    }
+
+    /// Every call that may wait for an answer of a process that is no more: those that were noted, and those that
+    /// were received next, before they could be.
+    ///
+    /// The kernel numbers calls in order, from a random number on (`seccomp_next_notify_id` of `kernel/seccomp.c`).
+    pub fn left(&self) -> Vec<u64> {
+        let noted =
+            self.page[..SLOTS].iter().map(|slot| slot.swap(0, Ordering::SeqCst)).filter(|id| *id != 0);
+        let last = self.page[SLOTS].load(Ordering::SeqCst);
+        let mut left: Vec<u64> = noted.collect();
+        if last != 0 {
+            left.extend(last.saturating_sub(SLOTS as u64)..=last.saturating_add(SLOTS as u64));
+        }
+        left.sort_unstable();
+        left.dedup();
+        left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_answered_is_not_left() {
+        let calls = InFlight::new().unwrap();
+        assert_eq!(calls.left(), Vec::<u64>::new());
+        calls.begin(0, 1000);
+        calls.begin(1, 5000);
+        calls.end(1);
+        let left = calls.left();
+        assert!(left.contains(&1000) && left.contains(&5001));
+    }
+}
