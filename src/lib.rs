@@ -11,6 +11,7 @@
 //! - [`report`], [`logging`], [`exit`]: how results are shown.
 //! - [`transaction`]: begin, settle, recover; the story of one run of a package manager.
 //! - [`detach`]: finds unified files and gives their names private copies. [`unify`]: makes equal files one inode.
+//! - [`supervise`]: gives a process tree copy on write, call by call.
 //! - [`inspect`]: what a file is to us; pure. [`policy`]: what the administrator wants. [`package`]: what package
 //!   managers say they will touch. [`ledger`]: what was begun and not yet ended.
 //! - [`sys`]: the only room with unsafe code and the only one that writes to guests' files.
@@ -37,6 +38,7 @@ pub mod policy;
 pub mod report;
 #[path = "../hooks/rpm/plugin.rs"]
 pub mod rpm_plugin;
+pub mod supervise;
 pub mod sys;
 pub mod transaction;
 pub mod unify;

@@ -12,6 +12,7 @@ use cow_hooks::policy::Policy;
 use cow_hooks::sys::inode::{Inode, Time};
 use cow_hooks::sys::process::Processes;
 use cow_hooks::sys::root::Root;
+use cow_hooks::transaction::members::Cover;
 use cow_hooks::transaction::{Guest, Purpose, member};
 use proptest::prelude::*;
 use rustix::fs::{FlockOperation, IFlags};
@@ -497,10 +498,11 @@ fn privileged_any_tree_keeps_content_and_topology_detached_and_settled() {
             let id = Processes::open().unwrap().process(manager.0.id() as i32).unwrap().id;
             let purpose = Purpose {
                 front_end: "test",
-                member: Some(member(id, true)),
+                member: Some(member(id, Cover::Planned)),
                 dry_run: false,
                 hand_over: true,
                 progress: &Unwatched,
+                supervise: None,
             };
             let begun = work.begin(&purpose, |surveyor| surveyor.tree(Path::new("/usr"))).unwrap();
             prop_assert!(begun.outcome.failed.is_empty());

@@ -229,6 +229,32 @@ fn privileged_hard_links_of_a_guest_stay_hard_links() {
 }
 
 #[test]
+fn privileged_equal_files_and_hard_links_are_told_apart_when_they_are_made_private_again() {
+    if !privileged() {
+        return;
+    }
+    let farm = Farm::new("ext4");
+    // Where our hooks keep their state.
+    fs::create_dir_all(farm.path("g1/var/lib/cow-hooks")).unwrap();
+    let names =
+        ["one", "two", "equal", "example"].map(|name| farm.both(&format!("usr/bin/{name}"), "same").0);
+    let [one, two, equal, example] = &names;
+    fs::remove_file(two).unwrap();
+    fs::hard_link(one, two).unwrap();
+    farm.unify(&[]);
+    assert!(names.iter().all(|name| same_inode(name, one)));
+    let mut prepare = Command::new(env!("CARGO_BIN_EXE_cow-prepare"));
+    run(prepare.arg("-q").arg("--root").arg(farm.path("g1")).args(["/usr/bin"]));
+    assert!(same_inode(one, two));
+    assert!(!same_inode(one, equal) && !same_inode(one, example) && !same_inode(equal, example));
+    // And again, after the next time.
+    farm.unify(&[]);
+    assert!(names.iter().all(|name| same_inode(name, &farm.path("g2/usr/bin/one"))));
+    let links = fs::read(farm.path("g1/var/lib/cow-hooks/links")).unwrap();
+    assert_eq!(links, b"/usr/bin/one\0/usr/bin/two\0\0");
+}
+
+#[test]
 fn privileged_plain_links_between_guests_move_to_the_pool() {
     if !privileged() {
         return;

@@ -13,8 +13,18 @@ use cow_hooks::hook;
 fn main() -> ExitCode {
     hook::log();
     let mut arguments = std::env::args().skip(1);
-    let (Some(called), None) = (arguments.next(), arguments.next()) else { return usage() };
-    match called.as_str() {
+    let (Some(called), options, None) = (arguments.next(), arguments.next(), arguments.next()) else {
+        return usage();
+    };
+    match (called.as_str(), options) {
+        ("supervise", Some(options)) => hook::supervise(&options),
+        (_, Some(_)) => usage(),
+        (called, None) => by(called),
+    }
+}
+
+fn by(called: &str) -> ExitCode {
+    match called {
         "apt-pre" | "dpkg-pre" | "apt-post" | "dpkg-post" | "triggered" if hook::is_off() => {
             ExitCode::SUCCESS
         }
@@ -30,7 +40,8 @@ fn main() -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: cow-dpkg apt-pre|apt-post|dpkg-pre|dpkg-post|triggered|retire (called by apt and dpkg)"
+        "usage: cow-dpkg apt-pre|apt-post|dpkg-pre|dpkg-post|triggered|retire (called by apt and dpkg)\n       \
+         cow-dpkg supervise OPTIONS (called by its dpkg-pre, with a socket as input)"
     );
     ExitCode::from(2)
 }

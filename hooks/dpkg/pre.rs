@@ -13,10 +13,15 @@ use cow_hooks::package::apt::Stream;
 use cow_hooks::package::dpkg::{Change, Database, Invocation, Plan};
 use cow_hooks::policy::Policy;
 use cow_hooks::report::Reason;
-use cow_hooks::transaction::members::Member;
+use cow_hooks::supervise;
+use cow_hooks::sys::process::ProcessId;
+use cow_hooks::transaction::members::{Cover, Member};
 use cow_hooks::transaction::{Guest, member};
 
 use crate::caller::DpkgCaller;
+
+/// What supervises dpkg.
+const SUPERVISOR: &str = "/usr/libexec/cow-hooks/cow-dpkg";
 
 /// apt's `DPkg::Pre-Install-Pkgs`: the whole run, from the stream on standard input.
 pub fn apt() -> Decision {
@@ -38,8 +43,14 @@ pub fn apt() -> Decision {
     };
     // Older streams name no removals and no configuration.
     let covers = stream.version >= 2;
-    let apt = caller.caller.front_end().map(|process| member(process.id, covers));
-    prepare(&caller, "apt", apt, |_| (Change::of_stream(&stream), Vec::new()))
+    let apt = caller
+        .caller
+        .front_end()
+        .map(|process| member(process.id, if covers { Cover::Planned } else { Cover::Nothing }));
+    // Each dpkg is supervised by its own hook, which has the rights over it that this one has over its shell.
+    let shell = caller.caller.ancestors.first().map(|process| process.id);
+    let supervise = |apt: ProcessId| supervise::may_supervise(shell.unwrap_or(apt).pid);
+    prepare(&caller, "apt", apt, &supervise, |_| (Change::of_stream(&stream), Vec::new()))
 }
 
 /// dpkg's `pre-invoke`: what its command line says, unless apt's hook has planned for it.
@@ -48,10 +59,20 @@ pub fn dpkg() -> Decision {
         Ok(caller) => caller,
         Err(e) => return skipped(&Reason(e).to_string()),
     };
-    if caller.caller.covered_by().is_some() {
+    // Under another dpkg's supervision, in a maintainer script.
+    if supervise::is_supervised() {
         return Decision::GoOn;
     }
     let dpkg = caller.dpkg().map(|process| process.id);
+    match caller.caller.covered_by().map(|member| member.covers) {
+        None => {}
+        Some(Cover::Supervised) => match dpkg {
+            Some(dpkg) if begin(dpkg).is_ok() => return Decision::GoOn,
+            // What apt's hook could not foresee: this dpkg is prepared like one that was called without apt.
+            _ => {}
+        },
+        Some(_) => return Decision::GoOn,
+    }
     let invocation = dpkg.and_then(|id| {
         let line = caller.caller.processes.as_ref()?.command_line(id.pid).ok()?;
         Some(Invocation::parse(&line))
@@ -61,13 +82,26 @@ pub fn dpkg() -> Decision {
     }
     // Relative archives begin where dpkg is, and so do we.
     let base = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
-    prepare(&caller, "dpkg", dpkg.map(|id| member(id, true)), |database| match &invocation {
-        Some(invocation) => Change::of_invocation(invocation, database, &base),
-        None => (
-            everything(database),
-            vec!["dpkg's command line cannot be seen; all its files are prepared".into()],
-        ),
-    })
+    prepare(
+        &caller,
+        "dpkg",
+        dpkg.map(|id| member(id, Cover::Planned)),
+        &begin,
+        |database| match &invocation {
+            Some(invocation) => Change::of_invocation(invocation, database, &base),
+            None => (
+                everything(database),
+                vec!["dpkg's command line cannot be seen; all its files are prepared".into()],
+            ),
+        },
+    )
+}
+
+/// Has dpkg supervised: it, and what it starts.
+fn begin(dpkg: ProcessId) -> Result<(), supervise::Error> {
+    supervise::process(dpkg.pid, hook::supervisor(SUPERVISOR, ""))
+        .map(drop)
+        .inspect_err(|e| log::debug!("dpkg is not supervised: {e}"))
 }
 
 /// Whether apt passes dpkg another root or another database than the usual ones.
@@ -90,6 +124,7 @@ fn prepare(
     caller: &DpkgCaller,
     front_end: &str,
     member: Option<Member>,
+    supervise: &dyn Fn(ProcessId) -> Result<(), supervise::Error>,
     changes: impl FnOnce(&Database<'_>) -> (Vec<Change>, Vec<String>),
 ) -> Decision {
     let root = &caller.caller.root;
@@ -116,7 +151,10 @@ fn prepare(
     }
     let guest = Guest { root, policy: &policy };
     let run = Run { guest, front_end, program: "dpkg", member };
-    run.prepare(&manager, |surveyor| collect(surveyor, &plan, &policy))
+    let supervise = member.map(|member| move || supervise(member.id));
+    let supervise =
+        supervise.as_ref().map(|supervise| supervise as &dyn Fn() -> Result<(), supervise::Error>);
+    run.prepare(&manager, supervise, |surveyor| collect(surveyor, &plan, &policy))
 }
 
 /// Looks at all that the plan and the policy name.

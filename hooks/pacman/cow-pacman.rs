@@ -1,10 +1,8 @@
 //! What pacman's hooks call (alpm-hooks(5)): before it touches anything, and when it has run.
 
-use std::path::Path;
 use std::process::ExitCode;
 
-use cow_hooks::hook::caller::Caller;
-use cow_hooks::hook::paths::Called;
+use cow_hooks::hook::paths::{self, Called};
 use cow_hooks::hook::pre::Decision;
 use cow_hooks::hook::{self, pre};
 use cow_hooks::package::Managers;
@@ -30,10 +28,8 @@ fn main() -> ExitCode {
 
 fn called(work: impl FnOnce(Called<'_>, &Managers<'_>) -> Decision) -> Decision {
     // pacman changes its root to the guest's before it runs a hook.
-    let caller = match Caller::of(Path::new("/")) {
-        Ok(caller) => caller,
-        Err(e) => return pre::skipped(&Reason(e).to_string()),
-    };
-    let Some(policy) = hook::policy(&caller.root) else { return Decision::GoOn };
-    work(Called { caller: &caller, policy: &policy, program: "pacman" }, &Managers::new(&caller.root))
+    match paths::called("pacman", hook::policy, work) {
+        Ok(decision) => decision.unwrap_or(Decision::GoOn),
+        Err(e) => pre::skipped(&Reason(e).to_string()),
+    }
 }

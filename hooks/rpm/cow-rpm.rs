@@ -3,26 +3,33 @@
 //! A file trigger cannot stop rpm: nothing but `check` ever fails. Its refusal is an exit code that no program has which
 //! cannot even be started.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use cow_hooks::exit::Exit;
-use cow_hooks::hook::caller::Caller;
-use cow_hooks::hook::paths::Called;
+use cow_hooks::hook::paths::{self, Called};
 use cow_hooks::hook::pre::Decision;
 use cow_hooks::hook::{self, post};
 use cow_hooks::package::Managers;
-use cow_hooks::policy::Mode;
+use cow_hooks::policy::{Mode, Policy};
 use cow_hooks::report::Reason;
-use cow_hooks::transaction::Guest;
 
 fn main() -> ExitCode {
     hook::log();
     let mut arguments = std::env::args().skip(1);
-    let (Some(called), None) = (arguments.next(), arguments.next()) else { return usage() };
-    match called.as_str() {
+    let (Some(called), options, None) = (arguments.next(), arguments.next(), arguments.next()) else {
+        return usage();
+    };
+    match (called.as_str(), options) {
+        ("supervise", Some(options)) => hook::supervise(&options),
+        (_, Some(_)) => usage(),
+        (called, None) => by_paths(called),
+    }
+}
+
+fn by_paths(called: &str) -> ExitCode {
+    match called {
         "pre" | "post" | "check" if hook::is_off() => ExitCode::SUCCESS,
-        "pre" | "post" | "check" | "retire" => match run(&called) {
+        "pre" | "post" | "check" | "retire" => match run(called) {
             Decision::Refuse => Exit::Refused.into(),
             Decision::GoOn => ExitCode::SUCCESS,
         },
@@ -32,34 +39,28 @@ fn main() -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!("usage: cow-rpm pre|post|check|retire (called by rpm and its front ends, with paths as input)");
+    eprintln!("       cow-rpm supervise OPTIONS (called by rpm's plugin, with a socket as input)");
     ExitCode::from(2)
 }
 
 fn run(hook: &str) -> Decision {
-    let caller = match Caller::of(Path::new("/")) {
-        Ok(caller) => caller,
-        Err(e) => return hook::pre::skipped(&Reason(e).to_string()),
-    };
-    let Some(mut policy) = hook::any_policy(&caller.root) else { return Decision::GoOn };
-    let manager = Managers::new(&caller.root);
-    if hook == "retire" {
-        post::report(Guest { root: &caller.root, policy: &policy }.retire());
-        return Decision::GoOn;
+    match paths::called("rpm", hook::any_policy, |called, manager| work(hook, called, manager)) {
+        Ok(decision) => decision.unwrap_or(Decision::GoOn),
+        Err(e) => hook::pre::skipped(&Reason(e).to_string()),
     }
-    if policy.mode == Mode::Off {
-        return Decision::GoOn;
-    }
-    if hook == "pre" {
-        // rpm goes on whatever a trigger says: what is said must be true.
-        policy.mode = Mode::Warn;
-    }
-    let called = Called { caller: &caller, policy: &policy, program: "rpm" };
+}
+
+fn work(hook: &str, called: Called<'_>, manager: &Managers<'_>) -> Decision {
     match hook {
-        "pre" => called.pre(&manager),
-        "check" => called.check(),
-        _ => {
-            called.post(&manager);
-            Decision::GoOn
+        "retire" => post::report(called.guest().retire()),
+        _ if called.policy.mode == Mode::Off => {}
+        "pre" => {
+            // rpm goes on whatever a trigger says: what is said must be true.
+            let policy = Policy { mode: Mode::Warn, ..called.policy.clone() };
+            return Called { policy: &policy, ..called }.pre(manager);
         }
+        "check" => return called.check(),
+        _ => called.post(manager),
     }
+    Decision::GoOn
 }

@@ -6,6 +6,7 @@
 mod elements;
 pub mod ffi;
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -15,25 +16,28 @@ use rustix::fs::OFlags;
 
 use self::elements::Elements;
 use self::ffi::{Action, Plugin, Transaction};
-use crate::detach::Unwatched;
 use crate::detach::survey::Surveyor;
 use crate::hook::pre::{Decision, Run, refuse};
 use crate::hook::{self, post};
 use crate::logging;
 use crate::policy::{Mode, Policy};
 use crate::report::{Reason, Shown};
+use crate::supervise;
 use crate::sys::inode::{Inode, Kind};
 use crate::sys::outside::Outside;
 use crate::sys::process::{ProcessId, Processes};
 use crate::sys::resolve::Resolver;
 use crate::sys::root::Root;
-use crate::transaction::members::Member;
-use crate::transaction::{Guest, Purpose, member};
+use crate::transaction::members::{Cover, Member};
+use crate::transaction::{Guest, member};
 
 /// What rpm looks up: the name of the file, and `_hooks`.
 #[allow(unsafe_code, non_upper_case_globals)]
 #[unsafe(no_mangle)]
 pub static cowhooks_hooks: ffi::Hooks = ffi::hooks::<CowHooks>();
+
+/// What supervises rpm.
+const SUPERVISOR: &str = "/usr/libexec/cow-hooks/cow-rpm";
 
 /// The guest of a transaction set.
 #[derive(Debug)]
@@ -46,12 +50,18 @@ impl Target {
     fn guest(&self) -> Guest<'_> {
         Guest { root: &self.root, policy: &self.policy }
     }
+
+    fn run(&self, member: Member) -> Run<'_> {
+        Run { guest: self.guest(), front_end: "rpm", program: "rpm", member: Some(member) }
+    }
 }
 
 /// The plugin.
 #[derive(Debug)]
 pub struct CowHooks {
     target: Arc<Target>,
+    /// What rpm's configuration says beyond the policy's files.
+    options: String,
     open: Option<Open>,
 }
 
@@ -64,6 +74,8 @@ struct Open {
     package: OsString,
     /// This process is not rpm's own command but one that uses its library.
     in_front_end: bool,
+    /// rpm and its scriptlets run with copy on write: nothing is left to detach.
+    supervised: bool,
     /// rpm does not go into another root by `chroot(2)`.
     stays: bool,
     /// Where it does: a thread that stays outside, if there can be one.
@@ -81,7 +93,12 @@ impl Plugin for CowHooks {
         if let Err(e) = policy.adjust(options) {
             log::warn!("options of rpm's plugin: {e}; they are ignored");
         }
-        (policy.mode != Mode::Off).then(|| CowHooks { target: Arc::new(Target { root, policy }), open: None })
+        let options = options.to_owned();
+        (policy.mode != Mode::Off).then(|| CowHooks {
+            target: Arc::new(Target { root, policy }),
+            options,
+            open: None,
+        })
     }
 
     fn transaction_begins(&mut self, transaction: &Transaction<'_>) -> bool {
@@ -139,10 +156,11 @@ impl CowHooks {
         let planned = elements.touched(&[&database, &canonical]);
         let own = Processes::open().and_then(|processes| processes.own()).ok();
         let unknown = ProcessId { pid: std::process::id() as i32, start: 0 };
-        let member = member(own.as_ref().map_or(unknown, |process| process.id), true);
-        let guest = self.target.guest();
-        let run = Run { guest, front_end: "rpm", program: "rpm", member: Some(member) };
-        let decision = run.prepare(&elements, |surveyor| {
+        let member = member(own.as_ref().map_or(unknown, |process| process.id), Cover::Planned);
+        let supervised = Cell::new(false);
+        let supervise = || self.supervise().map(|()| supervised.set(true));
+        let run = self.target.run(member);
+        let decision = run.prepare(&elements, Some(&supervise), |surveyor| {
             surveyor.paths(&planned);
             surveyor.behind_symlinks(elements.regular());
             surveyor.patterns(&policy.prepare);
@@ -158,17 +176,24 @@ impl CowHooks {
             planned,
             package: OsString::new(),
             in_front_end: own.is_some_and(|process| process.command != "rpm"),
+            supervised: supervised.get(),
             stays,
             outside,
         });
         Ok(decision)
+    }
+
+    /// Has the calling thread supervised, and so rpm itself and all its scriptlets.
+    ///
+    fn supervise(&self) -> Result<(), supervise::Error> {
+        supervise::this_thread_by(hook::supervisor(SUPERVISOR, &self.options)).map(drop)
     }
 }
 
 impl Open {
     /// Detaches what the plan did not know of; whatever happens, rpm goes on.
     fn file(&self, target: &Arc<Target>, path: &Path, action: Action) {
-        if self.planned.contains(path) {
+        if self.supervised || self.planned.contains(path) {
             return;
         }
         let mut names = elements::names(path, action);
@@ -193,15 +218,8 @@ impl Open {
 
 /// In the middle of the transaction: it goes on whatever this comes to.
 fn detach(target: &Target, member: Member, names: &[PathBuf]) {
-    let purpose = Purpose {
-        front_end: "rpm",
-        member: Some(member),
-        dry_run: false,
-        hand_over: false,
-        progress: &Unwatched,
-    };
     let stays = |problem: String| log::warn!("{problem}; rpm may fail on it, or change other guests");
-    match target.guest().begin(&purpose, |surveyor| drop(surveyor.paths(names))) {
+    match target.run(member).begin(|surveyor| drop(surveyor.paths(names))) {
         Ok(begun) => begun.outcome.failed.iter().map(ToString::to_string).for_each(stays),
         Err(refusal) => stays(refusal.to_string()),
     }

@@ -4,15 +4,13 @@
 //! line, a body and a NUL byte. Standard error goes to zypper's log. Whatever happens here, zypper goes on.
 
 use std::io::{self, BufRead, Read, Write};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use cow_hooks::hook;
-use cow_hooks::hook::caller::Caller;
-use cow_hooks::hook::paths::Called;
+use cow_hooks::hook::paths::{self, Called};
 use cow_hooks::package::Managers;
 use cow_hooks::report::Reason;
 
@@ -51,12 +49,8 @@ fn main() -> ExitCode {
 
 fn called(work: impl FnOnce(Called<'_>, &Managers<'_>)) {
     // libzypp calls no plugins for another root.
-    let caller = match Caller::of(Path::new("/")) {
-        Ok(caller) => caller,
-        Err(e) => return log::warn!("{}", Reason(e)),
-    };
-    if let Some(policy) = hook::policy(&caller.root) {
-        work(Called { caller: &caller, policy: &policy, program: "zypper" }, &Managers::new(&caller.root));
+    if let Err(e) = paths::called("zypper", hook::policy, work) {
+        log::warn!("{}", Reason(e));
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bar;
 pub mod prepare;
+pub mod run;
 pub mod status;
 pub mod unify;
 

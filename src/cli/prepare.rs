@@ -93,6 +93,7 @@ pub fn main() -> Exit {
         dry_run: arguments.dry_run,
         hand_over: true,
         progress: &bar,
+        supervise: None,
     };
     let mut missing = Vec::new();
     match guest.begin(&purpose, |surveyor| missing = collect(&root, surveyor, &paths)) {
@@ -208,7 +209,7 @@ fn refused(refusal: &Refusal) -> Exit {
 }
 
 fn report(arguments: &Arguments, begun: Begun, missing: Vec<Problem>) -> Exit {
-    let Begun { survey, outcome, recovered } = begun;
+    let Begun { survey, outcome, recovered, .. } = begun;
     let mut problems = missing;
     problems.extend(
         survey.unseen.into_iter().map(|e| Problem { path: e.path, reason: Reason(e.source).to_string() }),

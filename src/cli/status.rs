@@ -2,6 +2,7 @@
 
 mod file;
 mod summary;
+mod supervision;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser};
 use serde::Serialize;
 
+use self::supervision::Supervision;
 use super::{failed, guest, guest_path};
 use crate::exit::Exit;
 use crate::report::{Reason, Shown};
@@ -41,6 +43,8 @@ struct Report {
     /// The guest's transactions; with paths, they were not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     guest: Option<summary::State>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    supervision: Option<Supervision>,
     trees: Vec<summary::Tree>,
     files: Vec<file::File>,
 }
@@ -73,6 +77,7 @@ fn collect(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<(Report, E
     let mut resolver = Resolver::new(guest.root);
     if arguments.paths.is_empty() {
         report.guest = Some(summary::State::read(guest)?);
+        report.supervision = Some(Supervision::of(guest));
         report.trees.push(summary::Tree::walk(guest, PathBuf::from("/"), &mut exit));
     }
     for path in &arguments.paths {
@@ -118,6 +123,9 @@ fn print(report: &Report, arguments: &Arguments) -> io::Result<()> {
     }
     if let Some(state) = &report.guest {
         state.print(&mut out)?;
+    }
+    if let Some(supervision) = &report.supervision {
+        supervision.print(&mut out)?;
     }
     for file in &report.files {
         file.print(&mut out)?;

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::Watch;
 use super::preflight::Refusal;
 use super::survey::Found;
+use crate::ledger::hardlinks::HardLinks;
 use crate::ledger::store::{STATE_DIR, Store};
 use crate::ledger::{Copy, Entry, Intent, Ledger};
 use crate::parallel;
@@ -56,6 +57,16 @@ pub struct Outcome {
     pub leaked: Vec<PathBuf>,
 }
 
+/// How a batch is detached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// Many files, before a run: all filesystems are flushed before the first name changes and after the last.
+    Batch,
+    /// The names of one file, for a process that waits: its copy's data alone is flushed; the caller keeps the shared inode recorded
+    /// until that is. A lock on it may be that process's own, and is not insisted on.
+    Single,
+}
+
 /// Detaches a batch of unified files.
 #[derive(Debug)]
 pub struct Detacher<'a> {
@@ -67,6 +78,8 @@ pub struct Detacher<'a> {
     pub patience: Duration,
     /// Whether the originals stay in the stash.
     pub keep: bool,
+    /// How that is done.
+    pub manner: Manner,
     /// Told of each file as it is copied.
     pub progress: &'a dyn Watch,
 }
@@ -154,7 +167,9 @@ impl Detacher<'_> {
         }
         // The names have changed: what fails from here on is recovery's to end, not a refusal.
         let durable = self.sync(&jobs).and_then(|()| Ok(ledger.detached(&done, &over)?));
-        gate::linger();
+        if self.manner == Manner::Batch {
+            gate::linger();
+        }
         drop(held);
         if let Err(e) = durable {
             log::warn!("{e}; the next run ends what was begun");
@@ -191,14 +206,23 @@ impl Detacher<'_> {
         Ok(intents)
     }
 
-    /// Copies each inode once; the further names of one inode become links of its copy.
+    /// Copies each file once; its further names become links of the copy.
     fn copy_all(&self, jobs: &[Job]) -> Result<u64, Refusal> {
-        let mut leaders: HashMap<InodeId, &Job> = HashMap::new();
+        let links = match self.manner {
+            Manner::Batch => {
+                HardLinks::read(self.root).inspect_err(|e| log::debug!("hard links: {}", Reason(e)))
+            }
+            Manner::Single => Ok(HardLinks::default()),
+        };
+        let links = links.unwrap_or_default();
+        let paths: Vec<PathBuf> = jobs.iter().map(|job| job.entry.intent.place.path()).collect();
+        let file = |job: &Job, path| (job.inode.id, links.file(path));
+        let mut leaders: HashMap<(InodeId, Option<&Path>), &Job> = HashMap::new();
         let mut by_dir: BTreeMap<&Path, Vec<&Job>> = BTreeMap::new();
         let mut followers = Vec::new();
-        for job in jobs {
-            match leaders.entry(job.inode.id) {
-                Slot::Occupied(_) => followers.push(job),
+        for (job, path) in jobs.iter().zip(&paths) {
+            match leaders.entry(file(job, path)) {
+                Slot::Occupied(_) => followers.push((job, path)),
                 Slot::Vacant(slot) => {
                     slot.insert(job);
                     by_dir.entry(&job.entry.intent.place.dir).or_default().push(job);
@@ -211,9 +235,8 @@ impl Detacher<'_> {
             bytes += copied?;
         }
         let mut dirs = Directories::new(self.root);
-        for follower in followers {
-            let leader = leaders[&follower.inode.id];
-            let path = follower.entry.intent.place.path();
+        for (follower, path) in followers {
+            let leader = leaders[&file(follower, path)];
             let at = |source| Refusal::Copy { path: path.clone(), source };
             let from_dir =
                 dirs.open(&leader.entry.intent.place.dir).map_err(at)?.try_clone_to_owned().map_err(at)?;
@@ -225,7 +248,7 @@ impl Detacher<'_> {
                 // The leader's name is gone, or a mount or project lies between the two: another copy.
                 Err(Errno::NOENT | Errno::XDEV) => {
                     bytes += self.copy_in(&follower.entry.intent.place.dir, &[follower])?;
-                    leaders.insert(follower.inode.id, follower);
+                    leaders.insert(file(follower, path), follower);
                 }
                 Err(e) => return Err(at(e.into())),
             }
@@ -238,10 +261,15 @@ impl Detacher<'_> {
         let mut bytes = 0;
         let fail = |name: &Job, source| Refusal::Copy { path: name.entry.intent.place.path(), source };
         let dir_fd = self.root.open_dir(dir).map_err(|e| fail(jobs[0], e))?;
+        let modified = Inode::of(&dir_fd).map(|inode| inode.mtime);
         for job in jobs {
             let copied = self.copy_one(&copier, dir_fd.as_fd(), job).map_err(|e| fail(job, e))?;
             self.progress.add(1, copied);
             bytes += copied;
+        }
+        if jobs.iter().any(|job| job.entry.intent.beside) {
+            let kept = modified.and_then(|modified| times::set_modified(&dir_fd, modified));
+            kept.unwrap_or_else(|e| log::debug!("{}: {}", Shown(dir), Reason(e)));
         }
         Ok(bytes)
     }
@@ -261,7 +289,11 @@ impl Detacher<'_> {
         }
         let name = job.entry.temporary();
         let to = self.temporary(&job.entry, dir, &name);
-        let (_, bytes) = copier.copy(&source, &now, to.dir, to.name)?;
+        let (copy, bytes) = copier.copy(&source, &now, to.dir, to.name)?;
+        // Shared blocks are on disk already.
+        if self.manner == Manner::Single && bytes > 0 {
+            rustix::fs::fdatasync(&copy)?;
+        }
         Ok(bytes)
     }
 
@@ -290,8 +322,11 @@ impl Detacher<'_> {
         }
     }
 
-    /// Flushes each filesystem of the batch.
+    /// Flushes each filesystem of the batch, in that manner.
     fn sync(&self, jobs: &[Job]) -> Result<(), Refusal> {
+        if self.manner == Manner::Single {
+            return Ok(());
+        }
         let mut done = Vec::new();
         for job in jobs {
             if done.contains(&job.inode.id.dev) {
@@ -353,7 +388,11 @@ impl Detacher<'_> {
     }
 
     fn change(&self, name: Name<'_>, temporary: Name<'_>, job: &Job) -> Result<swap::Change, Unswapped> {
-        let shared = match Shared::lock_at(name.dir, name.name, self.patience) {
+        let locked = match self.manner {
+            Manner::Batch => Shared::lock_at(name.dir, name.name, self.patience),
+            Manner::Single => Shared::try_lock_at(name.dir, name.name, self.patience),
+        };
+        let shared = match locked {
             Ok(shared) => shared,
             Err(e) if is_absent(&e) => return Err(Unswapped::Replaced),
             Err(e) => return Err(Unswapped::from(&e)),

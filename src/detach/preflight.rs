@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -65,6 +66,9 @@ pub enum Refusal {
         /// What the system says.
         source: io::Error,
     },
+    /// The policy wants the run supervised, and it cannot be.
+    #[error("the run cannot be supervised: {0}")]
+    Unsupervised(crate::supervise::Error),
     /// The intents could not be made durable.
     #[error(transparent)]
     Ledger(#[from] crate::ledger::Error),
@@ -87,18 +91,26 @@ impl Refusal {
                     needed.saturating_sub(*available)
                 )
             }
-            Refusal::Copy { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space".into(),
-                _ => "mend the cause, then try again".into(),
-            },
+            Refusal::Copy { source, .. } | Refusal::State { source, .. } if is_full(source) => {
+                "free some space".into()
+            }
+            Refusal::Copy { .. } => "mend the cause, then try again".into(),
             Refusal::State { path, .. } => format!("make {} writable for root", Shown(path)),
+            Refusal::Unsupervised(e) => {
+                format!("{}, or set `supervise` in cow-hooks.toml to auto", e.remedy())
+            }
             Refusal::Ledger(_) => "free some space, or look at the permissions of /var/lib/cow-hooks".into(),
         }
     }
 }
 
-/// Refuses what cannot be carried through for all of `unified`.
-pub fn check(root: &Root, unified: &[Found], reserve: u64) -> Result<(), Refusal> {
+fn is_full(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Refuses what cannot be carried through for all of `unified`. `reserve` is what copies of them must leave free; none
+/// where they are not to be copied beforehand.
+pub fn check(root: &Root, unified: &[Found], reserve: Option<u64>) -> Result<(), Refusal> {
     let mut by_mount: HashMap<(u64, u64), Vec<&Found>> = HashMap::new();
     for found in unified {
         by_mount.entry((found.inode.id.dev, found.inode.mount)).or_default().push(found);
@@ -110,14 +122,8 @@ pub fn check(root: &Root, unified: &[Found], reserve: u64) -> Result<(), Refusal
         if filesystem::is_read_only(&dir).map_err(at)? {
             return Err(Refusal::ReadOnly { path });
         }
-        let fresh = open_source(root, files[0]).is_ok_and(|source| filesystem::shares_blocks(source, &dir));
-        let mut seen = HashSet::new();
-        let copies = files.iter().filter(|found| seen.insert(found.inode.id));
-        let data = |found: &&&Found| if fresh { 0 } else { found.inode.allocated };
-        let needed: u64 = copies.map(|found| data(&found) + OVERHEAD).sum::<u64>().saturating_add(reserve);
-        let available = filesystem::available(&dir).map_err(at)?;
-        if needed > available {
-            return Err(Refusal::Space { path, files: seen.len() as u64, needed, available });
+        if let Some(reserve) = reserve {
+            check_space(root, files, &dir, reserve)?;
         }
         if let Some(immutable) = files.iter().find(|found| found.inode.immutable) {
             may_change_immutable(root, &immutable.place.dir)
@@ -127,7 +133,22 @@ pub fn check(root: &Root, unified: &[Found], reserve: u64) -> Result<(), Refusal
     Ok(())
 }
 
-fn open_source(root: &Root, found: &Found) -> io::Result<std::os::fd::OwnedFd> {
+fn check_space(root: &Root, files: &[&Found], dir: &OwnedFd, reserve: u64) -> Result<(), Refusal> {
+    let path = files[0].place.path();
+    let fresh = open_source(root, files[0]).is_ok_and(|source| filesystem::shares_blocks(source, dir));
+    let mut seen = HashSet::new();
+    let copies = files.iter().filter(|found| seen.insert(found.inode.id));
+    let data = |found: &&&Found| if fresh { 0 } else { found.inode.allocated };
+    let needed: u64 = copies.map(|found| data(&found) + OVERHEAD).sum::<u64>().saturating_add(reserve);
+    let available =
+        filesystem::available(dir).map_err(|source| Refusal::Copy { path: path.clone(), source })?;
+    if needed <= available {
+        return Ok(());
+    }
+    Err(Refusal::Space { path, files: seen.len() as u64, needed, available })
+}
+
+fn open_source(root: &Root, found: &Found) -> io::Result<OwnedFd> {
     root.open_at(&found.place.path(), OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK)
 }
 

@@ -42,7 +42,7 @@ impl Caller {
         self.ancestors.iter().find(|process| process.command == program)
     }
 
-    /// The living member that has already planned for what this hook's caller is about to do.
+    /// The living member that has already planned for what this hook's caller is about to do, or had it looked at.
     pub fn covered_by(&self) -> Option<Member> {
         let store = Store::existing(&self.root).ok()??;
         Members::open(&store).ok()?.covering(&self.ancestors).ok()?

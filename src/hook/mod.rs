@@ -7,7 +7,12 @@ pub mod paths;
 pub mod post;
 pub mod pre;
 
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
 use crate::policy::{Mode, Policy};
+use crate::report::Reason;
+use crate::supervise::{self, Options};
 use crate::sys::root::Root;
 
 /// The environment variable that switches everything off for one run, by the value `off`.
@@ -25,6 +30,30 @@ pub fn log() {
 
 fn is_set_to(value: &str) -> bool {
     std::env::var_os(SWITCH).is_some_and(|set| set == value)
+}
+
+/// The program that is called to supervise a package manager, with `options` over the policy of the guest.
+///
+/// A program of its own: the hook has threads, or a database open, that a mere fork would not take along.
+pub fn supervisor(program: &str, options: &str) -> Command {
+    let mut command = Command::new(program);
+    command.arg("supervise").arg(options);
+    command
+}
+
+/// What that program does: returns when the supervisor goes on by itself.
+pub fn supervise(options: &str) -> ExitCode {
+    let policy = Root::open(Path::new("/")).ok().and_then(|root| any_policy(&root));
+    let Some(mut policy) = policy else { return ExitCode::FAILURE };
+    // Whoever was given them has said what is wrong with them.
+    let _ = policy.adjust(options);
+    match supervise::serve(Options { policy, keep: true, unprotected: false, talk: None }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            log::debug!("{}", Reason(e));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The guest's policy; none where it switches the hooks off.

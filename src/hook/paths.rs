@@ -2,17 +2,19 @@
 //! that are told only when one begins and ends: libzypp's.
 
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::caller::Caller;
 use super::post;
 use super::pre::{Decision, Run, refuse};
 use crate::detach::survey::Surveyor;
 use crate::ledger::store::{STATE_DIR, Store};
-use crate::package::{PackageManager, lists};
+use crate::package::{Managers, PackageManager, lists};
 use crate::policy::Policy;
 use crate::report::Reason;
-use crate::transaction::members::Members;
+use crate::supervise;
+use crate::sys::root::Root;
+use crate::transaction::members::{Cover, Members};
 use crate::transaction::{Guest, member};
 
 /// What a package manager calls its hook with.
@@ -26,8 +28,25 @@ pub struct Called<'a> {
     pub program: &'a str,
 }
 
+/// Does `work` for `program`, which works in the root we are in; nothing where there is no policy.
+///
+/// # Errors
+/// The root cannot be opened.
+pub fn called<T>(
+    program: &str,
+    policy: impl FnOnce(&Root) -> Option<Policy>,
+    work: impl FnOnce(Called<'_>, &Managers<'_>) -> T,
+) -> io::Result<Option<T>> {
+    let caller = Caller::of(Path::new("/"))?;
+    let policy = policy(&caller.root);
+    Ok(policy.map(|policy| {
+        work(Called { caller: &caller, policy: &policy, program }, &Managers::new(&caller.root))
+    }))
+}
+
 impl<'a> Called<'a> {
-    fn guest(&self) -> Guest<'a> {
+    /// The guest, as its policy says.
+    pub fn guest(&self) -> Guest<'a> {
         Guest { root: &self.caller.root, policy: self.policy }
     }
 
@@ -41,13 +60,13 @@ impl<'a> Called<'a> {
                 return refuse(self.policy, self.program, &[reason], "try again");
             }
         };
-        if self.caller.covered_by().is_some() {
+        if supervise::is_supervised() || self.caller.covered_by().is_some() {
             return Decision::GoOn;
         }
-        let process = self.caller.front_end().map(|process| member(process.id, false));
+        let process = self.caller.front_end().map(|process| member(process.id, Cover::Nothing));
         let run =
             Run { guest: self.guest(), front_end: self.program, program: self.program, member: process };
-        run.prepare(manager, |surveyor| collect(surveyor, &paths, self.policy))
+        run.prepare(manager, None, |surveyor| collect(surveyor, &paths, self.policy))
     }
 
     /// Whether what [`Called::pre`] would do can be done; does nothing.
@@ -71,7 +90,7 @@ impl<'a> Called<'a> {
     /// A run begins whose single steps plan for themselves: none of them is to settle.
     pub fn join(&self) {
         let Some(process) = self.caller.front_end() else { return };
-        let member = member(process.id, false);
+        let member = member(process.id, Cover::Nothing);
         let joined = Store::open(&self.caller.root).and_then(|store| Members::open(&store)?.join(member));
         // Each step settles by itself then.
         joined.unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));

@@ -4,13 +4,15 @@ use std::process::ExitCode;
 
 use super::SWITCH;
 use crate::detach::Unwatched;
+use crate::detach::preflight::Refusal;
 use crate::detach::survey::Surveyor;
 use crate::inspect::Verdict;
 use crate::package::PackageManager;
 use crate::policy::{Mode, Policy};
 use crate::report::{Reason, Shown, size};
+use crate::supervise;
 use crate::transaction::members::Member;
-use crate::transaction::{Begun, Guest, Purpose};
+use crate::transaction::{Begun, Guest, Purpose, Supervise};
 
 /// Whether the package manager may go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,9 @@ impl From<Decision> for ExitCode {
     }
 }
 
+/// Begins to supervise a run.
+pub type Start<'a> = dyn Fn() -> Result<(), supervise::Error> + 'a;
+
 /// A run of a package manager that is about to begin.
 #[derive(Clone, Copy, Debug)]
 pub struct Run<'a> {
@@ -46,10 +51,16 @@ pub struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// Detaches what `collect` finds to be unified, says what that came to, and decides.
-    pub fn prepare(&self, manager: &dyn PackageManager, collect: impl FnOnce(&mut Surveyor<'a>)) -> Decision {
-        let Run { guest, front_end, member, .. } = *self;
-        let purpose = Purpose { front_end, member, dry_run: false, hand_over: true, progress: &Unwatched };
-        match guest.begin(&purpose, collect) {
+    ///
+    /// `supervise` has the run supervised instead, where there is something to protect.
+    pub fn prepare(
+        &self,
+        manager: &dyn PackageManager,
+        supervise: Option<&Start<'_>>,
+        collect: impl FnOnce(&mut Surveyor<'a>),
+    ) -> Decision {
+        let needed = || self.guest.has_protected(manager);
+        match self.begin_with(supervise.map(|start| Supervise { needed: &needed, start }), collect) {
             Err(refusal) => self.refuse(&[refusal.to_string()], &refusal.remedy()),
             Ok(begun) => {
                 self.report(&begun);
@@ -59,13 +70,32 @@ impl<'a> Run<'a> {
                 let decision = self.stayed_unified(&begun);
                 if decision == Decision::Refuse {
                     // Nothing will run: give back what was detached for it.
-                    let done: Vec<_> = member.iter().map(|member| member.id).collect();
-                    let settled = guest.finish(&done, manager);
+                    let done: Vec<_> = self.member.iter().map(|member| member.id).collect();
+                    let settled = self.guest.finish(&done, manager);
                     settled.map(drop).unwrap_or_else(|e| log::warn!("{e}"));
                 }
                 decision
             }
         }
+    }
+
+    /// Detaches what `collect` finds to be unified, and says nothing.
+    ///
+    /// # Errors
+    /// As [`Guest::begin`].
+    pub fn begin(&self, collect: impl FnOnce(&mut Surveyor<'a>)) -> Result<Begun, Refusal> {
+        self.begin_with(None, collect)
+    }
+
+    fn begin_with(
+        &self,
+        supervise: Option<Supervise<'_>>,
+        collect: impl FnOnce(&mut Surveyor<'a>),
+    ) -> Result<Begun, Refusal> {
+        let Run { guest, front_end, member, .. } = *self;
+        let purpose =
+            Purpose { front_end, member, dry_run: false, hand_over: true, progress: &Unwatched, supervise };
+        guest.begin(&purpose, collect)
     }
 
     fn stayed_unified(&self, begun: &Begun) -> Decision {

@@ -3,6 +3,7 @@
 //!
 //! An entry is durable before the name it speaks of is touched, and forgotten when nothing is owed any more.
 
+pub mod hardlinks;
 mod schema;
 pub mod store;
 
@@ -15,6 +16,7 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 
 use crate::report::{Reason, Shown};
 use crate::sys::inode::{InodeId, Time};
+use crate::sys::process::ProcessId;
 use crate::sys::resolve::Place;
 
 /// What went wrong with the ledger.
@@ -145,6 +147,19 @@ pub fn temporary(id: i64, beside: bool) -> OsString {
     OsString::from(if beside { format!(".cow-{id}") } else { id.to_string() })
 }
 
+/// A shared inode whose flag a living process may clear at any time, for a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The process.
+    pub owner: ProcessId,
+    /// The inode.
+    pub inode: InodeId,
+    /// Its file handle, where the filesystem has handles.
+    pub handle: Option<Vec<u8>>,
+    /// A name it had.
+    pub place: Place,
+}
+
 /// How a run of a package manager began and ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -217,36 +232,47 @@ impl Ledger {
 
     /// Records intents, durably, and numbers them.
     pub fn record(&mut self, intents: &[Intent]) -> Result<Vec<Entry>, Error> {
-        let work = |db: &mut Connection| -> rusqlite::Result<Vec<Entry>> {
-            schema::set_durable(db, true)?;
-            let tx = db.transaction()?;
-            let mut entries = Vec::with_capacity(intents.len());
-            {
-                let mut insert = tx.prepare(
-                    "INSERT INTO entry (state, dir, name, dev, ino, handle, immutable, size, beside, keep)
-                     VALUES ('detaching', ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-                )?;
-                for intent in intents {
-                    insert.execute(params![
-                        intent.place.dir.as_os_str().as_bytes(),
-                        intent.place.name.as_bytes(),
-                        intent.original.dev as i64,
-                        intent.original.ino as i64,
-                        intent.handle,
-                        intent.immutable,
-                        intent.size as i64,
-                        intent.beside,
-                        intent.keep,
-                    ])?;
-                    let id = tx.last_insert_rowid();
-                    entries.push(Entry { id, state: State::Detaching, intent: intent.clone(), copy: None });
-                }
+        self.insert(intents, State::Detaching, true).map_err(|e| self.error(e))
+    }
+
+    /// Records a name whose original is about to go to the stash, while another file takes the name.
+    ///
+    /// Not durable: where the machine dies the stash is emptied, and the name has its new file or the old one.
+    pub fn record_replaced(&mut self, intent: &Intent) -> Result<Entry, Error> {
+        let mut entries =
+            self.insert(std::slice::from_ref(intent), State::Detached, false).map_err(|e| self.error(e))?;
+        entries.pop().ok_or_else(|| self.error(rusqlite::Error::QueryReturnedNoRows))
+    }
+
+    fn insert(&mut self, intents: &[Intent], state: State, durable: bool) -> rusqlite::Result<Vec<Entry>> {
+        schema::set_durable(&self.db, durable)?;
+        let tx = self.db.transaction()?;
+        let mut entries = Vec::with_capacity(intents.len());
+        {
+            let mut insert = tx.prepare_cached(
+                "INSERT INTO entry (state, dir, name, dev, ino, handle, immutable, size, beside, keep)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            )?;
+            for intent in intents {
+                insert.execute(params![
+                    state.as_str(),
+                    intent.place.dir.as_os_str().as_bytes(),
+                    intent.place.name.as_bytes(),
+                    intent.original.dev as i64,
+                    intent.original.ino as i64,
+                    intent.handle,
+                    intent.immutable,
+                    intent.size as i64,
+                    intent.beside,
+                    intent.keep,
+                ])?;
+                let id = tx.last_insert_rowid();
+                entries.push(Entry { id, state, intent: intent.clone(), copy: None });
             }
-            tx.commit()?;
-            schema::set_durable(db, false)?;
-            Ok(entries)
-        };
-        work(&mut self.db).map_err(|e| self.error(e))
+        }
+        tx.commit()?;
+        schema::set_durable(&self.db, false)?;
+        Ok(entries)
     }
 
     /// Records that these names have their private copies, and forgets the entries `forgotten`.
@@ -299,6 +325,60 @@ impl Ledger {
             schema::set_durable(db, false)
         };
         work(&mut self.db).map_err(|e| self.error(e))
+    }
+
+    /// Records, durably, which inodes' flags may be cleared.
+    pub fn announce(&mut self, windows: &[Window]) -> Result<(), Error> {
+        let work = |db: &mut Connection| -> rusqlite::Result<()> {
+            schema::set_durable(db, true)?;
+            let tx = db.transaction()?;
+            {
+                let mut insert = tx.prepare_cached(
+                    "INSERT INTO window (owner, started, dev, ino, handle, dir, name)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                )?;
+                for window in windows {
+                    insert.execute(params![
+                        window.owner.pid,
+                        window.owner.start as i64,
+                        window.inode.dev as i64,
+                        window.inode.ino as i64,
+                        window.handle,
+                        window.place.dir.as_os_str().as_bytes(),
+                        window.place.name.as_bytes(),
+                    ])?;
+                }
+            }
+            tx.commit()?;
+            schema::set_durable(db, false)
+        };
+        work(&mut self.db).map_err(|e| self.error(e))
+    }
+
+    /// Every window that was announced.
+    pub fn windows(&self) -> Result<Vec<Window>, Error> {
+        let work = || -> rusqlite::Result<Vec<Window>> {
+            let mut select = self.db.prepare("SELECT * FROM window")?;
+            let rows = select.query_map([], |row| {
+                Ok(Window {
+                    owner: ProcessId { pid: row.get("owner")?, start: row.get::<_, i64>("started")? as u64 },
+                    inode: read_inode(row)?,
+                    handle: row.get("handle")?,
+                    place: read_place(row)?,
+                })
+            })?;
+            rows.collect()
+        };
+        work().map_err(|e| self.error(e))
+    }
+
+    /// Forgets what a process has announced: its windows are closed, and that is on disk.
+    pub fn withdraw(&mut self, owner: ProcessId) -> Result<(), Error> {
+        let delete = self.db.execute(
+            "DELETE FROM window WHERE owner = ?1 AND started = ?2",
+            params![owner.pid, owner.start as i64],
+        );
+        delete.map(drop).map_err(|e| self.error(e))
     }
 
     /// Every entry, oldest first.
@@ -384,8 +464,16 @@ impl Ledger {
     }
 }
 
+fn read_place(row: &Row<'_>) -> rusqlite::Result<Place> {
+    let bytes = |name: &str| row.get::<_, Vec<u8>>(name).map(OsString::from_vec);
+    Ok(Place { dir: PathBuf::from(bytes("dir")?), name: bytes("name")? })
+}
+
+fn read_inode(row: &Row<'_>) -> rusqlite::Result<InodeId> {
+    Ok(InodeId { dev: row.get::<_, i64>("dev")? as u64, ino: row.get::<_, i64>("ino")? as u64 })
+}
+
 fn read_entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
-    let bytes = |name: &str| row.get::<_, Vec<u8>>(name);
     let word: String = row.get("state")?;
     let state = State::parse(&word).ok_or(rusqlite::Error::InvalidQuery)?;
     let copy = match row.get::<_, Option<i64>>("copy_ino")? {
@@ -396,11 +484,8 @@ fn read_entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         }
     };
     let intent = Intent {
-        place: Place {
-            dir: PathBuf::from(OsString::from_vec(bytes("dir")?)),
-            name: OsString::from_vec(bytes("name")?),
-        },
-        original: InodeId { dev: row.get::<_, i64>("dev")? as u64, ino: row.get::<_, i64>("ino")? as u64 },
+        place: read_place(row)?,
+        original: read_inode(row)?,
         handle: row.get("handle")?,
         immutable: row.get("immutable")?,
         size: row.get::<_, i64>("size")? as u64,

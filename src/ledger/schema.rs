@@ -5,7 +5,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 /// Version of the tables, kept in `PRAGMA user_version`.
-pub const VERSION: i64 = 1;
+pub const VERSION: i64 = 2;
 
 const TABLES: &str = "
     CREATE TABLE entry (
@@ -39,6 +39,19 @@ const TABLES: &str = "
     INSERT INTO sqlite_sequence (name, seq) VALUES ('entry', unixepoch() * 1000000);
 ";
 
+/// What version 1 did not have.
+const WINDOWS: &str = "
+    CREATE TABLE window (
+        owner   INTEGER NOT NULL,
+        started INTEGER NOT NULL,
+        dev     INTEGER NOT NULL,
+        ino     INTEGER NOT NULL,
+        handle  BLOB,
+        dir     BLOB NOT NULL,
+        name    BLOB NOT NULL
+    ) STRICT;
+";
+
 /// The version of the tables.
 pub fn version(db: &Connection) -> rusqlite::Result<i64> {
     db.pragma_query_value(None, "user_version", |row| row.get(0))
@@ -58,13 +71,22 @@ pub fn prepare(db: &Connection) -> rusqlite::Result<i64> {
     set_durable(db, false)?;
     let found = version(db)?;
     if found == 0 {
-        db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?;
-        return Ok(VERSION);
+        return make(db, &format!("{TABLES} {WINDOWS}"));
+    }
+    if found == 1 {
+        return make(db, WINDOWS);
     }
     if found == VERSION {
         // A table that is missing or lacks a column fails here, not in the middle of a run.
         db.prepare("SELECT id, state, copy_ctime_ns FROM entry LIMIT 1")?;
         db.prepare("SELECT id, failed FROM run LIMIT 1")?;
+        db.prepare("SELECT owner, name FROM window LIMIT 1")?;
     }
     Ok(found)
+}
+
+/// Makes tables; their version is the newest then.
+fn make(db: &Connection, tables: &str) -> rusqlite::Result<i64> {
+    db.execute_batch(&format!("BEGIN IMMEDIATE; {tables} PRAGMA user_version = {VERSION}; COMMIT;"))?;
+    Ok(VERSION)
 }

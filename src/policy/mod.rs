@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::file::{Invalid, size};
 pub use self::pattern::{Pattern, PatternSet};
@@ -49,6 +49,8 @@ pub struct Policy {
     pub lock_timeout: Duration,
     /// What is done with an immutable file that has one link and belongs to a planned package.
     pub last_link: LastLink,
+    /// Whether package managers run with copy on write, instead of with files that were made private before.
+    pub supervise: Supervise,
 }
 
 /// What is done when a planned file would stay unified.
@@ -85,6 +87,18 @@ pub enum LastLink {
     Leave,
     /// It was shared once: it is detached like a unified file.
     Detach,
+}
+
+/// Whether package managers run with copy on write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Supervise {
+    /// Where the kernel and the container allow it.
+    Auto,
+    /// A transaction that cannot be supervised is refused.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// Why there is no policy.
@@ -165,6 +179,7 @@ impl Policy {
         set(&mut self.reserve, layer.reserve);
         set(&mut self.lock_timeout, layer.lock_timeout);
         set(&mut self.last_link, layer.last_link);
+        set(&mut self.supervise, layer.supervise);
     }
 }
 
@@ -229,6 +244,7 @@ mod tests {
         assert_eq!(policy.reserve, 16 << 20);
         assert_eq!(policy.lock_timeout, Duration::from_secs(10));
         assert_eq!(policy.last_link, LastLink::Leave);
+        assert_eq!(policy.supervise, Supervise::Auto);
     }
 
     #[test]
@@ -297,7 +313,8 @@ mod tests {
         assert_eq!(
             message("mode = 'warn'\npreprae = ['/etc']\n"),
             "/etc/cow-hooks/cow-hooks.toml, line 2: unknown key `preprae`, expected one of `mode`, `protection`, \
-             `prepare`, `never_touch`, `never_unify`, `reserve`, `lock_timeout`, `last_link`"
+             `prepare`, `never_touch`, `never_unify`, `reserve`, `lock_timeout`, `last_link`, \
+             `supervise`"
         );
         assert_eq!(
             message("prepare.reset = []"),

@@ -17,10 +17,21 @@ use crate::sys::state;
 pub struct Member {
     /// The process.
     pub id: ProcessId,
-    /// Its plan covers all that the processes it starts will touch.
-    pub covers: bool,
+    /// What is done already for the processes it starts.
+    pub covers: Cover,
     /// When it joined, nanoseconds since 1970.
     pub since: i64,
+}
+
+/// What is done already for the processes that a member starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cover {
+    /// Nothing: they plan for themselves.
+    Nothing = 0,
+    /// All that they will touch was planned for.
+    Planned = 1,
+    /// All that they will touch was looked at; they are to be supervised.
+    Supervised = 2,
 }
 
 /// The members of a guest's transaction.
@@ -37,7 +48,7 @@ impl Members {
 
     /// Adds a member, or replaces what is said of the same process.
     pub fn join(&self, member: Member) -> io::Result<()> {
-        let line = format!("{} {} {}\n", member.id.start, u8::from(member.covers), member.since);
+        let line = format!("{} {} {}\n", member.id.start, member.covers as u8, member.since);
         state::replace(&self.dir, &file_name(member.id.pid), line.as_bytes())
     }
 
@@ -82,10 +93,12 @@ impl Members {
         Ok((since, staying))
     }
 
-    /// The living member that covers a process with these ancestors.
+    /// The living member that covers a process with these ancestors, by its plan or by supervision.
     pub fn covering(&self, ancestors: &[Process]) -> io::Result<Option<Member>> {
         let all = self.all()?;
-        Ok(all.into_iter().find(|member| member.covers && ancestors.iter().any(|a| a.id == member.id)))
+        Ok(all
+            .into_iter()
+            .find(|member| member.covers != Cover::Nothing && ancestors.iter().any(|a| a.id == member.id)))
     }
 }
 
@@ -96,7 +109,11 @@ fn file_name(pid: i32) -> OsString {
 fn parse(pid: i32, content: &[u8]) -> Option<Member> {
     let mut words = std::str::from_utf8(content).ok()?.split_ascii_whitespace();
     let start = words.next()?.parse().ok()?;
-    let covers = words.next()? == "1";
+    let covers = match words.next()? {
+        "1" => Cover::Planned,
+        "2" => Cover::Supervised,
+        _ => Cover::Nothing,
+    };
     let since = words.next()?.parse().ok()?;
     Some(Member { id: ProcessId { pid, start }, covers, since })
 }

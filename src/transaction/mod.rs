@@ -11,18 +11,19 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use self::members::{Member, Members};
+use self::members::{Cover, Member, Members};
 use self::recover::Recovered;
 use self::settle::Settled;
 use crate::detach::Watch;
-use crate::detach::apply::{Detacher, Outcome};
+use crate::detach::apply::{Detacher, Manner, Outcome};
 use crate::detach::preflight::{self, Refusal};
 use crate::detach::survey::{Found, Survey, Surveyor, Unseen};
 use crate::ledger::Ledger;
 use crate::ledger::store::{Locked, STATE_DIR, Store};
 use crate::package::PackageManager;
-use crate::policy::Policy;
+use crate::policy::{self, Policy};
 use crate::report::{Reason, Shown};
+use crate::supervise;
 use crate::sys::filesystem;
 use crate::sys::process::{ProcessId, Processes};
 use crate::sys::root::Root;
@@ -82,6 +83,8 @@ pub struct Begun {
     pub outcome: Outcome,
     /// What an earlier run had left to recovery.
     pub recovered: Recovered,
+    /// Nothing was detached: the run is supervised.
+    pub supervised: bool,
 }
 
 /// A guest and the policy it is treated by.
@@ -94,7 +97,6 @@ pub struct Guest<'a> {
 }
 
 /// Who wants files detached, and what for.
-#[derive(Debug)]
 pub struct Purpose<'a> {
     /// Name of the front end, for the ledger.
     pub front_end: &'a str,
@@ -106,6 +108,17 @@ pub struct Purpose<'a> {
     pub hand_over: bool,
     /// Told how many files and bytes are to be copied, then of each as it is.
     pub progress: &'a dyn Watch,
+    /// Has the run supervised, where that can be.
+    pub supervise: Option<Supervise<'a>>,
+}
+
+/// How a run is supervised.
+#[derive(Clone, Copy)]
+pub struct Supervise<'a> {
+    /// Whether there is anything to protect, where nothing that the run is known to touch is unified.
+    pub needed: &'a dyn Fn() -> bool,
+    /// Begins.
+    pub start: &'a dyn Fn() -> Result<(), supervise::Error>,
 }
 
 impl<'a> Guest<'a> {
@@ -134,17 +147,19 @@ impl<'a> Guest<'a> {
         if let Some(at) = begun.survey.unseen.iter().position(Unseen::is_exhaustion) {
             return Err(begun.survey.unseen.swap_remove(at).into());
         }
-        if begun.survey.unified.is_empty() || purpose.dry_run {
+        begun.supervised = !purpose.dry_run && self.supervise(purpose, &begun.survey.unified)?;
+        if begun.survey.unified.is_empty() || purpose.dry_run || begun.supervised {
             // A root that is only worked on from outside is left without a trace.
             let leaves_traces = self.root.is_own() || open.is_some();
-            if let Some(member) = purpose.member.filter(|_| !purpose.dry_run && leaves_traces) {
+            let joins = !purpose.dry_run && !begun.supervised && leaves_traces;
+            if let Some(member) = purpose.member.filter(|_| joins) {
                 let joined = Store::open(self.root).and_then(|store| Members::open(&store)?.join(member));
                 // Only a matter of speed: nested hooks look again.
                 joined.unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));
             }
             return Ok(begun);
         }
-        preflight::check(self.root, &begun.survey.unified, self.policy.reserve)?;
+        preflight::check(self.root, &begun.survey.unified, Some(self.policy.reserve))?;
         let (store, _lock) = match open {
             Some(open) => open,
             None => {
@@ -171,6 +186,46 @@ impl<'a> Guest<'a> {
         Ok(begun)
     }
 
+    /// Has the run supervised, if the policy and what is unified allow it: without protection a path that comes to mean
+    /// another file between the supervisor's look and the kernel's would do harm.
+    fn supervise(self, purpose: &Purpose<'_>, unified: &[Found]) -> Result<bool, Refusal> {
+        let Some(supervise) = purpose.supervise.filter(|_| self.policy.supervise != policy::Supervise::Never)
+        else {
+            return Ok(false);
+        };
+        let protected = unified.iter().all(|found| found.inode.immutable);
+        if !self.root.is_own() || !protected || unified.is_empty() && !(supervise.needed)() {
+            return Ok(false);
+        }
+        preflight::check(self.root, unified, None)?;
+        // First: what comes after is supervised, if this very process is to be.
+        let store = Store::open(self.root).map_err(|e| Error::state("", e))?;
+        if let Some(member) = purpose.member {
+            let member = Member { covers: Cover::Supervised, ..member };
+            let joined = Members::open(&store).and_then(|members| members.join(member));
+            joined.map_err(|e| Error::state("members", e))?;
+        }
+        let mut ledger = store.ledger()?;
+        let (run, opened) = ledger.open_run(purpose.front_end, seconds_now())?;
+        let Err(e) = (supervise.start)() else { return Ok(true) };
+        self.leave(&store, purpose.member);
+        if opened {
+            ledger.forget_run(run)?;
+        }
+        if self.policy.supervise == policy::Supervise::Always {
+            return Err(Refusal::Unsupervised(e));
+        }
+        log::debug!("not supervised: {e}");
+        Ok(false)
+    }
+
+    /// Whether the guest holds a protected file that it shares with others, in the packages that all guests have.
+    pub fn has_protected(self, manager: &dyn PackageManager) -> bool {
+        let mut surveyor = Surveyor::new(self.root, self.policy);
+        surveyor.paths(&manager.essential().unwrap_or_default());
+        surveyor.finish().unified.iter().any(|found| found.inode.immutable)
+    }
+
     /// Makes the member take part, detaches, and notes what that came to; all or nothing of the first two.
     fn detach(
         self,
@@ -191,6 +246,7 @@ impl<'a> Guest<'a> {
             store,
             patience: self.policy.lock_timeout,
             keep: purpose.member.is_some(),
+            manner: Manner::Batch,
             progress: purpose.progress,
         };
         let detached = detacher.detach(ledger, unified);
@@ -223,7 +279,7 @@ impl<'a> Guest<'a> {
     pub fn check(self, collect: impl FnOnce(&mut Surveyor<'a>)) -> Result<(), Refusal> {
         let mut surveyor = Surveyor::new(self.root, self.policy);
         collect(&mut surveyor);
-        preflight::check(self.root, &surveyor.finish().unified, self.policy.reserve)
+        preflight::check(self.root, &surveyor.finish().unified, Some(self.policy.reserve))
     }
 
     /// These processes have run, as far as they are members. Settles, unless somebody else still takes part.
@@ -314,7 +370,7 @@ impl<'a> Guest<'a> {
 }
 
 /// The member that a process becomes which joins now.
-pub fn member(id: ProcessId, covers: bool) -> Member {
+pub fn member(id: ProcessId, covers: Cover) -> Member {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Member { id, covers, since: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX) }
 }

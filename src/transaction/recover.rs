@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use super::Error;
 use crate::ledger::store::Store;
-use crate::ledger::{Entry, Ledger, State};
+use crate::ledger::{Entry, Ledger, State, Window};
 use crate::report::{Reason, Shown};
 use crate::sys::handle::Handle;
 use crate::sys::inode::Inode;
+use crate::sys::process::{ProcessId, Processes};
 use crate::sys::resolve::is_absent;
 use crate::sys::root::Root;
 use crate::sys::swap::{self, Name, Shared};
@@ -46,6 +47,8 @@ pub fn recover(
     ledger: &mut Ledger,
     patience: Duration,
 ) -> Result<Recovered, Error> {
+    // Names first: a supervisor records what it is about to put there, without the lock.
+    let names = state::names(store.stash()).map_err(Error::stash)?;
     let entries = ledger.entries()?;
     let known: HashSet<_> = entries.iter().filter(|e| !e.intent.beside).map(Entry::temporary).collect();
     let mut recovered = Recovered::default();
@@ -57,16 +60,17 @@ pub fn recover(
             Err(e) => recovered.failed.push(format!("{}: {}", Shown(&entry.intent.place.path()), Reason(e))),
         }
     }
-    let names = state::names(store.stash()).map_err(Error::stash)?;
+    let dead = close_all(root, store, ledger, patience, &mut recovered)?;
     for name in names.into_iter().filter(|name| !known.contains(name)) {
         match swap::unlink_shared(Name { dir: store.stash(), name: &name }, patience) {
             Ok(_) => recovered.orphans += 1,
             Err(e) => recovered.failed.push(format!("stash/{}: {}", Shown(name.as_ref()), Reason(e))),
         }
     }
-    if !over.is_empty() || !detached.is_empty() {
+    if !over.is_empty() || !detached.is_empty() || !dead.is_empty() {
         filesystem::sync(store.stash()).map_err(Error::stash)?;
         ledger.detached(&detached, &over)?;
+        dead.into_iter().try_for_each(|owner| ledger.withdraw(owner))?;
     }
     gate::linger();
     Ok(recovered)
@@ -103,7 +107,9 @@ fn end(
     let (in_place, set_aside) = (original(name)?, original(temporary)?);
 
     let holder = if in_place.is_some() { name } else { temporary.filter(|_| set_aside.is_some()) };
-    if intent.immutable && protect(entry, holder, temporary_dir, in_place.as_ref(), patience)? {
+    if intent.immutable
+        && protect(intent.handle.as_deref(), holder, temporary_dir, in_place.as_ref(), patience)?
+    {
         recovered.protected += 1;
     }
     let remove_copy = || match temporary.filter(|_| set_aside.is_none()).map(Name::unlink) {
@@ -141,15 +147,61 @@ fn end(
     }
 }
 
+/// Closes the windows that dead supervisors announced; returns the supervisors that are owed nothing any more.
+fn close_all(
+    root: &Root,
+    store: &Store,
+    ledger: &Ledger,
+    patience: Duration,
+    recovered: &mut Recovered,
+) -> Result<Vec<ProcessId>, Error> {
+    let processes = Processes::open().ok();
+    let mut dead: Vec<(ProcessId, bool)> = Vec::new();
+    for window in ledger.windows()? {
+        let owner = match dead.iter().position(|(owner, _)| *owner == window.owner) {
+            Some(at) => at,
+            None if window.owner.is_alive(processes.as_ref()) => continue,
+            None => {
+                dead.push((window.owner, true));
+                dead.len() - 1
+            }
+        };
+        match close(root, store.stash(), &window, patience) {
+            Ok(was_open) => recovered.protected += u64::from(was_open),
+            Err(e) => {
+                recovered.failed.push(format!("{}: {}", Shown(&window.place.path()), Reason(e)));
+                dead[owner].1 = false;
+            }
+        }
+    }
+    Ok(dead.into_iter().filter(|(_, settled)| *settled).map(|(owner, _)| owner).collect())
+}
+
+/// Sets the flag again of an inode whose window was left open. Returns whether it was.
+///
+/// `on` is any open file of the guest, in case none of the inode's names is known.
+pub fn close(root: &Root, on: BorrowedFd<'_>, window: &Window, patience: Duration) -> io::Result<bool> {
+    let dir = match root.open_dir(&window.place.dir) {
+        Ok(dir) => Some(dir),
+        Err(e) if is_absent(&e) => None,
+        Err(e) => return Err(e),
+    };
+    let name = dir.as_ref().map(|dir| Name { dir: dir.as_fd(), name: &window.place.name });
+    let in_place = name.map_or(Ok(None), Name::inode)?.filter(|inode| inode.id.ino == window.inode.ino);
+    let holder = name.filter(|_| in_place.is_some());
+    let on = dir.as_ref().map_or(on, AsFd::as_fd);
+    protect(window.handle.as_deref(), holder, Some(on), in_place.as_ref(), patience)
+}
+
 /// Sets the original's flag again if a window was left open. Returns whether it was.
 fn protect(
-    entry: &Entry,
+    handle: Option<&[u8]>,
     holder: Option<Name<'_>>,
     on: Option<BorrowedFd<'_>>,
     in_place: Option<&Inode>,
     patience: Duration,
 ) -> io::Result<bool> {
-    let fd = match (holder, &entry.intent.handle, on) {
+    let fd = match (holder, handle, on) {
         (Some(name), _, _) => name.open()?,
         (None, Some(handle), Some(on)) => match Handle::from_bytes(handle).open(on) {
             Ok(fd) => fd,

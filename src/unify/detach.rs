@@ -76,8 +76,14 @@ pub fn detach(root: &Root, policy: &Policy, watch: &dyn Watch) -> Result<Begun, 
         return Err(Error::Busy { path: path() });
     }
     let traces = Traces::before(root).map_err(at)?;
-    let purpose =
-        Purpose { front_end: "cow-unify", member: None, dry_run: false, hand_over: false, progress: watch };
+    let purpose = Purpose {
+        front_end: "cow-unify",
+        member: None,
+        dry_run: false,
+        hand_over: false,
+        progress: watch,
+        supervise: None,
+    };
     let begun = Guest { root, policy }.begin(&purpose, |surveyor| surveyor.tree(Path::new("/")));
     // The files are what matters: they are done.
     let removed = traces.remove(root, PATIENCE);

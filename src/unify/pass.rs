@@ -1,6 +1,6 @@
 //! One pass over guests: scan, read, link, and remember what is left.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -19,6 +19,7 @@ use super::run::{self, Recovered, Run};
 use super::scan::{self, Wanted};
 use super::scope::{self, Eligible, Scope};
 use super::{At, Error, Watch, inside};
+use crate::ledger::hardlinks::HardLinks;
 use crate::policy::PatternSet;
 use crate::report::{Reason, Shown};
 use crate::sys::filesystem;
@@ -300,6 +301,7 @@ impl Pass<'_> {
                 return Err(Error::Space { path, source });
             }
             let (batch, _claims) = self.claim(catalog, batch, passed);
+            note_links(catalog, &batch);
             self.batch(pool, catalog, &batch, passed)?;
         }
         self.watch.end();
@@ -390,6 +392,22 @@ impl Pass<'_> {
             batch.retain(|work| work.inodes(catalog).count() > usize::from(work.existing.is_none()));
         }
         (batch, claims)
+    }
+}
+
+/// Tells the guests which of their names were hard links of one another.
+fn note_links(catalog: &Catalog, batch: &[Work]) {
+    for (number, guest) in catalog.guests.iter().enumerate() {
+        let here = |at: &&u32| usize::from(catalog.dir(&catalog.files[**at as usize]).guest) == number;
+        let path = |at: &u32| catalog.path(&catalog.files[*at as usize]);
+        let (mut several, mut single) = (Vec::new(), Vec::new());
+        for names in batch.iter().flat_map(|work| work.inodes(catalog)) {
+            let names: BTreeSet<PathBuf> = names.iter().filter(here).map(path).collect();
+            if names.len() > 1 { several.push(names) } else { single.extend(names) }
+        }
+        // Without it, equal files are taken for one there.
+        let noted = HardLinks::note(&guest.root, &several, &single);
+        noted.unwrap_or_else(|e| log::warn!("{}: {}", Shown(guest.root.path()), Reason(e)));
     }
 }
 

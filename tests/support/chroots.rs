@@ -183,6 +183,7 @@ fn stripped() -> &'static Path {
         let programs = [
             env!("CARGO_BIN_EXE_cow-prepare"),
             env!("CARGO_BIN_EXE_cow-status"),
+            env!("CARGO_BIN_EXE_cow-run"),
             env!("CARGO_BIN_EXE_cow-dpkg"),
             env!("CARGO_BIN_EXE_cow-rpm"),
             env!("CARGO_BIN_EXE_cow-pacman"),

@@ -1,6 +1,9 @@
 //! Small guests on filesystems of their own.
 
+pub mod anywhere;
+pub mod bed;
 pub mod chroots;
+pub mod cowops;
 pub mod pair;
 pub mod strace;
 
@@ -251,7 +254,12 @@ pub fn install(root: &Path) {
     for program in programs {
         fs::copy(program, root.join(Path::new(program).file_name().unwrap())).unwrap();
     }
-    let listed = run(Command::new("ldd").arg(env!("CARGO_BIN_EXE_cow-dpkg")));
+    install_libraries(root, Path::new(env!("CARGO_BIN_EXE_cow-dpkg")));
+}
+
+/// Puts what a program is linked with into a root tree.
+pub fn install_libraries(root: &Path, program: &Path) {
+    let listed = run(Command::new("ldd").arg(program));
     for word in text(&listed).split_whitespace().filter(|word| word.starts_with('/')) {
         let to = root.join(word.trim_start_matches('/'));
         fs::create_dir_all(to.parent().unwrap()).unwrap();

@@ -71,6 +71,11 @@ impl Pair {
         self.filesystem.path().join(name)
     }
 
+    /// Adds to the policy of the first guest.
+    pub fn policy(&self, text: &str) {
+        fs::write(self.path("g1/etc/cow-hooks/conf.d/test.toml"), text).unwrap();
+    }
+
     /// `cow-unify` with these arguments, and the guests' pool.
     pub fn unify(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cow-unify"));

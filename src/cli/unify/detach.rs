@@ -61,7 +61,7 @@ pub fn run(path: &Path, common: &Common) -> anyhow::Result<Exit> {
 }
 
 fn report(guest: &Guest, begun: Begun, named: bool) -> Report {
-    let Begun { survey, outcome, recovered } = begun;
+    let Begun { survey, outcome, recovered, .. } = begun;
     let outer = |path: &Path| outer_path(guest, path);
     let problem = |path: &Path, reason: String| Problem { path: outer(path), reason };
     let unseen = survey.unseen.iter().map(|unseen| problem(&unseen.path, Reason(&unseen.source).to_string()));

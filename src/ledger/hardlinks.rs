@@ -1,0 +1,186 @@
+//! Which names of a guest were hard links of one another before their inode was shared.
+//!
+//! Unification gives equal files one inode, so afterwards nothing tells two equal files of a guest from two names of
+//! one. Whoever writes to one name of a file expects to see it under the others, and nowhere else: so `cow-unify` writes
+//! down what it finds, in the guest, before it links.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use super::store::STATE_DIR;
+use crate::sys::resolve::is_absent;
+use crate::sys::root::{Root, read_at};
+use crate::sys::state;
+
+const FILE: &str = "links";
+
+/// The hard links of a guest, as far as they are known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HardLinks {
+    /// The names of each file that has several, by the first of them.
+    files: BTreeMap<PathBuf, BTreeSet<PathBuf>>,
+    /// The first name of each such file, by its names.
+    first: BTreeMap<PathBuf, PathBuf>,
+    /// Somebody has looked: names that are not here are files of their own.
+    known: bool,
+}
+
+impl HardLinks {
+    /// What was written down in a guest.
+    pub fn read(root: &Root) -> io::Result<HardLinks> {
+        match state_dir(root)? {
+            Some(dir) => HardLinks::read_in(&dir),
+            None => Ok(HardLinks::default()),
+        }
+    }
+
+    fn read_in(dir: impl AsFd) -> io::Result<HardLinks> {
+        match read_at(dir, OsStr::new(FILE)) {
+            Ok(content) => Ok(HardLinks::parse(&content)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(HardLinks::default()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Writes down in a guest that each of `files` is one file with these names, and that of the `others` each is a file
+    /// of its own. A guest without our hooks has no use for it.
+    pub fn note(root: &Root, files: &[BTreeSet<PathBuf>], others: &[PathBuf]) -> io::Result<()> {
+        let Some(dir) = state_dir(root)? else { return Ok(()) };
+        let before = HardLinks::read_in(&dir)?;
+        let mut after = before.clone();
+        after.known = true;
+        files.iter().flatten().chain(others).for_each(|name| after.forget(name));
+        files.iter().for_each(|names| after.add(names.clone()));
+        if after == before { Ok(()) } else { state::replace(&dir, OsStr::new(FILE), &after.content()) }
+    }
+
+    /// Whether a name that is in no group is known to be a file of its own.
+    pub fn are_known(&self) -> bool {
+        self.known
+    }
+
+    /// The names of each file that has several.
+    pub fn all(&self) -> impl Iterator<Item = &BTreeSet<PathBuf>> {
+        self.files.values()
+    }
+
+    /// All names of the file that `name` is one of; none where it has but one, or nothing is known.
+    pub fn of(&self, name: &Path) -> impl Iterator<Item = &Path> {
+        let names = self.first.get(name).and_then(|first| self.files.get(first));
+        names.into_iter().flatten().map(PathBuf::as_path)
+    }
+
+    /// What two names of one inode have in common where they are one file.
+    pub fn file<'a>(&'a self, name: &'a Path) -> Option<&'a Path> {
+        self.known.then(|| self.first.get(name).map_or(name, PathBuf::as_path))
+    }
+
+    fn add(&mut self, names: BTreeSet<PathBuf>) {
+        let Some(first) = names.first().filter(|_| names.len() > 1).cloned() else { return };
+        self.first.extend(names.iter().map(|name| (name.clone(), first.clone())));
+        self.files.insert(first, names);
+    }
+
+    fn forget(&mut self, name: &Path) {
+        let Some(first) = self.first.remove(name) else { return };
+        let mut names = self.files.remove(&first).unwrap_or_default();
+        names.remove(name);
+        names.iter().for_each(|name| drop(self.first.remove(name)));
+        self.add(names);
+    }
+
+    /// Each name ended by a NUL byte, each file by another.
+    fn content(&self) -> Vec<u8> {
+        let mut content = Vec::new();
+        for names in self.files.values() {
+            for name in names {
+                content.extend_from_slice(name.as_os_str().as_bytes());
+                content.push(0);
+            }
+            content.push(0);
+        }
+        content
+    }
+
+    fn parse(content: &[u8]) -> HardLinks {
+        let mut links = HardLinks { known: true, ..HardLinks::default() };
+        for names in content.split(|&byte| byte == 0).collect::<Vec<_>>().split(|name| name.is_empty()) {
+            let names: BTreeSet<PathBuf> =
+                names.iter().map(|name| PathBuf::from(OsString::from_vec(name.to_vec()))).collect();
+            // A guest may have written anything: each name is in one group.
+            if names.iter().all(|name| !links.first.contains_key(name)) {
+                links.add(names);
+            }
+        }
+        links
+    }
+}
+
+fn state_dir(root: &Root) -> io::Result<Option<OwnedFd>> {
+    match root.open_at(Path::new(STATE_DIR), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW) {
+        Err(e) if is_absent(&e) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> BTreeSet<PathBuf> {
+        names.iter().map(PathBuf::from).collect()
+    }
+
+    fn guest() -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("var/lib/cow-hooks")).unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        (dir, root)
+    }
+
+    #[test]
+    fn what_is_written_down_is_read() {
+        let (_dir, root) = guest();
+        assert_eq!(HardLinks::read(&root).unwrap().file(Path::new("/a")), None);
+        HardLinks::note(&root, &[names(&["/a", "/b\n"]), names(&["/c", "/d", "/e"])], &[]).unwrap();
+        let links = HardLinks::read(&root).unwrap();
+        assert_eq!(links.of(Path::new("/b\n")).collect::<Vec<_>>(), [Path::new("/a"), Path::new("/b\n")]);
+        assert_eq!(links.file(Path::new("/e")), Some(Path::new("/c")));
+        assert_eq!(links.file(Path::new("/f")), Some(Path::new("/f")));
+        assert_eq!(links.of(Path::new("/f")).count(), 0);
+    }
+
+    #[test]
+    fn a_name_that_is_another_file_now_leaves_the_others() {
+        let (_dir, root) = guest();
+        HardLinks::note(&root, &[names(&["/a", "/b", "/c"])], &[]).unwrap();
+        HardLinks::note(&root, &[names(&["/d", "/e"])], &["/a".into()]).unwrap();
+        let links = HardLinks::read(&root).unwrap();
+        assert_eq!(links.file(Path::new("/c")), Some(Path::new("/b")));
+        assert_eq!(links.file(Path::new("/a")), Some(Path::new("/a")));
+        HardLinks::note(&root, &[], &["/b".into()]).unwrap();
+        assert_eq!(HardLinks::read(&root).unwrap().of(Path::new("/c")).count(), 0);
+    }
+
+    #[test]
+    fn a_guest_without_hooks_gets_nothing_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        HardLinks::note(&root, &[names(&["/a", "/b"])], &[]).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_name_is_in_one_file_whatever_is_written() {
+        let links = HardLinks::parse(b"/a\0/b\0\0/b\0/c\0\0\0/d\0");
+        assert_eq!(links.file(Path::new("/c")), Some(Path::new("/c")));
+        assert_eq!(links.file(Path::new("/b")), Some(Path::new("/a")));
+        assert_eq!(links.of(Path::new("/d")).count(), 0);
+    }
+}

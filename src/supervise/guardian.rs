@@ -1,0 +1,66 @@
+//! The process that is always there: it keeps the listener open while workers come and go.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::journal::{self, LOCK_PATIENCE};
+use super::{Options, worker};
+use crate::report::Reason;
+use crate::sys::process::{self, ProcessId, Processes};
+use crate::sys::root::Root;
+use crate::sys::seccomp::inflight::InFlight;
+use crate::sys::seccomp::{Answer, Listener};
+use crate::sys::signal;
+
+/// A worker that lived shorter had no chance.
+const SHORT: Duration = Duration::from_secs(1);
+/// So many workers in a row: there is no use in another.
+const ENOUGH: u32 = 5;
+
+/// Serves a listener until nobody is supervised any more. `begun` is called when it listens.
+pub fn guard(listener: OwnedFd, options: &Options, begun: impl FnOnce()) {
+    signal::ignore();
+    let _ = rustix::process::chdir("/");
+    let _ = rustix::thread::set_name(c"cow-run");
+    process::spare_me();
+    process::lift_limits();
+    let prepared = (Listener::new(listener), InFlight::new(), Processes::open());
+    let (Ok(listener), Ok(calls), Ok(processes)) = prepared else { return };
+    let Ok(own) = processes.own() else { return };
+    begun();
+    let mut failures = 0;
+    while failures < ENOUGH {
+        let start = Instant::now();
+        let worker = process::child(|| worker::work(&listener, options, own.id, &calls));
+        process::fall_silent();
+        if worker.and_then(process::wait).is_ok_and(|code| code == Some(0)) {
+            return;
+        }
+        // Their protection speaks for itself, once it is there again.
+        let answer = if is_in_order(own.id) { Answer::Continue } else { Answer::Failed(Errno::PERM) };
+        for id in calls.left() {
+            let _ = listener.answer(id, answer);
+        }
+        failures = if start.elapsed() < SHORT { failures + 1 } else { 0 };
+    }
+    log::error!("the supervisor cannot go on; unified files are protected, but no longer made private");
+    worker::let_all_pass(&listener);
+}
+
+/// Whether what a dead worker had begun is ended now. In a process of its own, as the worker's work is.
+fn is_in_order(owner: ProcessId) -> bool {
+    let ended = process::child(|| {
+        let root = Root::open(Path::new("/")).map_err(journal::Error::from);
+        match root.and_then(|root| journal::put_in_order(&root, owner, LOCK_PATIENCE)) {
+            Ok(()) => 0,
+            Err(e) => {
+                log::error!("{}; run cow-prepare --recover", Reason(e));
+                1
+            }
+        }
+    });
+    ended.and_then(process::wait).is_ok_and(|code| code == Some(0))
+}

@@ -1,0 +1,246 @@
+//! What a supervisor records before it changes names, in the guest's ledger.
+//!
+//! A private copy is an intent like any other. A window without a copy is announced, durably, before it first opens:
+//! one flush an inode would cost more than the window, so from the second file of a directory on all that are shared
+//! in it are announced together.
+
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::detach::Unwatched;
+use crate::detach::apply::{Detacher, Manner, Outcome};
+use crate::detach::preflight::Refusal;
+use crate::detach::survey::Found;
+use crate::ledger::store::Store;
+use crate::ledger::{Entry, Intent, Ledger, Window};
+use crate::report::{Reason, Shown};
+use crate::sys::handle::Handle;
+use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::sys::process::ProcessId;
+use crate::sys::resolve::Place;
+use crate::sys::root::Root;
+use crate::sys::{filesystem, gate, state, tree};
+use crate::transaction::recover;
+
+/// How long another window of an inode is waited for.
+pub const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Why something was not recorded, and so must not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database.
+    #[error(transparent)]
+    Ledger(#[from] crate::ledger::Error),
+    /// No private copy was made.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// A file or directory of ours.
+    #[error("{}", Reason(.0))]
+    Io(#[from] io::Error),
+    /// Something that was begun could not be ended.
+    #[error(transparent)]
+    Recovery(#[from] crate::transaction::Error),
+}
+
+/// Ends what a worker of `owner` had begun when it died: until then a shared inode may be without its protection.
+pub fn put_in_order(root: &Root, owner: ProcessId, patience: Duration) -> Result<(), Error> {
+    if Store::existing(root)?.is_none() {
+        return Ok(());
+    }
+    // Windows are closed by whoever opens the journal, private copies by whoever has the lock.
+    let mut journal = Journal::open(root, owner, patience)?;
+    let mut failed = Vec::new();
+    if journal.ledger.windows()?.iter().any(|window| window.owner == owner) {
+        failed.push("a file is still without protection".to_owned());
+    }
+    let _lock = journal.store.lock(patience)?;
+    failed.extend(recover::recover(root, &journal.store, &mut journal.ledger, patience)?.failed);
+    if failed.is_empty() { Ok(()) } else { Err(io::Error::other(failed.join("; ")).into()) }
+}
+
+impl From<Error> for io::Error {
+    /// Keeps the number of the system's error, where that is the reason.
+    fn from(error: Error) -> io::Error {
+        let number = match &error {
+            Error::Io(e)
+            | Error::Refused(Refusal::Copy { source: e, .. } | Refusal::State { source: e, .. }) => {
+                e.raw_os_error()
+            }
+            _ => None,
+        };
+        number.map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error)
+    }
+}
+
+/// The open ledger of a supervisor.
+#[derive(Debug)]
+pub struct Journal {
+    store: Store,
+    ledger: Ledger,
+    owner: ProcessId,
+    patience: Duration,
+    announced: HashSet<InodeId>,
+    /// Directories of which one inode was announced.
+    seen: HashSet<InodeId>,
+    /// Filesystems that windows were opened on.
+    filesystems: HashMap<u64, OwnedFd>,
+}
+
+impl Journal {
+    /// Opens the ledger of the guest at `root`. The windows are recorded as those of `owner`.
+    ///
+    /// What a process of the same owner has left is put in order.
+    pub fn open(root: &Root, owner: ProcessId, patience: Duration) -> Result<Journal, Error> {
+        let store = Store::open(root)?;
+        let ledger = store.ledger()?;
+        let mut journal = Journal {
+            store,
+            ledger,
+            owner,
+            patience,
+            announced: HashSet::new(),
+            seen: HashSet::new(),
+            filesystems: HashMap::new(),
+        };
+        journal.recover(root)?;
+        Ok(journal)
+    }
+
+    fn recover(&mut self, root: &Root) -> Result<(), Error> {
+        let left = self.ledger.windows()?.into_iter().filter(|window| window.owner == self.owner);
+        let mut all_closed = true;
+        for window in left {
+            if let Err(e) = recover::close(root, self.store.stash(), &window, self.patience) {
+                log::warn!("{}: {}", Shown(&window.place.path()), Reason(e));
+                all_closed = false;
+            }
+        }
+        // A window that stays open must stay known.
+        if all_closed { Ok(self.ledger.withdraw(self.owner)?) } else { Ok(()) }
+    }
+
+    /// Whether an original is to be kept in the stash: somebody will settle it, and it is within reach.
+    pub fn keeps(&self, inode: &Inode) -> bool {
+        self.store.reaches(inode) && self.is_awaited()
+    }
+
+    /// Whether a transaction is open. A daemon that was started in one may outlive it.
+    fn is_awaited(&self) -> bool {
+        let members = self.store.members().and_then(|members| state::names(&members));
+        members.is_ok_and(|members| !members.is_empty())
+    }
+
+    /// The directory of originals.
+    pub fn stash(&self) -> BorrowedFd<'_> {
+        self.store.stash()
+    }
+
+    /// Gives these names private copies: all names of one inode one copy. Tells whether the original was kept.
+    pub fn detach(&mut self, root: &Root, names: Vec<Found>, keep: bool) -> Result<(Outcome, bool), Error> {
+        let keep = keep && self.is_awaited();
+        // Others take intents that nobody holds the lock for to be left by the dead.
+        let _lock = self.store.lock(self.patience)?;
+        let detacher = Detacher {
+            root,
+            store: &self.store,
+            patience: LOCK_PATIENCE,
+            keep,
+            manner: Manner::Single,
+            progress: &Unwatched,
+        };
+        let outcome = detacher.detach(&mut self.ledger, names)?;
+        if let Some(run) = self.ledger.last_run()?.filter(|run| keep && run.settled.is_none()) {
+            let (detached, failed) = (outcome.detached.len() as u64, outcome.failed.len() as u64);
+            self.ledger.add_to_run(run.id, detached, outcome.bytes, failed)?;
+        }
+        Ok((outcome, keep))
+    }
+
+    /// Records that `inode`, named `name` in `dir`, may lose its protection for a moment. `path` is that of `dir`.
+    pub fn announce(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        path: impl FnOnce() -> PathBuf,
+        name: &OsStr,
+        inode: &Inode,
+    ) -> Result<(), Error> {
+        if self.announced.contains(&inode.id) {
+            return Ok(());
+        }
+        if let Slot::Vacant(slot) = self.filesystems.entry(inode.id.dev) {
+            slot.insert(readable(dir)?);
+        }
+        let path = path();
+        let window = |name: &OsStr, inode: &Inode| Window {
+            owner: self.owner,
+            inode: inode.id,
+            handle: Handle::at(dir, name).ok().map(|handle| handle.as_bytes().to_vec()),
+            place: Place { dir: path.clone(), name: name.to_os_string() },
+        };
+        let mut windows = vec![window(name, inode)];
+        if !self.seen.insert(Inode::of(dir)?.id) {
+            let neighbours = shared_in(dir).unwrap_or_default();
+            let fresh = neighbours.iter().filter(|(_, other)| other.id != inode.id);
+            let fresh = fresh.filter(|(_, other)| !self.announced.contains(&other.id));
+            windows.extend(fresh.map(|(name, inode)| window(name, inode)));
+        }
+        self.ledger.announce(&windows)?;
+        self.announced.extend(windows.iter().map(|window| window.inode));
+        Ok(())
+    }
+
+    /// Records that another file takes the name of a shared one, which goes to the stash under the entry's name.
+    pub fn replace(&mut self, place: Place, inode: &Inode) -> Result<Entry, Error> {
+        let intent = Intent {
+            place,
+            original: inode.id,
+            handle: None,
+            immutable: inode.immutable,
+            size: inode.size,
+            beside: false,
+            keep: true,
+        };
+        Ok(self.ledger.record_replaced(&intent)?)
+    }
+
+    /// All windows are closed for good: that becomes durable, and is forgotten. `changed` is handed to the host.
+    pub fn close(&mut self, changed: &BTreeSet<PathBuf>) -> Result<(), Error> {
+        gate::linger();
+        for filesystem in self.filesystems.values() {
+            filesystem::sync(filesystem)?;
+        }
+        self.ledger.withdraw(self.owner)?;
+        let _lock = self.store.lock(self.patience)?;
+        Ok(self.store.spool(changed)?)
+    }
+}
+
+fn readable(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, ".", flags, Mode::empty())?)
+}
+
+/// The names of shared, immutable files in a directory.
+fn shared_in(dir: BorrowedFd<'_>) -> io::Result<Vec<(OsString, Inode)>> {
+    let names = state::names(&readable(dir)?)?;
+    let look = |name: OsString| Inode::at(dir.as_fd(), &name).ok().map(|inode| (name, inode));
+    let shared = |(_, inode): &(_, Inode)| inode.kind == Kind::Regular && inode.immutable && inode.nlink > 1;
+    Ok(names.into_iter().filter_map(look).filter(shared).collect())
+}
+
+/// The names in `dir` that `ino` has.
+pub fn names_of(dir: BorrowedFd<'_>, ino: u64) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    tree::entries(&readable(dir)?, &mut tree::listing_buffer(), |name, _, at| {
+        if at == ino {
+            names.push(name.to_os_string());
+        }
+    })?;
+    Ok(names)
+}

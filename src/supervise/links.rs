@@ -1,0 +1,247 @@
+//! Which names are one file to the processes that are supervised: hard links that were there before the inode was shared
+//! (`ledger::hardlinks`), and those made since.
+//!
+//! In a guest that others than `cow-unify` have unified, what can be found is taken for hard links. Nothing here is
+//! trusted: each name is looked at again before it is used.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use crate::ledger::hardlinks::HardLinks;
+use crate::ledger::store::STATE_DIR;
+use crate::report::Reason;
+use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::sys::root::Root;
+use crate::sys::tree::{self, Descend};
+
+/// Names of files, as paths from the supervisor's root.
+#[derive(Debug)]
+pub struct Links {
+    root: Root,
+    /// The names of each file that has, or had, several.
+    files: Vec<BTreeSet<PathBuf>>,
+    /// Which of the files a name is, or last was.
+    file: HashMap<PathBuf, usize>,
+    parted: HashSet<InodeId>,
+    before: Option<HardLinks>,
+    several: Option<HashMap<u64, Vec<PathBuf>>>,
+}
+
+impl Links {
+    /// Of the guest at `root`.
+    pub fn new(root: Root) -> Links {
+        let (files, file, parted) = (Vec::new(), HashMap::new(), HashSet::new());
+        Links { root, files, file, parted, before: None, several: None }
+    }
+
+    /// `inode`, whose name `name` is, has got another.
+    pub fn linked(&mut self, inode: &Inode, name: &Path, other: PathBuf) {
+        let file = self.known_file(inode, name).unwrap_or_else(|| self.add([name.to_path_buf()].into()));
+        self.enter(other, file);
+    }
+
+    /// A name of `inode` was moved.
+    pub fn moved(&mut self, inode: &Inode, from: &Path, to: PathBuf) {
+        match self.known_file(inode, from) {
+            Some(file) => {
+                self.files[file].remove(from);
+                self.enter(to, file);
+            }
+            None => self.leave(&to),
+        }
+    }
+
+    /// The names of two files were exchanged.
+    pub fn exchanged(&mut self, one: (&Inode, &Path), other: (&Inode, &Path)) {
+        let files = [one, other].map(|(inode, name)| self.known_file(inode, name));
+        for (file, name) in [(files[0], other.1), (files[1], one.1)] {
+            match file {
+                Some(file) => self.enter(name.to_path_buf(), file),
+                None => self.leave(name),
+            }
+        }
+    }
+
+    /// A directory was moved, or is about to be.
+    pub fn directory_moved(&mut self, from: &Path, to: &Path) {
+        let before = self.before().clone();
+        let below = |name: &PathBuf| Some(to.join(name.strip_prefix(from).ok()?));
+        for names in before.all().filter(|names| names.iter().any(|name| below(name).is_some())) {
+            if !names.iter().any(|name| self.file.contains_key(name)) {
+                self.add(names.clone());
+            }
+        }
+        for file in 0..self.files.len() {
+            let moved: Vec<PathBuf> = self.files[file].iter().filter_map(below).collect();
+            moved.into_iter().for_each(|name| self.enter(name, file));
+        }
+    }
+
+    /// Names of `inode` have private copies now.
+    pub fn detached(&mut self, inode: InodeId) {
+        self.parted.insert(inode);
+    }
+
+    /// `inode` has lost a name.
+    pub fn removed(&mut self, inode: &Inode, name: &Path) {
+        if let Some(file) = self.known_file(inode, name) {
+            self.files[file].remove(name);
+        }
+        self.parted.insert(inode.id);
+    }
+
+    /// Whether the inode has lost a name here: who has it open still has a file of others.
+    pub fn has_lost(&self, inode: InodeId) -> bool {
+        self.parted.contains(&inode)
+    }
+
+    /// The names of the file that `name` is, or last was.
+    pub fn names(&mut self, inode: &Inode, name: &Path) -> Vec<PathBuf> {
+        match self.file.get(name) {
+            Some(&file) => self.files[file].iter().cloned().collect(),
+            None => self.found(inode, name),
+        }
+    }
+
+    /// Whether somebody has looked which names of the guest are hard links.
+    pub fn are_known(&mut self) -> bool {
+        self.before().are_known()
+    }
+
+    fn before(&mut self) -> &HardLinks {
+        self.before.get_or_insert_with(|| {
+            let read = HardLinks::read(&self.root).inspect_err(|e| log::debug!("hard links: {}", Reason(e)));
+            read.unwrap_or_default()
+        })
+    }
+
+    /// The names that the file had when the supervisor began.
+    fn found(&mut self, inode: &Inode, name: &Path) -> Vec<PathBuf> {
+        if self.are_known() {
+            return self.before().of(name).map(Path::to_path_buf).collect();
+        }
+        let several = self.several.get_or_insert_with(|| several(&self.root));
+        let found = several.get(&inode.id.ino).cloned().unwrap_or_default();
+        // Where no name is out of sight, other guests' are among them.
+        if (found.len() as u32) < inode.nlink { found } else { Vec::new() }
+    }
+
+    fn known_file(&mut self, inode: &Inode, name: &Path) -> Option<usize> {
+        if let Some(&file) = self.file.get(name) {
+            return Some(file);
+        }
+        let found = self.found(inode, name);
+        (found.len() > 1).then(|| self.add(found.into_iter().collect()))
+    }
+
+    fn add(&mut self, names: BTreeSet<PathBuf>) -> usize {
+        let file = self.files.len();
+        self.files.push(BTreeSet::new());
+        names.into_iter().for_each(|name| self.enter(name, file));
+        file
+    }
+
+    fn enter(&mut self, name: PathBuf, file: usize) {
+        self.leave(&name);
+        self.file.insert(name.clone(), file);
+        self.files[file].insert(name);
+    }
+
+    fn leave(&mut self, name: &Path) {
+        if let Some(file) = self.file.remove(name) {
+            self.files[file].remove(name);
+        }
+    }
+}
+
+/// Names that are read at most: some ten milliseconds.
+const MOST: usize = 20_000;
+
+/// The inodes with several names, by their numbers; none at all where there are too many names.
+fn several(root: &Root) -> HashMap<u64, Vec<PathBuf>> {
+    let mut names: HashMap<u64, Vec<PathBuf>> = HashMap::new();
+    let mut seen = 0;
+    let mut visit = |entry: &tree::Entry<'_>| {
+        seen += 1;
+        let ours = || entry.path() == Path::new(STATE_DIR);
+        if seen > MOST || entry.kind == Kind::Directory && ours() {
+            return Descend::Past;
+        }
+        if entry.kind == Kind::Regular {
+            names.entry(entry.ino).or_default().push(entry.path());
+        }
+        Descend::Into
+    };
+    tree::walk(root, Path::new("/"), &mut visit, &mut |_, _| {});
+    names.retain(|_, names| names.len() > 1 && seen <= MOST);
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest with a file of two names, one of an equal file, and whether that is written down.
+    fn guest(known: bool) -> (tempfile::TempDir, Links, Inode) {
+        let guest = tempfile::tempdir().unwrap();
+        let path = |name: &str| guest.path().join(name);
+        for dir in ["d", "var/lib/cow-hooks"] {
+            std::fs::create_dir_all(path(dir)).unwrap();
+        }
+        std::fs::write(path("f"), b"x").unwrap();
+        for name in ["d/g", "equal", "var/lib/cow-hooks/elsewhere"] {
+            std::fs::hard_link(path("f"), path(name)).unwrap();
+        }
+        let root = Root::open(guest.path()).unwrap();
+        if known {
+            HardLinks::note(&root, &[["/f", "/d/g"].map(PathBuf::from).into()], &[]).unwrap();
+        }
+        let inode = Inode::at(&root, "f".as_ref()).unwrap();
+        (guest, Links::new(root), inode)
+    }
+
+    fn names(links: &mut Links, inode: &Inode, name: &str) -> Vec<String> {
+        let names = links.names(inode, Path::new(name));
+        let mut names: Vec<_> = names.into_iter().map(|name| name.display().to_string()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn equal_files_are_not_one_where_that_is_known() {
+        let (_guest, mut links, inode) = guest(true);
+        assert_eq!(names(&mut links, &inode, "/d/g"), ["/d/g", "/f"]);
+        assert_eq!(names(&mut links, &inode, "/equal"), [""; 0]);
+        links.linked(&inode, Path::new("/equal"), "/new".into());
+        assert_eq!(names(&mut links, &inode, "/new"), ["/equal", "/new"]);
+        assert_eq!(names(&mut links, &inode, "/f"), ["/d/g", "/f"]);
+    }
+
+    #[test]
+    fn all_names_in_a_small_guest_are_one_file_where_nothing_is_known() {
+        let (_guest, mut links, inode) = guest(false);
+        assert_eq!(names(&mut links, &inode, "/f"), ["/d/g", "/equal", "/f"]);
+    }
+
+    #[test]
+    fn names_are_followed_through_links_and_renames() {
+        let (_guest, mut links, inode) = guest(true);
+        links.moved(&inode, Path::new("/d/g"), "/b/h".into());
+        links.directory_moved(Path::new("/b"), Path::new("/c"));
+        assert_eq!(names(&mut links, &inode, "/f"), ["/b/h", "/c/h", "/f"]);
+        links.removed(&inode, Path::new("/f"));
+        assert_eq!(names(&mut links, &inode, "/f"), ["/b/h", "/c/h"], "a name that it had");
+        links.exchanged((&inode, Path::new("/c/h")), (&inode, Path::new("/equal")));
+        assert_eq!(names(&mut links, &inode, "/equal"), ["/b/h", "/equal"]);
+        assert_eq!(names(&mut links, &inode, "/c/h"), [""; 0]);
+        links.moved(&inode, Path::new("/other"), "/b/h".into());
+        assert_eq!(names(&mut links, &inode, "/equal"), ["/equal"]);
+    }
+
+    #[test]
+    fn hard_links_move_with_their_directory() {
+        let (_guest, mut links, inode) = guest(true);
+        links.directory_moved(Path::new("/d"), Path::new("/e"));
+        assert_eq!(names(&mut links, &inode, "/e/g"), ["/d/g", "/e/g", "/f"]);
+    }
+}

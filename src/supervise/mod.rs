@@ -1,0 +1,41 @@
+//! Copy on write for a process tree: whatever is about to change a unified file gets its private copy first.
+//!
+//! A filter stops the calls that may change a file (`sys::seccomp`); a *supervisor*, a process of its own, looks at
+//! what each of them leads to (`lookup`), makes it private (`change`) or carries the call out where it concerns names
+//! alone (`names`), and lets it go on. All of it is recorded in the guest's ledger (`journal`).
+//!
+//! It makes things work, it does not make them safe: between our look and the kernel's a path may come to mean another
+//! file. The protection of the shared inodes is what keeps them unchanged then; the call fails.
+//!
+//! The supervisor is two processes: a *guardian*, which does nothing, and a *worker*. Where the worker dies, the guardian
+//! has ended what that had begun, lets the calls go on that were waiting for it, and starts another. Both end with the
+//! last supervised process.
+
+mod caller;
+mod change;
+mod guardian;
+mod journal;
+mod links;
+mod lookup;
+mod names;
+mod start;
+mod worker;
+
+pub use self::start::{
+    Error, Supervised, is_supervised, may_supervise, process, serve, this_thread, this_thread_by,
+};
+
+use crate::policy::Policy;
+
+/// What a supervisor is to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The guest's policy.
+    pub policy: Policy,
+    /// Originals whose names get other files stay in the stash until a transaction settles.
+    pub keep: bool,
+    /// Also files that share their inode without protection.
+    pub unprotected: bool,
+    /// Keeps standard error while this process lives, to say what goes wrong.
+    pub talk: Option<i32>,
+}

@@ -1,0 +1,204 @@
+//! How supervision begins.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+
+use super::{Options, guardian};
+use crate::report::Reason;
+use crate::sys::seccomp::{self, Question, program};
+use crate::sys::{process, remote};
+
+/// Who supervises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Supervised {
+    /// A supervisor that has just begun.
+    Now,
+    /// One that was there before.
+    Already,
+}
+
+/// Why there is no supervision.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another program listens to the calls of the process, or traces it: a container's manager, a debugger.
+    #[error("another program supervises its system calls already")]
+    ForeignListener,
+    /// The kernel or the container lets us have no filter.
+    #[error("no system call filter can be installed: {}", Reason(.0))]
+    Filter(#[source] io::Error),
+    /// No process could be started.
+    #[error("the supervisor could not be started: {}", Reason(.0))]
+    Supervisor(#[source] io::Error),
+    /// The filter is there, and the supervisor is not: calls that it is to answer fail.
+    #[error("the supervisor has ended before it began: {}", Reason(.0))]
+    Lost(#[source] io::Error),
+    /// There is no table of system calls for this processor.
+    #[error("not available on this processor")]
+    Processor,
+}
+
+impl Error {
+    /// What a person can do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Error::ForeignListener => {
+                "switch its system call interception off, or prepare the files with cow-prepare"
+            }
+            Error::Filter(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                "run it as root, with CAP_SYS_ADMIN in the container"
+            }
+            Error::Filter(_) => "use Linux 5.9 or newer with CONFIG_SECCOMP_FILTER, or cow-prepare",
+            Error::Supervisor(_) | Error::Lost(_) => "free some memory or processes, then try again",
+            Error::Processor => "prepare the files with cow-prepare",
+        }
+    }
+}
+
+/// Whether the calling process has a supervisor of ours, and that lives.
+pub fn is_supervised() -> bool {
+    seccomp::ask(Question::IsThere)
+}
+
+/// Supervises the calling thread and all it starts, from now on and for good.
+///
+/// The process must have no other thread: it forks, and the child goes on in Rust.
+///
+/// # Errors
+/// With [`Error::Lost`] the thread is behind a filter that nobody listens to; it should end.
+pub fn this_thread(options: Options) -> Result<Supervised, Error> {
+    if is_supervised() {
+        return Ok(Supervised::Already);
+    }
+    Supervisor::fork(options)?.listen(install())
+}
+
+/// Supervises the calling thread, as [`this_thread`], from any process: `command` is to call [`serve`].
+pub fn this_thread_by(command: Command) -> Result<Supervised, Error> {
+    if seccomp::ask(Question::LookAgain) {
+        return Ok(Supervised::Already);
+    }
+    Supervisor::run(command)?.listen(install())
+}
+
+/// Supervises the process `pid`, which waits for a child that is, or waits for, the calling process. `command` is to
+/// call [`serve`].
+pub fn process(pid: i32, command: Command) -> Result<Supervised, Error> {
+    if is_supervised() {
+        return Ok(Supervised::Already);
+    }
+    let supervisor = Supervisor::run(command)?;
+    supervisor.listen(remote::listen_in(pid, &program::program(), seccomp::KILLABLE).map_err(why))
+}
+
+/// Whether [`process()`] could supervise the process `pid`, once it waits for a child.
+pub fn may_supervise(pid: i32) -> Result<(), Error> {
+    if seccomp::calls::ABIS.is_empty() {
+        return Err(Error::Processor);
+    }
+    if is_supervised() { Ok(()) } else { remote::may_listen_in(pid).map_err(why) }
+}
+
+/// What [`this_thread_by`] and [`process()`] start: the supervisor, whose socket is standard input. Returns when it goes on by itself.
+pub fn serve(options: Options) -> io::Result<()> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    process::detached(move || guard(&socket, &options))
+}
+
+/// A supervisor that waits for its listener.
+struct Supervisor {
+    socket: OwnedFd,
+}
+
+impl Supervisor {
+    fn fork(options: Options) -> Result<Supervisor, Error> {
+        if seccomp::calls::ABIS.is_empty() {
+            return Err(Error::Processor);
+        }
+        let (ours, theirs) = pair()?;
+        process::detached(move || guard(&theirs, &options)).map_err(Error::Supervisor)?;
+        Ok(Supervisor { socket: ours })
+    }
+
+    fn run(mut command: Command) -> Result<Supervisor, Error> {
+        if seccomp::calls::ABIS.is_empty() {
+            return Err(Error::Processor);
+        }
+        let (ours, theirs) = pair()?;
+        let status = command.stdin(theirs).stdout(Stdio::null()).status().map_err(Error::Supervisor)?;
+        if status.success() {
+            return Ok(Supervisor { socket: ours });
+        }
+        Err(Error::Supervisor(io::Error::other(format!("{} failed", command.get_program().display()))))
+    }
+
+    /// Hands the listener over. Without one the supervisor ends.
+    fn listen(self, listener: Result<OwnedFd, Error>) -> Result<Supervised, Error> {
+        let listener = listener?;
+        send(&self.socket, listener.as_fd()).map_err(Error::Lost)?;
+        drop(listener);
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.socket, &mut [0; 1][..])) {
+            Ok(1) => Ok(Supervised::Now),
+            Ok(_) => Err(Error::Lost(io::ErrorKind::BrokenPipe.into())),
+            Err(e) => Err(Error::Lost(e.into())),
+        }
+    }
+}
+
+/// The supervisor's life, in a process of its own.
+fn guard(socket: &OwnedFd, options: &Options) {
+    process::keep_only(&[socket.as_fd()], options.talk.is_some());
+    // Nothing comes where the filter could not be installed.
+    let Ok(listener) = receive(socket) else { return };
+    guardian::guard(listener, options, || {
+        let _ = rustix::io::write(socket, b"!");
+        let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+    });
+}
+
+fn install() -> Result<OwnedFd, Error> {
+    seccomp::install(&program::program()).map_err(why)
+}
+
+/// Why there is no listener.
+fn why(e: io::Error) -> Error {
+    match e.raw_os_error() {
+        Some(libc::EBUSY) => Error::ForeignListener,
+        _ if e.kind() == io::ErrorKind::ResourceBusy => Error::ForeignListener,
+        _ => Error::Filter(e),
+    }
+}
+
+fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|e| Error::Supervisor(e.into()))
+}
+
+fn send(socket: &OwnedFd, listener: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let listener = [listener];
+    control.push(SendAncillaryMessage::ScmRights(&listener));
+    rustix::net::sendmsg(socket, &[IoSlice::new(b"!")], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn receive(socket: &OwnedFd) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let mut descriptors = control.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<_>>(),
+        _ => Vec::new(),
+    });
+    descriptors.next().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}

@@ -1,0 +1,259 @@
+//! The process that answers: a few threads, each with a root directory of its own.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::io::Errno;
+
+use super::Options;
+use super::caller::Caller;
+use super::journal::{self, Journal};
+use super::links::Links;
+use crate::report::{Reason, size};
+use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::sys::process::{self, ProcessId, Processes};
+use crate::sys::root::Root;
+use crate::sys::seccomp::calls::{Shape, shape};
+use crate::sys::seccomp::inflight::InFlight;
+use crate::sys::seccomp::{self, Answer, Call, Listener, Question, question};
+use crate::sys::task::Task;
+use crate::sys::view::View;
+
+/// Threads that answer: one may have to wait for a filesystem that another serves.
+const THREADS: usize = 4;
+
+/// What the threads of a worker share.
+#[derive(Debug)]
+pub struct Supervisor<'a> {
+    /// Where calls come from.
+    pub listener: &'a Listener,
+    /// What to do.
+    pub options: &'a Options,
+    /// Whose windows the ledger names.
+    owner: ProcessId,
+    /// The process table.
+    pub processes: Processes,
+    /// Our user namespace: capabilities in another one are no capabilities here.
+    pub user_namespace: InodeId,
+    /// The root directory we began in.
+    pub home: Root,
+    journal: Mutex<Option<Journal>>,
+    links: Mutex<Links>,
+    passing: Mutex<Vec<ProcessId>>,
+    /// Names that were made private and that nobody settles.
+    pub changed: Mutex<BTreeSet<PathBuf>>,
+    /// What all of it came to.
+    pub tally: Tally,
+}
+
+/// What was done.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Calls that were looked at.
+    pub calls: AtomicU64,
+    /// Names made private.
+    pub detached: AtomicU64,
+    /// Bytes copied for them.
+    pub bytes: AtomicU64,
+    /// Calls about names that were carried out.
+    pub names: AtomicU64,
+}
+
+/// Answers until nobody is supervised any more; returns the exit code.
+pub fn work(listener: &Listener, options: &Options, owner: ProcessId, calls: &InFlight) -> i32 {
+    let Ok(supervisor) = Supervisor::new(listener, options, owner) else { return 1 };
+    let supervisor = &supervisor;
+    std::thread::scope(|scope| {
+        let threads = (0..THREADS).map(|slot| {
+            let answer = move || supervisor.serve(slot, calls);
+            std::thread::Builder::new().name("supervisor".into()).spawn_scoped(scope, answer)
+        });
+        let threads: Vec<_> = threads.collect();
+        if threads.iter().all(Result::is_err) {
+            return 1;
+        }
+        supervisor.wait_for_the_end();
+        supervisor.end();
+        // The threads wait for calls that will not come.
+        std::process::exit(0)
+    })
+}
+
+/// Lets every call go on.
+pub fn let_all_pass(listener: &Listener) {
+    while !hung_up(listener, PollTimeout::ZERO) {
+        if let Ok(call) = listener.receive() {
+            let _ = listener.answer(call.id, Answer::Continue);
+        }
+    }
+}
+
+fn hung_up(listener: &Listener, patience: PollTimeout) -> bool {
+    let mut polled = [PollFd::new(listener.as_fd(), PollFlags::empty())];
+    let _ = poll(&mut polled, patience);
+    polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
+}
+
+impl<'a> Supervisor<'a> {
+    fn new(
+        listener: &'a Listener,
+        options: &'a Options,
+        owner: ProcessId,
+    ) -> std::io::Result<Supervisor<'a>> {
+        let processes = Processes::open()?;
+        let own = Task::open(&processes, processes.own()?.id.pid)?;
+        let home = Root::open(Path::new("/"))?;
+        Ok(Supervisor {
+            listener,
+            options,
+            owner,
+            user_namespace: own.user_namespace()?,
+            processes,
+            links: Mutex::new(Links::new(home.try_clone()?)),
+            home,
+            journal: Mutex::new(None),
+            passing: Mutex::new(Vec::new()),
+            changed: Mutex::new(BTreeSet::new()),
+            tally: Tally::default(),
+        })
+    }
+
+    fn wait_for_the_end(&self) {
+        if let Some(end) = self.options.talk.and_then(|front| process::end_of(front).ok()) {
+            let mut polled = [
+                PollFd::new(self.listener.as_fd(), PollFlags::empty()),
+                PollFd::new(end.as_fd(), PollFlags::POLLIN),
+            ];
+            while poll(&mut polled, PollTimeout::NONE).is_err() {}
+        }
+        self.report();
+        process::fall_silent();
+        while !hung_up(self.listener, PollTimeout::NONE) {}
+    }
+
+    fn serve(&self, slot: usize, calls: &InFlight) {
+        let Ok(mut view) = View::of_this_thread() else { return };
+        loop {
+            let call = match self.listener.receive() {
+                Ok(call) => call,
+                Err(_) if hung_up(self.listener, PollTimeout::ZERO) => return,
+                // The caller was killed before we had its call.
+                Err(_) => continue,
+            };
+            calls.begin(slot, call.id);
+            let answer = catch_unwind(AssertUnwindSafe(|| self.decide(&call, &mut view)));
+            let _ = self.listener.answer(call.id, answer.unwrap_or(Answer::Continue));
+            calls.end(slot);
+        }
+    }
+
+    fn decide(&self, call: &Call, view: &mut View) -> Answer {
+        self.tally.calls.fetch_add(1, Ordering::Relaxed);
+        let Some(shape) = shape(call.audit, call.number) else { return Answer::Continue };
+        if shape == Shape::Openat2
+            && let Some(question) = question(call)
+        {
+            return self.reply(call, question);
+        }
+        let done = Task::open(&self.processes, call.tid).and_then(|task| {
+            if self.passes(&task) {
+                return Ok(Answer::Continue);
+            }
+            Caller::new(self, call, &task, view)?.answer(shape)
+        });
+        done.unwrap_or_else(|e| {
+            if let Some(errno @ (Errno::NOSPC | Errno::DQUOT)) = Errno::from_io_error(&e) {
+                return Answer::Failed(errno);
+            }
+            // What we cannot look at the kernel can: it says the same to the caller.
+            log::trace!("call {} of {}: {}", call.number, call.tid, Reason(e));
+            Answer::Continue
+        })
+    }
+
+    fn reply(&self, call: &Call, question: Question) -> Answer {
+        if question != Question::IsThere
+            && let Ok(status) = Task::open(&self.processes, call.tid).and_then(|task| task.status())
+            && let Ok(process) = self.processes.process(status.process)
+        {
+            let mut passing = lock(&self.passing);
+            passing.retain(|id| *id != process.id && id.is_alive(Some(&self.processes)));
+            if question == Question::LetPass {
+                passing.push(process.id);
+            }
+        }
+        Answer::Done(seccomp::HERE)
+    }
+
+    /// Whether the process does by itself what we would do.
+    fn passes(&self, task: &Task) -> bool {
+        let passing = lock(&self.passing);
+        if passing.is_empty() {
+            return false;
+        }
+        let process = task.status().and_then(|status| self.processes.process(status.process));
+        process.is_ok_and(|process| passing.contains(&process.id))
+    }
+
+    /// Whether a file is shared with others, so that it must be made private before it changes.
+    pub fn is_shared(&self, inode: &Inode) -> bool {
+        use crate::policy::LastLink;
+        if inode.kind != Kind::Regular || inode.append_only {
+            return false;
+        }
+        match (inode.immutable, inode.nlink > 1) {
+            (true, true) => true,
+            (true, false) => self.options.policy.last_link == LastLink::Detach,
+            (false, links) => links && self.options.unprotected,
+        }
+    }
+
+    /// Does `work` with the open journal. The calling thread must be at home.
+    pub fn with_journal<T>(
+        &self,
+        work: impl FnOnce(&mut Journal) -> Result<T, journal::Error>,
+    ) -> Result<T, journal::Error> {
+        let mut slot = lock(&self.journal);
+        let journal = match slot.as_mut() {
+            Some(journal) => journal,
+            None => slot.insert(Journal::open(&self.home, self.owner, self.options.policy.lock_timeout)?),
+        };
+        work(journal)
+    }
+
+    /// What is known of names that are one file.
+    pub fn links(&self) -> MutexGuard<'_, Links> {
+        lock(&self.links)
+    }
+
+    /// Nobody is supervised any more: what was recorded is put in order.
+    fn end(&self) {
+        let changed = std::mem::take(&mut *lock(&self.changed));
+        if let Some(journal) = lock(&self.journal).as_mut() {
+            journal.close(&changed).unwrap_or_else(|e| log::warn!("{e}"));
+        }
+    }
+
+    /// Says what all of it came to, to those who want to know everything.
+    fn report(&self) {
+        let Tally { calls, detached, bytes, names } = &self.tally;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        log::debug!(
+            "{} files made private ({}), {} changes of names carried out, {} system calls looked at",
+            count(detached),
+            size(count(bytes)),
+            count(names),
+            count(calls)
+        );
+    }
+}
+
+/// A lock that outlives a panic: what it guards is a record, checked where it is used.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
