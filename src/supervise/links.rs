@@ -20,8 +20,10 @@ pub struct Links {
     root: Root,
     /// The names of each file that has, or had, several.
     files: Vec<BTreeSet<PathBuf>>,
-    /// Which of the files a name is, or last was.
-    file: HashMap<PathBuf, usize>,
+    /// Which of the files a name is, or last was; `None` where it has become one that has no other name.
+    file: HashMap<PathBuf, Option<usize>>,
+    /// Which of the files an inode was that has lost this name.
+    former: HashMap<(InodeId, PathBuf), usize>,
     parted: HashSet<InodeId>,
     before: Option<HardLinks>,
     several: Option<HashMap<u64, Vec<PathBuf>>>,
@@ -30,8 +32,8 @@ pub struct Links {
 impl Links {
     /// Of the guest at `root`.
     pub fn new(root: Root) -> Links {
-        let (files, file, parted) = (Vec::new(), HashMap::new(), HashSet::new());
-        Links { root, files, file, parted, before: None, several: None }
+        let (files, file, former, parted) = (Vec::new(), HashMap::new(), HashMap::new(), HashSet::new());
+        Links { root, files, file, former, parted, before: None, several: None }
     }
 
     /// `inode`, whose name `name` is, has got another.
@@ -47,7 +49,7 @@ impl Links {
                 self.files[file].remove(from);
                 self.enter(to, file);
             }
-            None => self.leave(&to),
+            None => self.leave(to),
         }
     }
 
@@ -57,7 +59,7 @@ impl Links {
         for (file, name) in [(files[0], other.1), (files[1], one.1)] {
             match file {
                 Some(file) => self.enter(name.to_path_buf(), file),
-                None => self.leave(name),
+                None => self.leave(name.to_path_buf()),
             }
         }
     }
@@ -86,6 +88,7 @@ impl Links {
     pub fn removed(&mut self, inode: &Inode, name: &Path) {
         if let Some(file) = self.known_file(inode, name) {
             self.files[file].remove(name);
+            self.former.insert((inode.id, name.to_path_buf()), file);
         }
         self.parted.insert(inode.id);
     }
@@ -97,9 +100,14 @@ impl Links {
 
     /// The names of the file that `name` is, or last was.
     pub fn names(&mut self, inode: &Inode, name: &Path) -> Vec<PathBuf> {
-        match self.file.get(name) {
-            Some(&file) => self.files[file].iter().cloned().collect(),
+        let known = self.file.get(name).copied();
+        let former = self.former.get(&(inode.id, name.to_path_buf()));
+        match known {
             None => self.found(inode, name),
+            Some(file) => {
+                let former = former.filter(|former| file != Some(**former));
+                file.iter().chain(former).flat_map(|&file| &self.files[file]).cloned().collect()
+            }
         }
     }
 
@@ -127,8 +135,8 @@ impl Links {
     }
 
     fn known_file(&mut self, inode: &Inode, name: &Path) -> Option<usize> {
-        if let Some(&file) = self.file.get(name) {
-            return Some(file);
+        if let Some(file) = self.file.get(name) {
+            return *file;
         }
         let found = self.found(inode, name);
         (found.len() > 1).then(|| self.add(found.into_iter().collect()))
@@ -142,14 +150,14 @@ impl Links {
     }
 
     fn enter(&mut self, name: PathBuf, file: usize) {
-        self.leave(&name);
-        self.file.insert(name.clone(), file);
+        self.leave(name.clone());
+        self.file.insert(name.clone(), Some(file));
         self.files[file].insert(name);
     }
 
-    fn leave(&mut self, name: &Path) {
-        if let Some(file) = self.file.remove(name) {
-            self.files[file].remove(name);
+    fn leave(&mut self, name: PathBuf) {
+        if let Some(Some(file)) = self.file.insert(name.clone(), None) {
+            self.files[file].remove(&name);
         }
     }
 }

@@ -192,7 +192,8 @@ impl<'a> Supervisor<'a> {
 
     /// Whether the process does by itself what we would do.
     fn passes(&self, task: &Task) -> bool {
-        let passing = lock(&self.passing);
+        let mut passing = lock(&self.passing);
+        passing.retain(|id| id.is_alive(Some(&self.processes)));
         if passing.is_empty() {
             return false;
         }

@@ -9,7 +9,7 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
 
-use super::inode::{Inode, InodeId};
+use super::inode::{Inode, InodeId, Kind};
 use super::process::Processes;
 
 /// Longest path of a system call, with its end (`PATH_MAX`, `linux/limits.h`).
@@ -187,7 +187,8 @@ impl Status {
         self.uid == 0 && self.capabilities & RULES_FILES == RULES_FILES
     }
 
-    /// Whether the permission bits of `inode` let it write. Access control lists are not looked at.
+    /// Whether the permission bits of `inode` let it write, or change names in a directory. Access control lists are not
+    /// looked at.
     pub fn may_write(&self, inode: &Inode) -> bool {
         let bits = if self.uid == inode.uid {
             inode.mode >> 6
@@ -196,7 +197,8 @@ impl Status {
         } else {
             inode.mode
         };
-        bits & 2 != 0
+        let wanted = if inode.kind == Kind::Directory { 3 } else { 2 };
+        bits & wanted == wanted
     }
 }
 
