@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::lookup::{Entry, Lookup};
 use super::worker::Supervisor;
 use crate::sys::attributes::{Attributes, Form};
-use crate::sys::inode::Inode;
+use crate::sys::inode::{Inode, Kind};
 use crate::sys::seccomp::calls::{Follow, Right, Shape, shape};
 use crate::sys::seccomp::{Answer, Call};
 use crate::sys::task::{Status, Task};
@@ -251,6 +251,10 @@ impl<'a> Caller<'a> {
         form: Form,
         argument: u8,
     ) -> io::Result<Answer> {
+        // A FIFO would wait for a writer when it is opened again.
+        if Inode::of(file)?.kind != Kind::Regular {
+            return Ok(Answer::Continue);
+        }
         let before = self.supervisor.processes.reopen(file, OFlags::RDONLY);
         let before = before.and_then(|file| Ok(rustix::fs::ioctl_getflags(file)?.bits()));
         let private = match self.privatize(file, Right::Own, number)? {

@@ -436,12 +436,14 @@ HARMLESS(not_files)
 {
     int ends[2], directory = open("d", O_RDONLY), fifo = open("fifo", O_RDONLY | O_NONBLOCK);
     int device = open("/dev/null", O_RDWR), memory = sys(memfd_create, "memory", 0);
+    unsigned flags = 0;
     if (pipe(ends))
         die("pipe");
     step("pipe", fchmod(ends[0], 0600));
     step("memory", fchmod(memory, 0600));
     step("memory", wide(ftruncate, memory, LONG64(100)));
     step("fifo", fchmod(fifo, 0600));
+    step("fifo", ioctl(fifo, FS_IOC_SETFLAGS, &flags));
     step("directory", fchmod(directory, 0700));
     step("directory", fchown(directory, 5, 6));
     step("directory", futimens(directory, NULL));
