@@ -36,6 +36,7 @@ const LIMITS: &[(&str, &str)] = &[
     ("reader_from_before_fork", "another process's descriptor stays on the shared file"),
     ("reader_of_child_sees_write", "another process's descriptor stays on the shared file"),
     ("record_lock_kept", "a process's lock is not ours to take"),
+    ("renamed_at_once", "who comes too often between our look and the kernel's is refused"),
     ("reopened_after_unlink", "its copy never had that name"),
     ("signals", "a handler without SA_RESTART interrupts calls that wait for us"),
     ("utimensat_empty_path", "the kernel hands over no descriptor of a place only"),
@@ -46,7 +47,8 @@ const LIMITS: &[(&str, &str)] = &[
 ];
 
 /// Limits that chance decides about: they may give the same as well.
-const CHANCE: [&str; 4] = ["killed_while_at_it", "long_chain_of_directories", "signals", "watched"];
+const CHANCE: [&str; 5] =
+    ["killed_while_at_it", "long_chain_of_directories", "renamed_at_once", "signals", "watched"];
 
 /// Operations that give the same on shared files without cow-run: they change none.
 const UNAFFECTED: &[&str] = &[

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom, flock};
 use rustix::io::Errno;
@@ -36,6 +37,9 @@ const KEPT: OFlags = OFlags::APPEND
     .union(OFlags::DIRECT)
     .union(OFlags::DSYNC)
     .union(OFlags::SYNC);
+
+/// How long the lock is waited for between two looks at a file that may be in a window.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 impl Caller<'_> {
     /// Makes private what is open as `file`, if it is shared and the caller may change it. `number` is the caller's
@@ -247,12 +251,21 @@ pub(super) fn may_be_in_window(inode: &Inode) -> bool {
     inode.kind == Kind::Regular && inode.nlink > 1 && !inode.immutable
 }
 
-/// The inode of an open file, looked at while nobody else holds the lock that a window is opened under.
+/// The inode of an open file, when nobody has a window open on it. Windows are short, and the lock that they are opened
+/// under may be passed from one to the next for long.
 pub(super) fn outside_window(file: OwnedFd) -> io::Result<Inode> {
-    match lock::exclusive(&file, LOCK_PATIENCE) {
+    let begun = Instant::now();
+    loop {
+        let inode = Inode::of(&file)?;
         // Not all locks are ours.
-        Err(e) if e.kind() != io::ErrorKind::TimedOut => Err(e),
-        _ => Inode::of(&file),
+        if !may_be_in_window(&inode) || begun.elapsed() > LOCK_PATIENCE {
+            return Ok(inode);
+        }
+        match lock::exclusive(&file, LOOK_AGAIN) {
+            Ok(()) => return Inode::of(&file),
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => {}
+            Err(e) => return Err(e),
+        }
     }
 }
 
