@@ -465,7 +465,8 @@ static void resolved(const char *what, int dir, const char *path, uint64_t flags
 {
     struct open_how how = {.flags = flags, .mode = flags & O_CREAT ? 0600 : 0, .resolve = resolve};
     long fd = sys(openat2, dir, path, &how, sizeof how);
-    if (fd < 0 && errno == EAGAIN && resolve & RESOLVE_CACHED) {
+    /* What is not cached; or ".." while anybody renames something, anywhere: openat2(2). */
+    for (int tries = 0; fd < 0 && errno == EAGAIN && tries < 100; tries++) {
         how.resolve &= ~(uint64_t)RESOLVE_CACHED;
         fd = sys(openat2, dir, path, &how, sizeof how);
     }
