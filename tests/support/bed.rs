@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -20,9 +21,10 @@ pub const FIRST: &str = "/var/lib/g1";
 /// The filesystem is `/var/lib` in the namespace, so that the state directory is beside the guests. Its processes are
 /// killed when it is dropped, and nothing else.
 pub struct Bed {
+    /// Open as long as its processes are looked for: no other namespace has its number meanwhile.
+    namespace: fs::File,
     pub filesystem: Filesystem,
     holder: Child,
-    namespace: PathBuf,
     shared: BTreeMap<PathBuf, Seen>,
 }
 
@@ -66,9 +68,9 @@ impl Bed {
             .unwrap();
         let mut line = String::new();
         BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let namespace = fs::read_link(format!("/proc/{}/ns/mnt", holder.id())).unwrap();
+        let namespace = fs::File::open(format!("/proc/{}/ns/mnt", holder.id())).unwrap();
         let shared = files(&second);
-        let bed = Bed { filesystem, holder, namespace, shared };
+        let bed = Bed { namespace, filesystem, holder, shared };
         assert_eq!(line, "ready\n");
         bed
     }
@@ -122,9 +124,10 @@ impl Bed {
     /// The processes of the namespace that are called so, each with its parent.
     fn processes(&self, name: Option<&str>) -> Vec<(i32, i32)> {
         let mut found = Vec::new();
+        let here = self.namespace.metadata().unwrap();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let is_here = fs::read_link(entry.path().join("ns/mnt")).is_ok_and(|ns| ns == self.namespace);
+            let is_here = fs::metadata(entry.path().join("ns/mnt")).is_ok_and(|ns| ns.ino() == here.ino());
             let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
             let (Some(open), Some(close)) = (stat.find('('), stat.rfind(')')) else { continue };
             let mut fields = stat[close + 1..].split_ascii_whitespace();
