@@ -230,76 +230,54 @@ impl Ledger {
         Error::Database { path: self.path.clone(), source }
     }
 
+    /// Makes changes together: all of them are there afterwards, or none.
+    fn change<T>(
+        &mut self,
+        durably: bool,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        let changed = schema::durably(&mut self.db, durably, |db| {
+            let transaction = db.transaction()?;
+            let done = work(&transaction)?;
+            transaction.commit()?;
+            Ok(done)
+        });
+        changed.map_err(|e| self.error(e))
+    }
+
     /// Records intents, durably, and numbers them.
     pub fn record(&mut self, intents: &[Intent]) -> Result<Vec<Entry>, Error> {
-        self.insert(intents, State::Detaching, true).map_err(|e| self.error(e))
+        self.change(true, |db| intents.iter().map(|intent| insert(db, intent, State::Detaching)).collect())
     }
 
     /// Records a name whose original is about to go to the stash, while another file takes the name.
     ///
     /// Not durable: where the machine dies the stash is emptied, and the name has its new file or the old one.
     pub fn record_replaced(&mut self, intent: &Intent) -> Result<Entry, Error> {
-        let mut entries =
-            self.insert(std::slice::from_ref(intent), State::Detached, false).map_err(|e| self.error(e))?;
-        entries.pop().ok_or_else(|| self.error(rusqlite::Error::QueryReturnedNoRows))
-    }
-
-    fn insert(&mut self, intents: &[Intent], state: State, durable: bool) -> rusqlite::Result<Vec<Entry>> {
-        schema::set_durable(&self.db, durable)?;
-        let tx = self.db.transaction()?;
-        let mut entries = Vec::with_capacity(intents.len());
-        {
-            let mut insert = tx.prepare_cached(
-                "INSERT INTO entry (state, dir, name, dev, ino, handle, immutable, size, beside, keep)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            )?;
-            for intent in intents {
-                insert.execute(params![
-                    state.as_str(),
-                    intent.place.dir.as_os_str().as_bytes(),
-                    intent.place.name.as_bytes(),
-                    intent.original.dev as i64,
-                    intent.original.ino as i64,
-                    intent.handle,
-                    intent.immutable,
-                    intent.size as i64,
-                    intent.beside,
-                    intent.keep,
-                ])?;
-                let id = tx.last_insert_rowid();
-                entries.push(Entry { id, state, intent: intent.clone(), copy: None });
-            }
-        }
-        tx.commit()?;
-        schema::set_durable(&self.db, false)?;
-        Ok(entries)
+        self.change(false, |db| insert(db, intent, State::Detached))
     }
 
     /// Records that these names have their private copies, and forgets the entries `forgotten`.
     pub fn detached(&mut self, copies: &[(i64, Option<Copy>)], forgotten: &[i64]) -> Result<(), Error> {
-        let work = |db: &mut Connection| -> rusqlite::Result<()> {
-            let tx = db.transaction()?;
-            {
-                let mut update = tx.prepare(
-                    "UPDATE entry SET state = 'detached', copy_ino = ?2, copy_ctime_s = ?3, copy_ctime_ns = ?4
-                     WHERE id = ?1",
-                )?;
-                for (id, copy) in copies {
-                    update.execute(params![
-                        id,
-                        copy.map(|c| c.ino as i64),
-                        copy.map(|c| c.ctime.secs),
-                        copy.map(|c| c.ctime.nanos),
-                    ])?;
-                }
-                let mut delete = tx.prepare("DELETE FROM entry WHERE id = ?1")?;
-                for id in forgotten {
-                    delete.execute([id])?;
-                }
+        self.change(false, |db| {
+            let mut update = db.prepare(
+                "UPDATE entry SET state = 'detached', copy_ino = ?2, copy_ctime_s = ?3, copy_ctime_ns = ?4
+                 WHERE id = ?1",
+            )?;
+            for (id, copy) in copies {
+                update.execute(params![
+                    id,
+                    copy.map(|c| c.ino as i64),
+                    copy.map(|c| c.ctime.secs),
+                    copy.map(|c| c.ctime.nanos),
+                ])?;
             }
-            tx.commit()
-        };
-        work(&mut self.db).map_err(|e| self.error(e))
+            let mut delete = db.prepare("DELETE FROM entry WHERE id = ?1")?;
+            for id in forgotten {
+                delete.execute([id])?;
+            }
+            Ok(())
+        })
     }
 
     /// Forgets entries: nothing is owed to them any more.
@@ -312,47 +290,35 @@ impl Ledger {
         if changes.is_empty() {
             return Ok(());
         }
-        let work = |db: &mut Connection| -> rusqlite::Result<()> {
-            schema::set_durable(db, true)?;
-            let tx = db.transaction()?;
-            {
-                let mut update = tx.prepare("UPDATE entry SET state = ?2 WHERE id = ?1")?;
-                for (id, state) in changes {
-                    update.execute(params![id, state.as_str()])?;
-                }
+        self.change(true, |db| {
+            let mut update = db.prepare("UPDATE entry SET state = ?2 WHERE id = ?1")?;
+            for (id, state) in changes {
+                update.execute(params![id, state.as_str()])?;
             }
-            tx.commit()?;
-            schema::set_durable(db, false)
-        };
-        work(&mut self.db).map_err(|e| self.error(e))
+            Ok(())
+        })
     }
 
     /// Records, durably, which inodes' flags may be cleared.
     pub fn announce(&mut self, windows: &[Window]) -> Result<(), Error> {
-        let work = |db: &mut Connection| -> rusqlite::Result<()> {
-            schema::set_durable(db, true)?;
-            let tx = db.transaction()?;
-            {
-                let mut insert = tx.prepare_cached(
-                    "INSERT INTO window (owner, started, dev, ino, handle, dir, name)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                )?;
-                for window in windows {
-                    insert.execute(params![
-                        window.owner.pid,
-                        window.owner.start as i64,
-                        window.inode.dev as i64,
-                        window.inode.ino as i64,
-                        window.handle,
-                        window.place.dir.as_os_str().as_bytes(),
-                        window.place.name.as_bytes(),
-                    ])?;
-                }
+        self.change(true, |db| {
+            let mut insert = db.prepare_cached(
+                "INSERT INTO window (owner, started, dev, ino, handle, dir, name)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?;
+            for window in windows {
+                insert.execute(params![
+                    window.owner.pid,
+                    window.owner.start as i64,
+                    window.inode.dev as i64,
+                    window.inode.ino as i64,
+                    window.handle,
+                    window.place.dir.as_os_str().as_bytes(),
+                    window.place.name.as_bytes(),
+                ])?;
             }
-            tx.commit()?;
-            schema::set_durable(db, false)
-        };
-        work(&mut self.db).map_err(|e| self.error(e))
+            Ok(())
+        })
     }
 
     /// Every window that was announced.
@@ -462,6 +428,26 @@ impl Ledger {
             Err(e) => Err(self.error(e)),
         }
     }
+}
+
+fn insert(db: &Connection, intent: &Intent, state: State) -> rusqlite::Result<Entry> {
+    let mut insert = db.prepare_cached(
+        "INSERT INTO entry (state, dir, name, dev, ino, handle, immutable, size, beside, keep)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+    )?;
+    insert.execute(params![
+        state.as_str(),
+        intent.place.dir.as_os_str().as_bytes(),
+        intent.place.name.as_bytes(),
+        intent.original.dev as i64,
+        intent.original.ino as i64,
+        intent.handle,
+        intent.immutable,
+        intent.size as i64,
+        intent.beside,
+        intent.keep,
+    ])?;
+    Ok(Entry { id: db.last_insert_rowid(), state, intent: intent.clone(), copy: None })
 }
 
 fn read_place(row: &Row<'_>) -> rusqlite::Result<Place> {

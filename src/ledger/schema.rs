@@ -57,10 +57,24 @@ pub fn version(db: &Connection) -> rusqlite::Result<i64> {
     db.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Whether a commit is on disk when it returns (<https://sqlite.org/pragma.html#pragma_synchronous>).
+/// Does `work`, whose commits are on disk when they return, or soon (<https://sqlite.org/pragma.html#pragma_synchronous>).
 ///
 /// An intent must be, before the window it announces. That something is over need not: recovery sees that for itself.
-pub fn set_durable(db: &Connection, durable: bool) -> rusqlite::Result<()> {
+pub fn durably<T>(
+    db: &mut Connection,
+    durably: bool,
+    work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    if !durably {
+        return work(db);
+    }
+    set_durable(db, true)?;
+    let done = work(db);
+    set_durable(db, false)?;
+    done
+}
+
+fn set_durable(db: &Connection, durable: bool) -> rusqlite::Result<()> {
     db.pragma_update(None, "synchronous", if durable { "FULL" } else { "NORMAL" })
 }
 

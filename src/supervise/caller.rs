@@ -2,11 +2,13 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::change::may_be_shared;
 use super::lookup::{Entry, Lookup};
 use super::worker::Supervisor;
 use crate::sys::attributes::{Attributes, Form};
@@ -59,15 +61,15 @@ pub struct Caller<'a> {
 }
 
 impl<'a> Caller<'a> {
-    /// Puts the calling thread, whose `view` this is, in the place of the one that waits.
+    /// For a `call` of `task`, to whose `root` the calling thread was moved; `view` is the calling thread's.
     pub fn new(
         supervisor: &'a Supervisor<'a>,
         call: &'a Call,
         task: &'a Task,
+        root: Arc<OwnedFd>,
         view: &'a mut View,
-    ) -> io::Result<Caller<'a>> {
-        let lookup = Lookup::new(task, view)?;
-        Ok(Caller { supervisor, call, task, lookup, view })
+    ) -> Caller<'a> {
+        Caller { supervisor, call, task, lookup: Lookup::new(task, root), view }
     }
 
     /// Does what the call needs.
@@ -124,10 +126,10 @@ impl<'a> Caller<'a> {
             Shape::Rmdir => self.remove_directory(false),
             Shape::Rename { at, flags } => {
                 let flags = flags.map_or(0, |index| self.number(index) as u32);
-                let second = if at { 2 } else { 1 };
-                match (self.entry(at, 0)?, self.entry(at, second)?) {
-                    (Some(from), Some(to)) => self.rename(&from, &to, flags),
-                    _ => Ok(Answer::Continue),
+                let (old, new) = (self.path(at, 0)?, self.path(at, if at { 2 } else { 1 })?);
+                match self.lookup.entries((old.0, &old.1), (new.0, &new.1))? {
+                    Some([from, to]) => self.rename(&from, &to, flags),
+                    None => Ok(Answer::Continue),
                 }
             }
             Shape::Link { at } => self.link_call(at),
@@ -268,9 +270,8 @@ impl<'a> Caller<'a> {
             return Ok(Answer::Continue);
         }
         let file = self.supervisor.processes.reopen(&private, OFlags::RDONLY)?;
-        let status = self.task.status()?;
-        let may = self.is_privileged(&status)
-            || status.uid == Inode::of(&file)?.uid
+        let may = self.is_privileged()
+            || self.task.status()?.uid == Inode::of(&file)?.uid
                 && rustix::fs::ioctl_getflags(&file)
                     .is_ok_and(|now| attributes.are_for_everybody(now.bits()));
         // Of others the kernel judges.
@@ -284,6 +285,10 @@ impl<'a> Caller<'a> {
     }
 
     fn change_open(&mut self, number: i32, right: Right) -> io::Result<Answer> {
+        // Most are nobody else's, and need not be opened to see that.
+        if !may_be_shared(&self.task.descriptor_inode(number)?) {
+            return Ok(Answer::Continue);
+        }
         match self.open_descriptor(number)? {
             Some(file) => self.make_private(&file, right, Some(number)),
             None => Ok(Answer::Continue),
@@ -303,18 +308,23 @@ impl<'a> Caller<'a> {
         if flags & !(libc::AT_SYMLINK_FOLLOW | libc::AT_EMPTY_PATH) != 0 {
             return Ok(Answer::Continue);
         }
-        let (dir, path) = self.path(at, 0)?;
-        let from = if path.is_empty() && flags & libc::AT_EMPTY_PATH != 0 {
-            if !self.is_privileged(&self.task.status()?) {
+        let ((dir, path), new) = (self.path(at, 0)?, self.path(at, if at { 2 } else { 1 })?);
+        let (from, source, to) = if path.is_empty() && flags & libc::AT_EMPTY_PATH != 0 {
+            if !self.is_privileged() {
                 return Ok(Answer::Continue);
             }
-            self.task.descriptor(dir)?
+            (self.task.descriptor(dir)?, None, self.lookup.entry(new.0, &new.1)?)
+        } else if flags & libc::AT_SYMLINK_FOLLOW != 0 {
+            let from = self.lookup.file(dir, &path, true, ResolveFlags::empty())?;
+            (from, None, self.lookup.entry(new.0, &new.1)?)
         } else {
-            let follow = flags & libc::AT_SYMLINK_FOLLOW != 0;
-            self.lookup.file(dir, &path, follow, ResolveFlags::empty())?
+            match self.lookup.entries((dir, &path), (new.0, &new.1))? {
+                Some([source, to]) if !source.is_directory => (source.open()?, Some(source), Some(to)),
+                _ => return Ok(Answer::Continue),
+            }
         };
-        match self.entry(at, if at { 2 } else { 1 })? {
-            Some(to) if !to.is_directory => self.link(&from, &to),
+        match to {
+            Some(to) if !to.is_directory => self.link(&from, source, &to),
             _ => Ok(Answer::Continue),
         }
     }
@@ -331,8 +341,8 @@ impl<'a> Caller<'a> {
         let (dir, path) = self.path(at, 0)?;
         let Some(entry) = self.lookup.entry(dir, &path)? else { return Ok(Answer::Continue) };
         let Some(_) = self.protected(&entry)? else { return Ok(Answer::Continue) };
-        let status = self.task.status()?;
-        let denied = if self.is_privileged(&status) { None } else { self.denial_of_name(&status, &entry)? };
+        let denied =
+            if self.is_privileged() { None } else { self.denial_of_name(&self.task.status()?, &entry)? };
         Ok(Answer::Failed(denied.unwrap_or(Errno::NOTDIR)))
     }
 
@@ -351,8 +361,8 @@ impl<'a> Caller<'a> {
     }
 
     /// Whether the caller may do with names what we may.
-    pub(super) fn is_privileged(&self, status: &Status) -> bool {
-        self.is_here() && status.rules_files()
+    pub(super) fn is_privileged(&self) -> bool {
+        self.task.rules_files() && self.is_here()
     }
 
     /// Whether the caller's capabilities are capabilities here.
@@ -370,9 +380,9 @@ impl<'a> Caller<'a> {
     }
 
     /// Whether the caller may write to what is open as `file`; yes, where an access control list decides.
-    pub(super) fn may_write(&self, status: &Status, file: &OwnedFd, inode: &Inode) -> bool {
+    pub(super) fn may_write(&self, status: &Status, file: impl AsFd, inode: &Inode) -> bool {
         let has_list = || {
-            let file = self.supervisor.processes.reopen(file, OFlags::RDONLY);
+            let file = self.supervisor.processes.reopen(&file, OFlags::RDONLY);
             file.is_ok_and(|file| rustix::fs::fgetxattr(file, ACCESS_LIST, &mut [0u8; 0][..]).is_ok())
         };
         self.may(status, CAP_DAC_OVERRIDE) || status.may_write(inode) || has_list()

@@ -156,8 +156,8 @@ impl Caller<'_> {
         if named.is_some() || is_stashed {
             return Ok(named.map(|place| (ours, place)));
         }
-        self.view.enter(&self.lookup.root)?;
-        let theirs = Root::from_fd(self.lookup.root.try_clone()?, Path::new("/"));
+        self.view.enter()?;
+        let theirs = self.lookup.root()?;
         let path = self.view.path_of(&self.supervisor.processes, file)?;
         Ok(verified(&theirs, &path, inode).map(|place| (theirs, place)))
     }
@@ -246,9 +246,14 @@ impl Caller<'_> {
     }
 }
 
+/// Whether more is to be asked than this, before a file is taken for one that is not shared.
+pub(super) fn may_be_shared(inode: &Inode) -> bool {
+    inode.kind == Kind::Regular && (inode.immutable || inode.nlink > 1)
+}
+
 /// Whether a file looks like one that is not shared, and may be one whose flag another process has just cleared.
 pub(super) fn may_be_in_window(inode: &Inode) -> bool {
-    inode.kind == Kind::Regular && inode.nlink > 1 && !inode.immutable
+    may_be_shared(inode) && !inode.immutable
 }
 
 /// The inode of an open file, when nobody has a window open on it. Windows are short, and the lock that they are opened

@@ -3,16 +3,20 @@
 //! One `openat2(2)` does it, unless the path passes through `/proc`: there the kernel would show us our own
 //! descriptors instead of theirs, so such paths are walked name by name.
 
+use std::cell::OnceCell;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::sys::inode::{Inode, Kind};
+use crate::sys::root::Root;
 use crate::sys::task::Task;
-use crate::sys::view::View;
 
 /// As many symlinks as Linux follows in one path (`path_resolution(7)`).
 const MAX_SYMLINKS: u32 = 40;
@@ -25,42 +29,76 @@ pub struct Lookup<'a> {
     /// The thread.
     pub task: &'a Task,
     /// Its root directory, which is that of our thread, too.
-    pub root: OwnedFd,
+    root: Arc<OwnedFd>,
 }
 
 /// A name in an open directory, which may name nothing.
 #[derive(Debug)]
 pub struct Entry {
     /// The directory.
-    pub dir: OwnedFd,
+    pub dir: Rc<Directory>,
     /// The last component of the path.
     pub name: OsString,
     /// A slash says that it names a directory, or is to.
     pub is_directory: bool,
 }
 
+/// An open directory.
+#[derive(Debug)]
+pub struct Directory {
+    fd: OwnedFd,
+    /// Its path from the supervisor's root, once somebody has asked.
+    pub path: OnceCell<PathBuf>,
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Entry {
+    /// The name `name` in `dir`.
+    pub fn new(dir: OwnedFd, name: OsString) -> Entry {
+        let dir = Rc::new(Directory { fd: dir, path: OnceCell::new() });
+        Entry { dir, name, is_directory: false }
+    }
+
+    /// Opens, as a place only (`O_PATH`), what it names; a symlink is not followed.
+    pub fn open(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.dir, &self.name, flags, Mode::empty())?)
+    }
+}
+
 impl<'a> Lookup<'a> {
-    /// Moves the calling thread, whose `view` this is, to the root of `task`.
-    pub fn new(task: &'a Task, view: &mut View) -> io::Result<Lookup<'a>> {
-        let root = task.root()?;
-        view.enter(&root)?;
-        Ok(Lookup { task, root })
+    /// For `task`, to whose `root` the calling thread was moved.
+    pub fn new(task: &'a Task, root: Arc<OwnedFd>) -> Lookup<'a> {
+        Lookup { task, root }
+    }
+
+    /// Its root directory, once more.
+    pub fn root(&self) -> io::Result<Root> {
+        Ok(Root::from_fd(self.root.try_clone()?, Path::new("/")))
     }
 
     /// Opens, as a place only (`O_PATH`), what `path` leads to.
     ///
     /// `dir` is the descriptor that a relative path begins at, or `AT_FDCWD`.
     pub fn file(&self, dir: i32, path: &[u8], follow: bool, resolve: ResolveFlags) -> io::Result<OwnedFd> {
+        self.resolve(dir, path, if follow { OFlags::empty() } else { OFlags::NOFOLLOW }, resolve)
+    }
+
+    fn resolve(&self, dir: i32, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> io::Result<OwnedFd> {
         let confined = ResolveFlags::BENEATH | ResolveFlags::IN_ROOT;
         let base = self.base(dir, path, resolve.intersects(confined))?;
-        let flags = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
         let resolve = resolve - ResolveFlags::CACHED;
         let opened = open(&base, path, flags, resolve | ResolveFlags::NO_MAGICLINKS);
         let plain =
             ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS | confined | ResolveFlags::NO_XDEV;
         match opened {
             Err(e) if !resolve.intersects(plain) && self.may_pass_through_proc(&base, path, &e) => {
-                self.walk(base, path, follow)
+                self.walk(base, path, flags)
             }
             opened => opened,
         }
@@ -76,19 +114,32 @@ impl<'a> Lookup<'a> {
             return Ok(None);
         }
         let parent: &[u8] = if parent.is_empty() { b"." } else { parent };
-        let dir = self.file(dir, parent, true, ResolveFlags::empty())?;
-        if Inode::of(&dir)?.kind != Kind::Directory {
-            return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
-        }
+        let dir = self.resolve(dir, parent, OFlags::DIRECTORY, ResolveFlags::empty())?;
         let is_directory = bare.len() < path.len();
-        Ok(Some(Entry { dir, name: OsString::from_vec(name.to_vec()), is_directory }))
+        Ok(Some(Entry { is_directory, ..Entry::new(dir, OsString::from_vec(name.to_vec())) }))
     }
 
-    fn base(&self, dir: i32, path: &[u8], confined: bool) -> io::Result<OwnedFd> {
-        if path.first() == Some(&b'/') && !confined {
-            return self.root.try_clone();
+    /// As [`Lookup::entry`], for two paths, which often lead to the same directory.
+    pub fn entries(&self, one: (i32, &[u8]), other: (i32, &[u8])) -> io::Result<Option<[Entry; 2]>> {
+        let Some(first) = self.entry(one.0, one.1)? else { return Ok(None) };
+        let parent = |path| split(without_slashes(path)).0;
+        let (bare, from) = (without_slashes(other.1), (one.0, parent(one.1)));
+        let name = split(bare).1;
+        if from != (other.0, parent(other.1)) || matches!(name, b"" | b"." | b"..") {
+            return Ok(self.entry(other.0, other.1)?.map(|second| [first, second]));
         }
-        if dir == libc::AT_FDCWD { self.task.working_directory() } else { self.task.descriptor(dir) }
+        let (name, is_directory) = (OsString::from_vec(name.to_vec()), bare.len() < other.1.len());
+        let second = Entry { dir: Rc::clone(&first.dir), name, is_directory };
+        Ok(Some([first, second]))
+    }
+
+    fn base(&self, dir: i32, path: &[u8], confined: bool) -> io::Result<Arc<OwnedFd>> {
+        if path.first() == Some(&b'/') && !confined {
+            return Ok(Arc::clone(&self.root));
+        }
+        let base =
+            if dir == libc::AT_FDCWD { self.task.working_directory() } else { self.task.descriptor(dir) };
+        base.map(Arc::new)
     }
 
     /// Whether a path that leads nowhere may do so only because `/proc/self` is ourselves.
@@ -115,8 +166,8 @@ impl<'a> Lookup<'a> {
     }
 
     /// Goes to `path` name by name, and through the magic links of `/proc` as the waiting thread would.
-    fn walk(&self, base: OwnedFd, path: &[u8], follow: bool) -> io::Result<OwnedFd> {
-        let mut at = base;
+    fn walk(&self, base: Arc<OwnedFd>, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+        let (follow, mut at) = (!flags.contains(OFlags::NOFOLLOW), base.try_clone()?);
         let mut links_left = MAX_SYMLINKS;
         // The next name last.
         let mut rest: Vec<Vec<u8>> = names_reversed(path).collect();
@@ -145,7 +196,8 @@ impl<'a> Lookup<'a> {
             }
             rest.extend(names_reversed(&target));
         }
-        if path.ends_with(b"/") && Inode::of(&at)?.kind != Kind::Directory {
+        let is_directory = flags.contains(OFlags::DIRECTORY) || path.ends_with(b"/");
+        if is_directory && Inode::of(&at)?.kind != Kind::Directory {
             return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
         }
         Ok(at)
@@ -220,6 +272,7 @@ fn names_reversed(path: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 mod tests {
     use super::*;
     use crate::sys::process::Processes;
+    use crate::sys::view::View;
 
     #[test]
     fn a_path_is_split_at_its_last_slash() {
@@ -245,8 +298,8 @@ mod tests {
         let found = std::thread::spawn(move || {
             let processes = Processes::open().unwrap();
             let task = Task::open(&processes, child.id() as i32).unwrap();
-            let mut view = View::of_this_thread().unwrap();
-            let lookup = Lookup::new(&task, &mut view).unwrap();
+            let root = View::of_this_thread().unwrap().enter_root_of(&task).unwrap();
+            let lookup = Lookup::new(&task, root);
             let found = [&b"/proc/self/fd/0"[..], b"/dev/fd/0", b"/dev/stdin", b"/proc/thread-self/fd/0"]
                 .map(|path| {
                     lookup

@@ -18,6 +18,7 @@ mod journal;
 mod links;
 mod lookup;
 mod names;
+mod recent;
 mod start;
 mod worker;
 

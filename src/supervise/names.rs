@@ -6,9 +6,10 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{AtFlags, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::caller::{CAP_FOWNER, Caller};
@@ -16,7 +17,7 @@ use super::change::{may_be_in_window, outside_window};
 use super::journal::LOCK_PATIENCE;
 use super::lookup::Entry;
 use crate::report::{Reason, Shown};
-use crate::sys::inode::{Inode, Kind};
+use crate::sys::inode::{Inode, InodeId, Kind};
 use crate::sys::resolve::Place;
 use crate::sys::seccomp::Answer;
 use crate::sys::swap::{self, Name, Shared};
@@ -54,17 +55,20 @@ impl Caller<'_> {
     }
 
     fn try_to_rename(&mut self, from: &Entry, to: &Entry, flags: RenameFlags) -> io::Result<Tried> {
-        self.follow_directory(from, to);
-        if flags.contains(RenameFlags::EXCHANGE) {
+        let (old, new) = (from.name().inode()?, to.name().inode()?);
+        if is_directory(&old) {
+            self.follow_directory(from, to);
+        }
+        if flags.contains(RenameFlags::EXCHANGE) && is_directory(&new) {
             self.follow_directory(to, from);
         }
-        let (moved, replaced) = (self.protected(from)?, self.protected(to)?);
+        let (moved, replaced) = (self.protected_now(from, old)?, self.protected_now(to, new)?);
         if moved.is_none() && replaced.is_none() {
             return Ok(Tried::Answered(Answer::Continue));
         }
         let mut shared: Vec<(&Entry, Inode)> = moved.map(|inode| (from, inode)).into_iter().collect();
         shared.extend(replaced.map(|inode| (to, inode)));
-        if self.is_refused(from, to, flags)? {
+        if self.is_refused((from, old), (to, new), flags)? {
             return Ok(Tried::Answered(Answer::Continue));
         }
         if moved.zip(replaced).is_some_and(|(moved, replaced)| moved.id == replaced.id) {
@@ -132,14 +136,18 @@ impl Caller<'_> {
     }
 
     /// Whether the kernel refuses to rename, whatever is protected and whoever calls.
-    fn is_refused(&mut self, from: &Entry, to: &Entry, flags: RenameFlags) -> io::Result<bool> {
-        let (moved, replaced) = (from.name().inode()?, to.name().inode()?);
+    fn is_refused(
+        &mut self,
+        (from, moved): (&Entry, Option<Inode>),
+        (to, replaced): (&Entry, Option<Inode>),
+        flags: RenameFlags,
+    ) -> io::Result<bool> {
         let (no_replace, exchange) =
             (flags.contains(RenameFlags::NOREPLACE), flags.contains(RenameFlags::EXCHANGE));
-        let is_directory = |inode: &Option<Inode>| inode.is_some_and(|i| i.kind == Kind::Directory);
         let slash = from.is_directory && !is_directory(&moved)
             || to.is_directory && !is_directory(if exchange { &replaced } else { &moved });
-        let crosses = Inode::of(&from.dir)?.mount != Inode::of(&to.dir)?.mount;
+        let crosses =
+            !Rc::ptr_eq(&from.dir, &to.dir) && Inode::of(&*from.dir)?.mount != Inode::of(&*to.dir)?.mount;
         let taken = if no_replace { replaced.is_some() } else { exchange && replaced.is_none() };
         let mut is_within = |inner: &Entry, outer: &Entry| {
             Ok::<_, io::Error>(
@@ -151,8 +159,8 @@ impl Caller<'_> {
         Ok(moved.is_none() || slash || crosses || taken || within)
     }
 
-    /// Gives a shared file one more name.
-    pub(super) fn link(&mut self, from: &OwnedFd, to: &Entry) -> io::Result<Answer> {
+    /// Gives a shared file one more name. `source` is the one that the caller has told, unless that was a descriptor.
+    pub(super) fn link(&mut self, from: &OwnedFd, source: Option<Entry>, to: &Entry) -> io::Result<Answer> {
         let inode = self.look(from)?;
         let shared = inode.immutable && self.supervisor.is_shared(&inode);
         if to.name().inode()?.is_some() {
@@ -161,9 +169,8 @@ impl Caller<'_> {
         if !shared && !self.is_left_open(from, &inode)? {
             return Ok(Answer::Continue);
         }
-        let status = self.task.status()?;
-        if !self.is_privileged(&status) {
-            let dir = Inode::of(&to.dir)?;
+        if !self.is_privileged() {
+            let (status, dir) = (self.task.status()?, Inode::of(&to.dir)?);
             // What `protected_hardlinks` of proc_sys_fs(5) lets everybody link.
             let is_safe = inode.mode & 0o4000 == 0 && inode.mode & 0o2010 != 0o2010;
             let owns = status.uid == inode.uid || self.may(&status, CAP_FOWNER);
@@ -177,25 +184,32 @@ impl Caller<'_> {
             self.private_copy(from, &inode, None)?;
             return Ok(Answer::Continue);
         }
-        let Some((root, place)) = self.place_of(from, &inode)? else {
-            return Ok(Answer::Failed(Errno::NOENT));
+        let source = match source {
+            Some(source) => source,
+            None => match self.place_of(from, &inode)? {
+                Some((root, place)) => Entry::new(root.open_dir(&place.dir)?, place.name),
+                None => return Ok(Answer::Failed(Errno::NOENT)),
+            },
         };
-        let dir = root.open_dir(&place.dir)?;
-        let source = Entry { dir, name: place.name.clone(), is_directory: false };
         self.waits()?;
-        self.announce(&source, &inode)?;
+        let path = self.announce(&source, &inode)?;
         let link = || rustix::fs::linkat(from, "", &to.dir, &to.name, AtFlags::EMPTY_PATH);
         let answer = persist(|| self.change_names(&[(&source, inode)], &link))?;
         if matches!(answer, Answer::Done(_)) {
             let new = self.path_of_dir(to)?.join(&to.name);
-            self.supervisor.links().linked(&inode, &place.path(), new);
+            self.supervisor.links().linked(&inode, &path, new);
         }
         Ok(answer)
     }
 
     /// The file a name has, if it is one that the kernel protects from losing it.
     pub(super) fn protected(&self, entry: &Entry) -> io::Result<Option<Inode>> {
-        let Some(mut inode) = entry.name().inode()? else { return Ok(None) };
+        self.protected_now(entry, entry.name().inode()?)
+    }
+
+    /// As [`Caller::protected`], of a name that has just been looked at.
+    fn protected_now(&self, entry: &Entry, found: Option<Inode>) -> io::Result<Option<Inode>> {
+        let Some(mut inode) = found else { return Ok(None) };
         if may_be_in_window(&inode) {
             inode = outside_window(entry.name().open()?)?;
         }
@@ -209,20 +223,19 @@ impl Caller<'_> {
         entries: &[&Entry],
         shared: &[(&Entry, Inode)],
     ) -> io::Result<Option<Answer>> {
-        let status = self.task.status()?;
+        let is_privileged = self.is_privileged();
         self.waits()?;
-        if self.is_privileged(&status) {
+        if is_privileged {
             return Ok(None);
         }
+        let status = self.task.status()?;
         for entry in entries {
             if let Some(errno) = self.denial_of_name(&status, entry)? {
                 return Ok(Some(Answer::Failed(errno)));
             }
         }
         for (entry, inode) in shared {
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = rustix::fs::openat(&entry.dir, &entry.name, flags, rustix::fs::Mode::empty())?;
-            self.private_copy(&file, inode, None)?;
+            self.private_copy(&entry.open()?, inode, None)?;
         }
         Ok(Some(Answer::Continue))
     }
@@ -256,21 +269,21 @@ impl Caller<'_> {
     /// home afterwards.
     fn path_of_dir(&mut self, entry: &Entry) -> io::Result<PathBuf> {
         self.view.go_home()?;
-        let path = self.view.path_of(&self.supervisor.processes, &entry.dir);
-        Ok(path.unwrap_or_default())
+        let path = || self.view.path_of(&self.supervisor.processes, &entry.dir).unwrap_or_default();
+        Ok(entry.dir.path.get_or_init(path).clone())
     }
 
     /// As [`Caller::change_names`], while another file takes the name `to`: the one that loses it goes to the stash,
     /// where originals are kept.
     fn replace(
-        &self,
+        &mut self,
         to: &Entry,
         inode: &Inode,
         shared: &[(&Entry, Inode)],
         rename: &dyn Fn() -> rustix::io::Result<()>,
     ) -> io::Result<Tried> {
         let supervisor = self.supervisor;
-        let dir = self.view.path_of(&supervisor.processes, &to.dir).unwrap_or_default();
+        let dir = self.path_of_dir(to)?;
         let is_stashed = Cell::new(false);
         let stashed = supervisor.with_journal(|journal| {
             if !(supervisor.options.keep && journal.keeps(inode)) {
@@ -293,6 +306,23 @@ impl Caller<'_> {
         })
     }
 
+    /// Opens and locks the inode that the entry names; `None` where that is not `inode` any more.
+    fn lock(&self, entry: &Entry, inode: InodeId) -> io::Result<Option<Shared>> {
+        let known = self.supervisor.recent().take(inode);
+        let (locked, named) = match known {
+            Some(file) => (Shared::try_lock(file, LOCK_PATIENCE)?, entry.name().inode()?),
+            None => match Shared::try_lock_at(entry.dir.as_fd(), &entry.name, LOCK_PATIENCE) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+                locked => {
+                    let locked = locked?;
+                    let named = locked.inode()?;
+                    (locked, Some(named))
+                }
+            },
+        };
+        Ok(named.is_some_and(|named| named.id == inode).then_some(locked))
+    }
+
     /// Changes names of protected files, with all their windows open if need be.
     fn change_names(
         &self,
@@ -302,13 +332,7 @@ impl Caller<'_> {
         let Some(((entry, inode), rest)) = shared.split_first() else {
             return Ok(Tried::Answered(answer_of(change())));
         };
-        let locked = match Shared::try_lock_at(entry.dir.as_fd(), &entry.name, LOCK_PATIENCE) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Tried::Again),
-            locked => locked?,
-        };
-        if locked.inode()?.id != inode.id {
-            return Ok(Tried::Again);
-        }
+        let Some(locked) = self.lock(entry, inode.id)? else { return Ok(Tried::Again) };
         let inner = Cell::new(Ok(Tried::Again));
         let changed = locked.change_names(|| {
             let tried = self.change_names(rest, change);
@@ -321,6 +345,9 @@ impl Caller<'_> {
             inner.set(tried.map_err(drop));
             result
         });
+        if let Ok(file) = locked.unlock() {
+            self.supervisor.recent().keep(inode.id, file);
+        }
         let path = || Shown(entry.name.as_ref()).to_string();
         match changed {
             Ok(change) => {
@@ -346,14 +373,14 @@ impl Caller<'_> {
 
     /// A directory may be about to move, with names that are known by their paths.
     fn follow_directory(&mut self, from: &Entry, to: &Entry) {
-        let is_directory = from.name().inode().ok().flatten().is_some_and(|i| i.kind == Kind::Directory);
-        if !is_directory {
-            return;
-        }
         if let (Ok(old), Ok(new)) = (self.path_of_dir(from), self.path_of_dir(to)) {
             self.supervisor.links().directory_moved(&old.join(&from.name), &new.join(&to.name));
         }
     }
+}
+
+fn is_directory(inode: &Option<Inode>) -> bool {
+    inode.is_some_and(|inode| inode.kind == Kind::Directory)
 }
 
 /// What came of one try to change names.

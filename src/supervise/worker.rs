@@ -1,11 +1,12 @@
 //! The process that answers: a few threads, each with a root directory of its own.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::Errno;
@@ -14,6 +15,7 @@ use super::Options;
 use super::caller::Caller;
 use super::journal::{self, Journal};
 use super::links::Links;
+use super::recent::Recent;
 use crate::report::{Reason, size};
 use crate::sys::inode::{Inode, InodeId, Kind};
 use crate::sys::process::{self, ProcessId, Processes};
@@ -44,6 +46,7 @@ pub struct Supervisor<'a> {
     pub home: Root,
     journal: Mutex<Option<Journal>>,
     links: Mutex<Links>,
+    recent: Mutex<Recent>,
     passing: Mutex<Vec<ProcessId>>,
     /// Names that were made private and that nobody settles.
     pub changed: Mutex<BTreeSet<PathBuf>>,
@@ -100,11 +103,7 @@ fn hung_up(listener: &Listener, patience: PollTimeout) -> bool {
 }
 
 impl<'a> Supervisor<'a> {
-    fn new(
-        listener: &'a Listener,
-        options: &'a Options,
-        owner: ProcessId,
-    ) -> std::io::Result<Supervisor<'a>> {
+    fn new(listener: &'a Listener, options: &'a Options, owner: ProcessId) -> io::Result<Supervisor<'a>> {
         let processes = Processes::open()?;
         let own = Task::open(&processes, processes.own()?.id.pid)?;
         let home = Root::open(Path::new("/"))?;
@@ -117,6 +116,7 @@ impl<'a> Supervisor<'a> {
             links: Mutex::new(Links::new(home.try_clone()?)),
             home,
             journal: Mutex::new(None),
+            recent: Mutex::new(Recent::new()),
             passing: Mutex::new(Vec::new()),
             changed: Mutex::new(BTreeSet::new()),
             tally: Tally::default(),
@@ -138,6 +138,7 @@ impl<'a> Supervisor<'a> {
 
     fn serve(&self, slot: usize, calls: &InFlight) {
         let Ok(mut view) = View::of_this_thread() else { return };
+        let mut known = None;
         loop {
             let call = match self.listener.receive() {
                 Ok(call) => call,
@@ -146,13 +147,14 @@ impl<'a> Supervisor<'a> {
                 Err(_) => continue,
             };
             calls.begin(slot, call.id);
-            let answer = catch_unwind(AssertUnwindSafe(|| self.decide(&call, &mut view)));
+            let answer = catch_unwind(AssertUnwindSafe(|| self.decide(&call, &mut known, &mut view)));
             let _ = self.listener.answer(call.id, answer.unwrap_or(Answer::Continue));
             calls.end(slot);
         }
     }
 
-    fn decide(&self, call: &Call, view: &mut View) -> Answer {
+    /// What is to become of a call; `known` is the thread whose call the last one was.
+    fn decide(&self, call: &Call, known: &mut Option<Task>, view: &mut View) -> Answer {
         self.tally.calls.fetch_add(1, Ordering::Relaxed);
         let Some(shape) = shape(call.audit, call.number) else { return Answer::Continue };
         if shape == Shape::Openat2
@@ -160,11 +162,12 @@ impl<'a> Supervisor<'a> {
         {
             return self.reply(call, question);
         }
-        let done = Task::open(&self.processes, call.tid).and_then(|task| {
-            if self.passes(&task) {
+        let done = self.meet(call.tid, known.take(), view).and_then(|(task, root)| {
+            let task = known.insert(task);
+            if self.passes(task) {
                 return Ok(Answer::Continue);
             }
-            Caller::new(self, call, &task, view)?.answer(shape)
+            Caller::new(self, call, task, root, view).answer(shape)
         });
         done.unwrap_or_else(|e| {
             if let Some(errno @ (Errno::NOSPC | Errno::DQUOT)) = Errno::from_io_error(&e) {
@@ -174,6 +177,19 @@ impl<'a> Supervisor<'a> {
             log::trace!("call {} of {}: {}", call.number, call.tid, Reason(e));
             Answer::Continue
         })
+    }
+
+    /// The thread `tid`, to whose root the calling thread is moved. It may be the one that is `known`.
+    fn meet(&self, tid: i32, known: Option<Task>, view: &mut View) -> io::Result<(Task, Arc<OwnedFd>)> {
+        // Where that has ended, its number is another's now, and it has no root any more.
+        if let Some(task) = known.filter(|task| task.tid == tid)
+            && let Ok(root) = view.enter_root_of(&task)
+        {
+            return Ok((task, root));
+        }
+        let task = Task::open(&self.processes, tid)?;
+        let root = view.enter_root_of(&task)?;
+        Ok((task, root))
     }
 
     fn reply(&self, call: &Call, question: Question) -> Answer {
@@ -230,6 +246,11 @@ impl<'a> Supervisor<'a> {
     /// What is known of names that are one file.
     pub fn links(&self) -> MutexGuard<'_, Links> {
         lock(&self.links)
+    }
+
+    /// Files that had a window lately.
+    pub fn recent(&self) -> MutexGuard<'_, Recent> {
+        lock(&self.recent)
     }
 
     /// Nobody is supervised any more: what was recorded is put in order.

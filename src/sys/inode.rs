@@ -110,6 +110,11 @@ impl Inode {
         Self::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT)
     }
 
+    /// The inode that `path` leads to from `dir`; symlinks are followed, magic links of procfs, too.
+    pub fn behind(dir: impl AsFd, path: &str) -> io::Result<Inode> {
+        Self::statx(dir, OsStr::new(path), AtFlags::NO_AUTOMOUNT)
+    }
+
     /// The inode behind an open descriptor.
     pub fn of(fd: impl AsFd) -> io::Result<Inode> {
         Self::statx(fd, OsStr::new(""), AtFlags::EMPTY_PATH)

@@ -31,3 +31,8 @@ pub fn exclusive(fd: impl AsFd, patience: Duration) -> io::Result<()> {
         }
     }
 }
+
+/// Gives the lock back; the file stays open.
+pub fn release(fd: impl AsFd) -> io::Result<()> {
+    Ok(flock(fd, FlockOperation::Unlock)?)
+}

@@ -266,6 +266,11 @@ pub fn lift_limits() {
     }
 }
 
+/// How many descriptors this process may have open; none where there is no limit.
+pub fn most_descriptors() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
 impl ProcessId {
     /// Whether this very process is still there.
     pub fn is_alive(self, processes: Option<&Processes>) -> bool {

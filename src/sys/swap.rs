@@ -71,11 +71,21 @@ impl Shared {
     ///
     /// Then somebody else may close the window: the change fails with `EPERM`, and nothing has changed.
     pub fn try_lock_at(dir: impl AsFd, name: &OsStr, patience: Duration) -> io::Result<Shared> {
-        let fd = open_file(dir, name)?;
+        Self::try_lock(open_file(dir, name)?, patience)
+    }
+
+    /// As [`Shared::try_lock_at`], for an inode that is open read-only.
+    pub fn try_lock(fd: OwnedFd, patience: Duration) -> io::Result<Shared> {
         match lock::exclusive(&fd, patience) {
             Err(e) if e.kind() != io::ErrorKind::TimedOut => Err(e),
             _ => Ok(Shared { fd }),
         }
+    }
+
+    /// Lets others have the lock; the file stays open.
+    pub fn unlock(self) -> io::Result<OwnedFd> {
+        lock::release(&self.fd)?;
+        Ok(self.fd)
     }
 
     /// Locks an inode that is open read-only.

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use std::io::{self, IoSliceMut, Read};
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
@@ -83,6 +83,14 @@ impl Task {
         self.follow("root")
     }
 
+    /// What its root directory is, without opening it.
+    ///
+    /// # Errors
+    /// `ESRCH` or `ENOENT` where the thread has ended, even if its number is another's by now.
+    pub fn root_inode(&self) -> io::Result<Inode> {
+        Inode::behind(&self.dir, "root")
+    }
+
     /// Its working directory.
     pub fn working_directory(&self) -> io::Result<OwnedFd> {
         self.follow("cwd")
@@ -91,6 +99,11 @@ impl Task {
     /// What its descriptor `number` is open on.
     pub fn descriptor(&self, number: i32) -> io::Result<OwnedFd> {
         self.follow(&format!("fd/{number}"))
+    }
+
+    /// What its descriptor `number` is open on, without opening that.
+    pub fn descriptor_inode(&self, number: i32) -> io::Result<Inode> {
+        Inode::behind(&self.dir, &format!("fd/{number}"))
     }
 
     fn follow(&self, link: &str) -> io::Result<OwnedFd> {
@@ -130,14 +143,43 @@ impl Task {
 
     /// Its user namespace.
     pub fn user_namespace(&self) -> io::Result<InodeId> {
-        Ok(Inode::of(self.follow("ns/user")?)?.id)
+        Ok(Inode::behind(&self.dir, "ns/user")?.id)
+    }
+
+    /// Its effective capabilities (`capget(2)`), in its own user namespace.
+    pub fn capabilities(&self) -> io::Result<u64> {
+        /// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`.
+        const VERSION: u32 = 0x2008_0522;
+        let mut header = [VERSION, self.tid as u32];
+        // Effective, permitted and inheritable ones, first of the lower 32, then of the others.
+        let mut sets = [[0u32; 3]; 2];
+        // SAFETY: both live through the call, in the layout of the version that the header names.
+        let result = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(u64::from(sets[1][0]) << 32 | u64::from(sets[0][0]))
+    }
+
+    /// Whether no permission of a file stands in its way, as far as its own user namespace reaches.
+    pub fn rules_files(&self) -> bool {
+        self.capabilities().is_ok_and(|capabilities| capabilities & RULES_FILES == RULES_FILES)
     }
 
     fn read(&self, file: &str) -> io::Result<Vec<u8>> {
         let fd = rustix::fs::openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let mut content = Vec::new();
-        std::fs::File::from(fd).read_to_end(&mut content)?;
-        Ok(content)
+        let mut content = vec![0; PAGE as usize];
+        let mut length = 0;
+        loop {
+            let got = rustix::io::read(&fd, &mut content[length..])?;
+            length += got;
+            // procfs gives as much as there is room for.
+            if length < content.len() {
+                content.truncate(length);
+                return Ok(content);
+            }
+            content.resize(2 * length, 0);
+        }
     }
 
     /// The string at `address` of its memory, without its end.
@@ -182,11 +224,6 @@ impl AsFd for Task {
 }
 
 impl Status {
-    /// Whether no permission of a file stands in its way.
-    pub fn rules_files(&self) -> bool {
-        self.uid == 0 && self.capabilities & RULES_FILES == RULES_FILES
-    }
-
     /// Whether the permission bits of `inode` let it write, or change names in a directory. Access control lists are not
     /// looked at.
     pub fn may_write(&self, inode: &Inode) -> bool {
@@ -270,8 +307,13 @@ mod tests {
         let status = parse_status(text);
         assert_eq!((status.process, status.uid, status.gid), (7, 4, 8));
         assert_eq!((status.groups.as_slice(), status.process_in.as_slice()), (&[9, 10][..], &[7, 1][..]));
-        assert!(!status.rules_files());
-        assert!(Status { uid: 0, ..status }.rules_files());
+        assert_eq!(status.capabilities, 10);
+    }
+
+    #[test]
+    fn capabilities_are_those_that_the_status_tells() {
+        let task = own();
+        assert_eq!(task.capabilities().unwrap(), task.status().unwrap().capabilities);
     }
 
     #[test]

@@ -7,19 +7,27 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::UnshareFlags;
 
 use super::inode::{Inode, InodeId};
 use super::process::Processes;
+use super::task::Task;
+
+/// A directory, and the mount that it was reached through. Of an open one both stay what they are.
+type Identity = (InodeId, u64);
 
 /// Where the thread that made it stands.
 #[derive(Debug)]
 pub struct View {
-    home: OwnedFd,
-    home_is: (InodeId, u64),
-    now: (InodeId, u64),
+    home: Arc<OwnedFd>,
+    home_is: Identity,
+    /// The root that was entered last.
+    entered: Arc<OwnedFd>,
+    entered_is: Identity,
+    now: Identity,
 }
 
 impl View {
@@ -28,17 +36,25 @@ impl View {
         // SAFETY: no descriptors are unshared: root, working directory and umask alone become the thread's own.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
         let home = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let home_is = identity(&home)?;
-        Ok(View { home, home_is, now: home_is })
+        let (home_is, home) = (identity(&home)?, Arc::new(home));
+        Ok(View { entered: Arc::clone(&home), entered_is: home_is, home, home_is, now: home_is })
     }
 
-    /// Makes `root` the thread's root.
-    pub fn enter(&mut self, root: impl AsFd) -> io::Result<()> {
-        let wanted = identity(&root)?;
-        if wanted != self.now {
-            rustix::process::fchdir(&root)?;
-            rustix::process::chroot(".")?;
-            self.now = wanted;
+    /// Makes the root of `task` the thread's root; returns it, open.
+    pub fn enter_root_of(&mut self, task: &Task) -> io::Result<Arc<OwnedFd>> {
+        if of_inode(&task.root_inode()?) != self.entered_is {
+            let root = task.root()?;
+            (self.entered_is, self.entered) = (identity(&root)?, Arc::new(root));
+        }
+        self.enter()?;
+        Ok(Arc::clone(&self.entered))
+    }
+
+    /// Makes the root that was entered last the thread's root again.
+    pub fn enter(&mut self) -> io::Result<()> {
+        if self.now != self.entered_is {
+            go_to(&self.entered)?;
+            self.now = self.entered_is;
         }
         Ok(())
     }
@@ -46,8 +62,7 @@ impl View {
     /// Gives the thread the root it had at first.
     pub fn go_home(&mut self) -> io::Result<()> {
         if self.now != self.home_is {
-            rustix::process::fchdir(&self.home)?;
-            rustix::process::chroot(".")?;
+            go_to(&self.home)?;
             self.now = self.home_is;
         }
         Ok(())
@@ -65,7 +80,15 @@ impl View {
     }
 }
 
-fn identity(root: impl AsFd) -> io::Result<(InodeId, u64)> {
-    let inode = Inode::of(root)?;
-    Ok((inode.id, inode.mount))
+fn go_to(root: &OwnedFd) -> io::Result<()> {
+    rustix::process::fchdir(root)?;
+    Ok(rustix::process::chroot(".")?)
+}
+
+fn identity(root: impl AsFd) -> io::Result<Identity> {
+    Ok(of_inode(&Inode::of(root)?))
+}
+
+fn of_inode(inode: &Inode) -> Identity {
+    (inode.id, inode.mount)
 }
