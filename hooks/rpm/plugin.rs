@@ -78,7 +78,7 @@ struct Open {
     supervised: bool,
     /// rpm does not go into another root by `chroot(2)`.
     stays: bool,
-    /// Where it does: a thread that stays outside, if there can be one.
+    /// A thread that stays outside, and is not supervised, if there can be one.
     outside: Option<Outside>,
 }
 
@@ -117,13 +117,18 @@ impl Plugin for CowHooks {
 
     fn transaction_ended(&mut self, failed: &[OsString]) {
         let Some(mut open) = self.open.take() else { return };
-        drop(open.outside);
         open.elements.set_failed(failed);
         if open.in_front_end {
             // dnf leaves its line of progress open.
             logging::break_line();
         }
-        post::report(self.target.guest().finish(&[open.member.id], &open.elements));
+        let Open { member, elements, outside, .. } = open;
+        let target = Arc::clone(&self.target);
+        let finish = move || post::report(target.guest().finish(&[member.id], &elements));
+        match outside.filter(|_| open.supervised) {
+            Some(outside) => outside.run(finish),
+            None => finish(),
+        }
     }
 
     fn package_begins(&mut self, nevra: &OsStr) {
@@ -157,6 +162,8 @@ impl CowHooks {
         let own = Processes::open().and_then(|processes| processes.own()).ok();
         let unknown = ProcessId { pid: std::process::id() as i32, start: 0 };
         let member = member(own.as_ref().map_or(unknown, |process| process.id), Cover::Planned);
+        // Before there is a filter: it is for the threads that come after it.
+        let outside = Outside::begin().inspect_err(|e| log::debug!("{e}")).ok();
         let supervised = Cell::new(false);
         let supervise = || self.supervise().map(|()| supervised.set(true));
         let run = self.target.run(member);
@@ -168,8 +175,6 @@ impl CowHooks {
         if decision == Decision::Refuse {
             return Ok(decision);
         }
-        let stays = root.is_own();
-        let outside = if stays { None } else { Outside::begin().inspect_err(|e| log::debug!("{e}")).ok() };
         self.open = Some(Open {
             member,
             elements,
@@ -177,14 +182,13 @@ impl CowHooks {
             package: OsString::new(),
             in_front_end: own.is_some_and(|process| process.command != "rpm"),
             supervised: supervised.get(),
-            stays,
+            stays: root.is_own(),
             outside,
         });
         Ok(decision)
     }
 
     /// Has the calling thread supervised, and so rpm itself and all its scriptlets.
-    ///
     fn supervise(&self) -> Result<(), supervise::Error> {
         supervise::this_thread_by(hook::supervisor(SUPERVISOR, &self.options)).map(drop)
     }
@@ -209,8 +213,8 @@ impl Open {
         let (target, member) = (Arc::clone(target), self.member);
         let detach = move || detach(&target, member, &names);
         match &self.outside {
+            _ if self.stays => detach(),
             Some(outside) => outside.run(detach),
-            None if self.stays => detach(),
             None => log::warn!("{}: stays unified; rpm may fail on it, or change other guests", Shown(path)),
         }
     }

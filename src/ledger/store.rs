@@ -128,6 +128,11 @@ impl Store {
         state::make_dir_at(&self.area, OsStr::new(MEMBERS))
     }
 
+    /// What the directory of members is, without opening it.
+    pub fn members_inode(&self) -> io::Result<Inode> {
+        Inode::at(&self.area, OsStr::new(MEMBERS))
+    }
+
     /// Adds paths to the spool, the host's list of what has changed since it last looked.
     ///
     /// One path after the other, each ended by a NUL byte; replaced whole, so that the host may take it at any time.

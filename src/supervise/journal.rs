@@ -30,6 +30,9 @@ use crate::transaction::recover;
 /// How long another window of an inode is waited for.
 pub const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
+/// A directory that has not changed for so long has a new time of modification after its next change.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// Why something was not recorded, and so must not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -89,6 +92,8 @@ pub struct Journal {
     seen: HashSet<InodeId>,
     /// Filesystems that windows were opened on.
     filesystems: HashMap<u64, OwnedFd>,
+    /// The directory of members as it was seen last, and whether there were any.
+    awaited: Option<(Inode, bool)>,
 }
 
 impl Journal {
@@ -106,6 +111,7 @@ impl Journal {
             announced: HashSet::new(),
             seen: HashSet::new(),
             filesystems: HashMap::new(),
+            awaited: None,
         };
         journal.recover(root)?;
         Ok(journal)
@@ -125,14 +131,23 @@ impl Journal {
     }
 
     /// Whether an original is to be kept in the stash: somebody will settle it, and it is within reach.
-    pub fn keeps(&self, inode: &Inode) -> bool {
+    pub fn keeps(&mut self, inode: &Inode) -> bool {
         self.store.reaches(inode) && self.is_awaited()
     }
 
     /// Whether a transaction is open. A daemon that was started in one may outlive it.
-    fn is_awaited(&self) -> bool {
+    fn is_awaited(&mut self) -> bool {
+        let Ok(dir) = self.store.members_inode() else { return false };
+        if let Some((seen, awaited)) = self.awaited
+            && (seen.id, seen.mtime) == (dir.id, dir.mtime)
+        {
+            return awaited;
+        }
         let members = self.store.members().and_then(|members| state::names(&members));
-        members.is_ok_and(|members| !members.is_empty())
+        let awaited = members.is_ok_and(|members| !members.is_empty());
+        // What was changed just now may be changed once more without another time to tell of it.
+        self.awaited = dir.mtime.is_past(QUIET).then_some((dir, awaited));
+        awaited
     }
 
     /// The directory of originals.

@@ -29,6 +29,9 @@ use crate::sys::view::View;
 /// Threads that answer: one may have to wait for a filesystem that another serves.
 const THREADS: usize = 4;
 
+/// Threads of others that a thread of ours knows: programs with threads are served by turns.
+const KNOWN: usize = 8;
+
 /// What the threads of a worker share.
 #[derive(Debug)]
 pub struct Supervisor<'a> {
@@ -52,6 +55,14 @@ pub struct Supervisor<'a> {
     pub changed: Mutex<BTreeSet<PathBuf>>,
     /// What all of it came to.
     pub tally: Tally,
+}
+
+/// A thread that has called before.
+#[derive(Debug)]
+struct Known {
+    task: Task,
+    /// Its process, once somebody has asked.
+    process: Option<ProcessId>,
 }
 
 /// What was done.
@@ -138,7 +149,7 @@ impl<'a> Supervisor<'a> {
 
     fn serve(&self, slot: usize, calls: &InFlight) {
         let Ok(mut view) = View::of_this_thread() else { return };
-        let mut known = None;
+        let mut known = Vec::new();
         loop {
             let call = match self.listener.receive() {
                 Ok(call) => call,
@@ -153,8 +164,8 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// What is to become of a call; `known` is the thread whose call the last one was.
-    fn decide(&self, call: &Call, known: &mut Option<Task>, view: &mut View) -> Answer {
+    /// What is to become of a call; `known` are the threads whose calls the last ones were.
+    fn decide(&self, call: &Call, known: &mut Vec<Known>, view: &mut View) -> Answer {
         self.tally.calls.fetch_add(1, Ordering::Relaxed);
         let Some(shape) = shape(call.audit, call.number) else { return Answer::Continue };
         if shape == Shape::Openat2
@@ -162,12 +173,12 @@ impl<'a> Supervisor<'a> {
         {
             return self.reply(call, question);
         }
-        let done = self.meet(call.tid, known.take(), view).and_then(|(task, root)| {
-            let task = known.insert(task);
-            if self.passes(task) {
+        let met = self.meet(call.tid, known, view);
+        let done = met.and_then(|(known, root)| {
+            if self.passes(known) {
                 return Ok(Answer::Continue);
             }
-            Caller::new(self, call, task, root, view).answer(shape)
+            Caller::new(self, call, &known.task, root, view).answer(shape)
         });
         done.unwrap_or_else(|e| {
             if let Some(errno @ (Errno::NOSPC | Errno::DQUOT)) = Errno::from_io_error(&e) {
@@ -179,17 +190,33 @@ impl<'a> Supervisor<'a> {
         })
     }
 
-    /// The thread `tid`, to whose root the calling thread is moved. It may be the one that is `known`.
-    fn meet(&self, tid: i32, known: Option<Task>, view: &mut View) -> io::Result<(Task, Arc<OwnedFd>)> {
-        // Where that has ended, its number is another's now, and it has no root any more.
-        if let Some(task) = known.filter(|task| task.tid == tid)
-            && let Ok(root) = view.enter_root_of(&task)
-        {
-            return Ok((task, root));
+    /// The thread `tid`, to whose root the calling thread is moved. It may be one that is `known`; it is then.
+    fn meet<'k>(
+        &self,
+        tid: i32,
+        known: &'k mut Vec<Known>,
+        view: &mut View,
+    ) -> io::Result<(&'k mut Known, Arc<OwnedFd>)> {
+        let mut found = None;
+        if let Some(at) = known.iter().position(|known| known.task.tid == tid) {
+            let met = known.remove(at);
+            // Where it has ended, its number is another's now, and it has no root any more.
+            found = view.enter_root_of(&met.task).ok().map(|root| (met, root));
         }
-        let task = Task::open(&self.processes, tid)?;
-        let root = view.enter_root_of(&task)?;
-        Ok((task, root))
+        let (met, root) = match found {
+            Some(found) => found,
+            None => {
+                let task = Task::open(&self.processes, tid)?;
+                let root = view.enter_root_of(&task)?;
+                (Known { task, process: None }, root)
+            }
+        };
+        if known.len() == KNOWN {
+            known.remove(0);
+        }
+        known.push(met);
+        let last = known.len() - 1;
+        Ok((&mut known[last], root))
     }
 
     fn reply(&self, call: &Call, question: Question) -> Answer {
@@ -207,14 +234,16 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Whether the process does by itself what we would do.
-    fn passes(&self, task: &Task) -> bool {
-        let mut passing = lock(&self.passing);
-        passing.retain(|id| id.is_alive(Some(&self.processes)));
-        if passing.is_empty() {
+    fn passes(&self, known: &mut Known) -> bool {
+        if lock(&self.passing).is_empty() {
             return false;
         }
-        let process = task.status().and_then(|status| self.processes.process(status.process));
-        process.is_ok_and(|process| passing.contains(&process.id))
+        if known.process.is_none() {
+            let status = known.task.status();
+            let process = status.and_then(|status| self.processes.process(status.process));
+            known.process = process.ok().map(|process| process.id);
+        }
+        known.process.is_some_and(|process| lock(&self.passing).contains(&process))
     }
 
     /// Whether a file is shared with others, so that it must be made private before it changes.

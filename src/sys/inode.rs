@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FileType, Statx, StatxAttributes, StatxFlags};
 use serde::Serialize;
@@ -23,6 +24,14 @@ pub struct Time {
     pub secs: i64,
     /// Nanoseconds within the second.
     pub nanos: u32,
+}
+
+impl Time {
+    /// Whether `span` has gone by since, by the system's clock.
+    pub fn is_past(self, span: Duration) -> bool {
+        let since = UNIX_EPOCH.checked_add(Duration::new(self.secs.try_into().unwrap_or(0), self.nanos));
+        since.and_then(|since| since.elapsed().ok()).is_some_and(|gone| gone > span)
+    }
 }
 
 /// The type of a file.

@@ -1,4 +1,5 @@
-//! A thread that keeps the root directory of the process while another thread changes it by `chroot(2)`.
+//! A thread that another thread leaves behind when it changes the root directory of the process by `chroot(2)`, or puts
+//! itself behind a filter of system calls.
 
 #![allow(unsafe_code)]
 

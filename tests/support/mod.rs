@@ -50,7 +50,7 @@ impl Filesystem {
 
     /// Mounted on this directory.
     pub fn at(kind: &str, megabytes: u64, mount: &Path) -> Filesystem {
-        let image = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        let image = image_file();
         image.as_file().set_len(megabytes << 20).unwrap();
         run(Command::new(format!("mkfs.{kind}"))
             .arg(if kind == "ext4" { "-F" } else { "-f" })
@@ -60,7 +60,7 @@ impl Filesystem {
 
     /// A copy of an image, mounted somewhere.
     pub fn copy_of(image: &fs::File) -> Filesystem {
-        let copy = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        let copy = image_file();
         let from = format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd());
         run(Command::new("cp").args(["--sparse=always", &from]).arg(copy.path()));
         Filesystem::somewhere(|mount| Filesystem::mounted(copy, mount))
@@ -115,6 +115,17 @@ impl Drop for Filesystem {
     fn drop(&mut self) {
         let _ = Command::new("umount").args(["-q", "--lazy"]).arg(&self.mount).status();
     }
+}
+
+/// Where an image goes: to memory, where that has much room, for nobody then waits for a disk.
+fn image_file() -> tempfile::NamedTempFile {
+    const MUCH: u64 = 8 << 30;
+    let memory = fs::read_to_string("/proc/meminfo").unwrap();
+    let available =
+        memory.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next());
+    let free = rustix::fs::statvfs("/dev/shm").map_or(0, |stat| stat.f_bavail * stat.f_frsize);
+    let has_room = available.is_some_and(|kib| kib.parse::<u64>().unwrap() << 10 >= MUCH) && free >= MUCH;
+    tempfile::NamedTempFile::new_in(if has_room { "/dev/shm" } else { "/var/tmp" }).unwrap()
 }
 
 /// Runs a command that must succeed.
