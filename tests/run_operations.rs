@@ -6,6 +6,7 @@
 
 use std::process::Output;
 
+use crate::support::bed::Bed;
 use crate::support::cowops::{BUILDS, Field, Root, difference, left_out};
 use crate::support::{privileged, run, text};
 
@@ -205,4 +206,20 @@ fn privileged_operations_on_private_files_tell_the_same_twice() {
             assert!(told[0] == told[1], "{build} {name}:\n{}", difference(&told[0], &told[1]));
         }
     }
+}
+
+#[test]
+fn privileged_an_attribute_that_is_not_there_is_removed_from_the_shared_file() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::new(1);
+    let script = "import os\n\
+                  for name in 'user.none', 'security.capability':\n \
+                  try: os.removexattr('f000', name)\n \
+                  except OSError as e: print(e.strerror)";
+    let output = bed.ran(&["python3", "-c", script]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "No data available\nNo data available\n");
+    assert!(!bed.is_private("f000"));
+    bed.assert_clean();
 }

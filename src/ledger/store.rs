@@ -29,6 +29,7 @@ const SPOOL: &str = "spool";
 const CHANGED: &str = "changed";
 const TAKEN: &str = "taken-";
 const MEMBERS: &str = "members";
+const PLANNED: &str = "planned";
 const LOCK: &str = "lock";
 
 /// The state directory of a guest, opened or made.
@@ -143,12 +144,22 @@ impl Store {
         let dir = state::make_dir_at(&self.top, OsStr::new(SPOOL))?;
         let mut all = spooled(&dir, OsStr::new(CHANGED))?;
         all.extend(paths.iter().cloned());
-        let mut content = Vec::new();
-        for path in &all {
-            content.extend_from_slice(path.as_os_str().as_bytes());
-            content.push(0);
-        }
-        state::replace(&dir, OsStr::new(CHANGED), &content)
+        replace_list(&dir, CHANGED, &all)
+    }
+
+    /// Writes down what the open transaction is going to change: only a hint, for what is told once costs less.
+    pub fn plan(&self, paths: &BTreeSet<PathBuf>) -> io::Result<()> {
+        replace_list(&self.area, PLANNED, paths)
+    }
+
+    /// What the open transaction is going to change, as far as that was written down.
+    pub fn planned(&self) -> io::Result<BTreeSet<PathBuf>> {
+        spooled(&self.area, OsStr::new(PLANNED))
+    }
+
+    /// Forgets what was planned.
+    pub fn forget_plan(&self) -> io::Result<()> {
+        state::remove(&self.area, OsStr::new(PLANNED))
     }
 }
 
@@ -312,6 +323,15 @@ fn spool_dir(root: &Root) -> io::Result<Option<OwnedFd>> {
         Err(e) if crate::sys::resolve::is_absent(&e) => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+fn replace_list(dir: &OwnedFd, file: &str, paths: &BTreeSet<PathBuf>) -> io::Result<()> {
+    let mut content = Vec::new();
+    for path in paths {
+        content.extend_from_slice(path.as_os_str().as_bytes());
+        content.push(0);
+    }
+    state::replace(dir, OsStr::new(file), &content)
 }
 
 fn spooled(dir: &OwnedFd, file: &OsStr) -> io::Result<BTreeSet<PathBuf>> {

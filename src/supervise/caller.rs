@@ -23,6 +23,7 @@ const CAP_CHOWN: u32 = 0;
 const CAP_DAC_OVERRIDE: u32 = 1;
 pub(super) const CAP_FOWNER: u32 = 3;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SETFCAP: u32 = 31;
 
 /// `AUDIT_ARCH_I386` of `linux/audit.h`.
 const I386_AUDIT: u32 = 0x4000_0003;
@@ -190,7 +191,9 @@ impl<'a> Caller<'a> {
             let (file, number) = self.subject(flags, follow)?;
             // Calls on attributes refuse places, as calls on descriptors do.
             return match (number, right) {
-                (Some(number), Right::OwnOrAttribute(_)) => self.change_open(number, right),
+                (Some(number), Right::OwnOrAttribute(_) | Right::OwnOrRemove(_)) => {
+                    self.change_open(number, right)
+                }
                 _ => self.make_private(&file, right, number),
             };
         }
@@ -374,6 +377,21 @@ impl<'a> Caller<'a> {
         Ok(self.task.string(self.call.arguments[usize::from(name)])?.starts_with(b"user."))
     }
 
+    /// Whether the call is to remove what is not there: rpm removes the capabilities of each program that it replaces.
+    ///
+    /// Of callers who may, and of the attributes that all filesystems answer alike for.
+    pub(super) fn removes_nothing(&self, right: Right, file: &OwnedFd) -> io::Result<bool> {
+        let Right::OwnOrRemove(name) = right else { return Ok(false) };
+        let name = self.task.string(self.call.arguments[usize::from(name)])?;
+        let is_plain = name.starts_with(b"user.") || name == b"security.capability";
+        if !is_plain || !self.is_privileged() || self.task.capabilities()? & 1 << CAP_SETFCAP == 0 {
+            return Ok(false);
+        }
+        let file = self.supervisor.processes.reopen(file, OFlags::RDONLY)?;
+        let found = rustix::fs::fgetxattr(file, name.as_slice(), &mut [0u8; 0][..]);
+        Ok(found == Err(Errno::NODATA))
+    }
+
     /// Whether the caller has a capability here.
     pub(super) fn may(&self, status: &Status, capability: u32) -> bool {
         self.is_here() && status.capabilities & 1 << capability != 0
@@ -403,7 +421,9 @@ impl<'a> Caller<'a> {
             Right::OwnOrTouch(times) if !owns() && self.times(times)? == Times::Now => {
                 (!writes()).then_some(denied)
             }
-            Right::OwnOrAttribute(name) if self.is_attribute_of_users(name)? => (!writes()).then_some(denied),
+            Right::OwnOrAttribute(name) | Right::OwnOrRemove(name) if self.is_attribute_of_users(name)? => {
+                (!writes()).then_some(denied)
+            }
             // The kernel says to everybody but the owner what it says of a protected file.
             _ => (!owns()).then_some(Answer::Continue),
         })

@@ -73,6 +73,9 @@ impl Caller<'_> {
         if filesystem::is_read_only(file)? {
             return Ok(ControlFlow::Break(Answer::Failed(Errno::ROFS)));
         }
+        if self.removes_nothing(right, file)? {
+            return Ok(ControlFlow::Break(Answer::Failed(Errno::NODATA)));
+        }
         Ok(ControlFlow::Continue(self.private_copy(file, &inode, number)?))
     }
 

@@ -1,15 +1,15 @@
 //! What a supervisor records before it changes names, in the guest's ledger.
 //!
 //! A private copy is an intent like any other. A window without a copy is announced, durably, before it first opens:
-//! one flush an inode would cost more than the window, so from the second file of a directory on all that are shared
-//! in it are announced together.
+//! one flush an inode would cost more than the window, so what the run of a package manager is going to change is
+//! announced with the first of it, and from the second file of a directory on all that are shared there.
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::detach::Unwatched;
@@ -83,6 +83,7 @@ impl From<Error> for io::Error {
 /// The open ledger of a supervisor.
 #[derive(Debug)]
 pub struct Journal {
+    root: Root,
     store: Store,
     ledger: Ledger,
     owner: ProcessId,
@@ -94,6 +95,8 @@ pub struct Journal {
     filesystems: HashMap<u64, OwnedFd>,
     /// The directory of members as it was seen last, and whether there were any.
     awaited: Option<(Inode, bool)>,
+    /// What the open transaction is going to change was announced.
+    has_planned: bool,
 }
 
 impl Journal {
@@ -104,6 +107,7 @@ impl Journal {
         let store = Store::open(root)?;
         let ledger = store.ledger()?;
         let mut journal = Journal {
+            root: root.try_clone()?,
             store,
             ledger,
             owner,
@@ -112,6 +116,7 @@ impl Journal {
             seen: HashSet::new(),
             filesystems: HashMap::new(),
             awaited: None,
+            has_planned: false,
         };
         journal.recover(root)?;
         Ok(journal)
@@ -187,26 +192,62 @@ impl Journal {
         if self.announced.contains(&inode.id) {
             return Ok(());
         }
-        if let Slot::Vacant(slot) = self.filesystems.entry(inode.id.dev) {
-            slot.insert(readable(dir)?);
-        }
         let path = path();
-        let window = |name: &OsStr, inode: &Inode| Window {
-            owner: self.owner,
-            inode: inode.id,
-            handle: Handle::at(dir, name).ok().map(|handle| handle.as_bytes().to_vec()),
-            place: Place { dir: path.clone(), name: name.to_os_string() },
-        };
-        let mut windows = vec![window(name, inode)];
+        let mut windows = vec![self.window(dir, &path, name, inode)?];
+        if self.is_awaited() && !std::mem::replace(&mut self.has_planned, true) {
+            windows.extend(self.planned(inode.id).unwrap_or_default());
+        }
         if !self.seen.insert(Inode::of(dir)?.id) {
-            let neighbours = shared_in(dir).unwrap_or_default();
-            let fresh = neighbours.iter().filter(|(_, other)| other.id != inode.id);
-            let fresh = fresh.filter(|(_, other)| !self.announced.contains(&other.id));
-            windows.extend(fresh.map(|(name, inode)| window(name, inode)));
+            let known: HashSet<_> = windows.iter().map(|window| window.inode).collect();
+            for (name, other) in shared_in(dir).unwrap_or_default() {
+                if !(self.announced.contains(&other.id) || known.contains(&other.id)) {
+                    windows.push(self.window(dir, &path, &name, &other)?);
+                }
+            }
         }
         self.ledger.announce(&windows)?;
         self.announced.extend(windows.iter().map(|window| window.inode));
         Ok(())
+    }
+
+    /// A window of `inode`, named `name` in `dir`, whose path is `path`.
+    fn window(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        path: &Path,
+        name: &OsStr,
+        inode: &Inode,
+    ) -> io::Result<Window> {
+        if let Slot::Vacant(slot) = self.filesystems.entry(inode.id.dev) {
+            slot.insert(readable(dir)?);
+        }
+        Ok(Window {
+            owner: self.owner,
+            inode: inode.id,
+            handle: Handle::at(dir, name).ok().map(|handle| handle.as_bytes().to_vec()),
+            place: Place { dir: path.to_path_buf(), name: name.to_os_string() },
+        })
+    }
+
+    /// The windows of what the open transaction is going to change, but for that of `known`.
+    fn planned(&mut self, known: InodeId) -> io::Result<Vec<Window>> {
+        let mut windows = Vec::new();
+        let mut known = HashSet::from([known]);
+        let mut open: Option<(PathBuf, OwnedFd)> = None;
+        for path in self.store.planned()? {
+            let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { continue };
+            if open.as_ref().is_none_or(|(known, _)| known != dir) {
+                open = self.root.open_dir(dir).ok().map(|fd| (dir.to_path_buf(), fd));
+            }
+            let Some((_, fd)) = &open else { continue };
+            match Inode::at(fd, name) {
+                Ok(inode) if is_shared(&inode) && known.insert(inode.id) => {
+                    windows.push(self.window(fd.as_fd(), dir, name, &inode)?);
+                }
+                _ => {}
+            }
+        }
+        Ok(windows)
     }
 
     /// Records that another file takes the name of a shared one, which goes to the stash under the entry's name.
@@ -245,8 +286,11 @@ fn readable(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 fn shared_in(dir: BorrowedFd<'_>) -> io::Result<Vec<(OsString, Inode)>> {
     let names = state::names(&readable(dir)?)?;
     let look = |name: OsString| Inode::at(dir.as_fd(), &name).ok().map(|inode| (name, inode));
-    let shared = |(_, inode): &(_, Inode)| inode.kind == Kind::Regular && inode.immutable && inode.nlink > 1;
-    Ok(names.into_iter().filter_map(look).filter(shared).collect())
+    Ok(names.into_iter().filter_map(look).filter(|(_, inode)| is_shared(inode)).collect())
+}
+
+fn is_shared(inode: &Inode) -> bool {
+    inode.kind == Kind::Regular && inode.immutable && inode.nlink > 1
 }
 
 /// The names in `dir` that `ino` has.

@@ -14,6 +14,8 @@ type Work = Box<dyn FnOnce() + Send>;
 /// The thread; ended when this is dropped.
 #[derive(Debug)]
 pub struct Outside {
+    /// Whose thread it is: a child of that process, forked since, has none.
+    process: u32,
     queue: Option<Sender<Work>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -35,13 +37,16 @@ impl Outside {
                 works.iter().for_each(|work| work());
             }
         })?;
-        let outside = Outside { queue: Some(queue), thread: Some(thread) };
+        let outside = Outside { process: std::process::id(), queue: Some(queue), thread: Some(thread) };
         has_begun.recv().map_err(io::Error::other)??;
         Ok(outside)
     }
 
-    /// Does `work` in the thread, and waits for it.
+    /// Does `work` in the thread, and waits for it. A forked child does not do it.
     pub fn run(&self, work: impl FnOnce() + Send + 'static) {
+        if self.process != std::process::id() {
+            return;
+        }
         let (done, is_done) = mpsc::channel::<()>();
         let work = move || {
             let _done = done;
@@ -57,7 +62,7 @@ impl Outside {
 impl Drop for Outside {
     fn drop(&mut self) {
         drop(self.queue.take());
-        if let Some(thread) = self.thread.take() {
+        if let Some(thread) = self.thread.take().filter(|_| self.process == std::process::id()) {
             let _ = thread.join();
         }
     }
@@ -84,6 +89,19 @@ mod tests {
         .join()
         .unwrap();
         assert_eq!(seen.lock().unwrap().take(), Some(before));
+    }
+
+    #[test]
+    fn a_forked_child_waits_for_no_thread() {
+        let outside = Outside::begin().unwrap();
+        // SAFETY: the child only gives up what it has of the thread, and ends.
+        let nix::unistd::ForkResult::Parent { child } = (unsafe { nix::unistd::fork() }).unwrap() else {
+            outside.run(|| ());
+            drop(outside);
+            // SAFETY: ends the process at once.
+            unsafe { libc::_exit(7) }
+        };
+        assert_eq!(crate::sys::process::wait(child.as_raw()).unwrap(), Some(7));
     }
 
     #[test]

@@ -207,7 +207,10 @@ impl<'a> Guest<'a> {
         }
         let mut ledger = store.ledger()?;
         let (run, opened) = ledger.open_run(purpose.front_end, seconds_now())?;
+        let planned = unified.iter().map(|found| found.place.path()).collect();
+        store.plan(&planned).unwrap_or_else(|e| log::debug!("{STATE_DIR}/planned: {}", Reason(e)));
         let Err(e) = (supervise.start)() else { return Ok(true) };
+        store.forget_plan().unwrap_or_else(|e| log::debug!("{STATE_DIR}/planned: {}", Reason(e)));
         self.leave(&store, purpose.member);
         if opened {
             ledger.forget_run(run)?;
@@ -293,6 +296,7 @@ impl<'a> Guest<'a> {
         if !alive.is_empty() {
             return Ok(None);
         }
+        store.forget_plan().map_err(|e| Error::state("planned", e))?;
         let ledger = store.existing_ledger()?;
         if since.is_none() && ledger.is_none() {
             return Ok(None);
@@ -323,6 +327,7 @@ impl<'a> Guest<'a> {
         let Some((store, _lock)) = self.existing()? else { return Ok(None) };
         // apt runs on, but no hook of ours will see its end.
         Members::open(&store).and_then(|members| members.clear()).map_err(|e| Error::state("members", e))?;
+        store.forget_plan().map_err(|e| Error::state("planned", e))?;
         let Some(mut ledger) = store.existing_ledger()? else { return Ok(None) };
         self.recover_in(&store, &mut ledger)?;
         let settled = settle::retire(&store, &mut ledger, self.policy)?;

@@ -154,6 +154,7 @@ impl Pair {
     pub fn pending(&self) -> (i64, usize, usize) {
         let state = self.path("g1/var/lib/cow-hooks");
         let names = |dir: &str| fs::read_dir(state.join(dir)).map_or(0, |names| names.count());
+        assert!(!state.join("planned").exists(), "a plan without a transaction");
         let ledger = state.join("ledger.db");
         let entries = if ledger.exists() {
             let ledger = rusqlite::Connection::open(ledger).unwrap();

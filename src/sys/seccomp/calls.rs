@@ -84,6 +84,8 @@ pub enum Right {
     OwnOrTouch(u8),
     /// Permission to write for the attributes of users, which the string in this argument names; else to own the file.
     OwnOrAttribute(u8),
+    /// The same, to remove the attribute.
+    OwnOrRemove(u8),
 }
 
 /// A system call ABI, as the filter sees it.
@@ -126,12 +128,15 @@ const UTIMENSAT: Shape = change(AT, Follow::Flags(3), Right::OwnOrTouch(2));
 const SETXATTR: Shape = change(false, Follow::Yes, Right::OwnOrAttribute(1));
 const LSETXATTR: Shape = change(false, Follow::No, Right::OwnOrAttribute(1));
 const FSETXATTR: Shape = change_open(Right::OwnOrAttribute(1));
+const REMOVEXATTR: Shape = change(false, Follow::Yes, Right::OwnOrRemove(1));
+const LREMOVEXATTR: Shape = change(false, Follow::No, Right::OwnOrRemove(1));
+const FREMOVEXATTR: Shape = change_open(Right::OwnOrRemove(1));
 
 const IO_URING_SETUP: (u32, Shape) = (425, Shape::Absent);
 const OPENAT2: (u32, Shape) = (437, Shape::Openat2);
 const FCHMODAT2: (u32, Shape) = (452, change(AT, Follow::Flags(3), Right::Own));
 const SETXATTRAT: (u32, Shape) = (463, change(AT, Follow::Flags(2), Right::OwnOrAttribute(3)));
-const REMOVEXATTRAT: (u32, Shape) = (466, change(AT, Follow::Flags(2), Right::OwnOrAttribute(3)));
+const REMOVEXATTRAT: (u32, Shape) = (466, change(AT, Follow::Flags(2), Right::OwnOrRemove(3)));
 const FILE_SETATTR: (u32, Shape) = (469, Shape::SetAttributes);
 
 /// x86-64.
@@ -156,9 +161,9 @@ pub const X86_64: Abi = Abi {
         (188, SETXATTR),
         (189, LSETXATTR),
         (190, FSETXATTR),
-        (197, SETXATTR),
-        (198, LSETXATTR),
-        (199, FSETXATTR),
+        (197, REMOVEXATTR),
+        (198, LREMOVEXATTR),
+        (199, FREMOVEXATTR),
         (235, UTIME),
         (257, open(AT, 2)),
         (260, FCHOWNAT),
@@ -204,9 +209,9 @@ pub const I386: Abi = Abi {
         (226, SETXATTR),
         (227, LSETXATTR),
         (228, FSETXATTR),
-        (235, SETXATTR),
-        (236, LSETXATTR),
-        (237, FSETXATTR),
+        (235, REMOVEXATTR),
+        (236, LREMOVEXATTR),
+        (237, FREMOVEXATTR),
         (271, UTIME),
         (295, open(AT, 2)),
         (298, FCHOWNAT),
@@ -235,9 +240,9 @@ pub const ARM64: Abi = Abi {
         (5, SETXATTR),
         (6, LSETXATTR),
         (7, FSETXATTR),
-        (14, SETXATTR),
-        (15, LSETXATTR),
-        (16, FSETXATTR),
+        (14, REMOVEXATTR),
+        (15, LREMOVEXATTR),
+        (16, FREMOVEXATTR),
         (29, Shape::Ioctl),
         (35, Shape::Unlink { at: AT }),
         (37, Shape::Link { at: AT }),
@@ -295,7 +300,7 @@ mod tests {
         assert_eq!(shape(libc::SYS_fchownat), Some(FCHOWNAT));
         assert_eq!(shape(libc::SYS_utimensat), Some(UTIMENSAT));
         assert_eq!(shape(libc::SYS_renameat2), Some(RENAMEAT2));
-        assert_eq!(shape(libc::SYS_lremovexattr), Some(LSETXATTR));
+        assert_eq!(shape(libc::SYS_lremovexattr), Some(LREMOVEXATTR));
         assert_eq!(shape(libc::SYS_fchmodat2), Some(FCHMODAT2.1));
         assert_eq!(shape(libc::SYS_read), None);
     }
