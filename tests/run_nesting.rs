@@ -117,6 +117,32 @@ fn privileged_a_user_namespace_within_is_served_by_the_one_outside() {
 }
 
 #[test]
+fn privileged_a_container_of_systemd_within_is_served() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::new(2);
+    with_shell(&bed.first(""), &["/usr/bin/mv"]);
+    for directory in ["usr", "etc", "sys", "dev", "run", "tmp"] {
+        fs::create_dir(bed.first(directory)).unwrap();
+    }
+    let script = "echo x >>/f000 && echo new >/new && mv -f /new /f001";
+    let output = bed.ran(&[
+        "systemd-nspawn",
+        "--quiet",
+        "--directory=.",
+        "--register=no",
+        "--keep-unit",
+        "--as-pid2",
+        "/bin/sh",
+        "-c",
+        script,
+    ]);
+    assert_served(&bed, &output, "f000");
+    assert_eq!(fs::read_to_string(bed.first("f001")).unwrap(), "new\n");
+}
+
+#[test]
 fn privileged_a_chroot_within_is_served_with_and_without_proc() {
     if !privileged() {
         return;
