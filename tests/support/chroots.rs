@@ -106,7 +106,7 @@ impl Chroots {
     #[track_caller]
     fn assert_clean(&self, line: &str) {
         assert_same(&self.neighbour, &picture(&self.pair.path("g2")), line);
-        assert_eq!(self.pair.pending(), (0, 0, 0), "{line}: ledger entries, originals in the stash, members");
+        self.pair.assert_settled(line);
         let g1 = self.pair.path("g1");
         assert_eq!(litter(&g1), Vec::<PathBuf>::new(), "{line}");
         for (path, inode) in entries(&g1) {

@@ -141,7 +141,7 @@ impl Pair {
         work();
         let verified = check("verify", None);
         assert!(verified.status.success(), "{}", text(&verified));
-        assert_eq!(self.pending(), (0, 0, 0), "ledger entries, originals in the stash, members");
+        self.assert_settled("it is settled");
         let counts = text(&check("verify", Some("--counts")));
         let count = |name: &str| {
             let line = counts.lines().find_map(|line| line.strip_prefix(name));
@@ -150,11 +150,17 @@ impl Pair {
         Shared { before: count("shared_before="), now: count("shared_now=") }
     }
 
+    /// Asserts that the transaction owes nothing, and has left nothing.
+    #[track_caller]
+    pub fn assert_settled(&self, line: &str) {
+        assert_eq!(self.pending(), (0, 0, 0), "{line}: ledger entries, originals in the stash, members");
+        assert!(!self.exists("/var/lib/cow-hooks/planned"), "{line}: its plan");
+    }
+
     /// What the transaction still owes: entries in the ledger, files in the stash, members.
     pub fn pending(&self) -> (i64, usize, usize) {
         let state = self.path("g1/var/lib/cow-hooks");
         let names = |dir: &str| fs::read_dir(state.join(dir)).map_or(0, |names| names.count());
-        assert!(!state.join("planned").exists(), "a plan without a transaction");
         let ledger = state.join("ledger.db");
         let entries = if ledger.exists() {
             let ledger = rusqlite::Connection::open(ledger).unwrap();
