@@ -142,7 +142,7 @@ impl Store {
             return Ok(());
         }
         let dir = state::make_dir_at(&self.top, OsStr::new(SPOOL))?;
-        let mut all = spooled(&dir, OsStr::new(CHANGED))?;
+        let mut all = read_list(&dir, OsStr::new(CHANGED))?;
         all.extend(paths.iter().cloned());
         replace_list(&dir, CHANGED, &all)
     }
@@ -154,7 +154,7 @@ impl Store {
 
     /// What the open transaction is going to change, as far as that was written down.
     pub fn planned(&self) -> io::Result<BTreeSet<PathBuf>> {
-        spooled(&self.area, OsStr::new(PLANNED))
+        read_list(&self.area, OsStr::new(PLANNED))
     }
 
     /// Forgets what was planned.
@@ -270,7 +270,7 @@ impl Traces {
 /// The paths in the guest's spool.
 pub fn read_spool(root: &Root) -> io::Result<BTreeSet<PathBuf>> {
     match spool_dir(root)? {
-        Some(dir) => spooled(&dir, OsStr::new(CHANGED)),
+        Some(dir) => read_list(&dir, OsStr::new(CHANGED)),
         None => Ok(BTreeSet::new()),
     }
 }
@@ -312,7 +312,7 @@ pub fn take_spool(root: &Root) -> io::Result<Taken> {
     }
     let mut paths = BTreeSet::new();
     for file in &files {
-        paths.append(&mut spooled(&dir, file)?);
+        paths.append(&mut read_list(&dir, file)?);
     }
     Ok(Taken { dir: Some(dir), files, paths })
 }
@@ -334,7 +334,7 @@ fn replace_list(dir: &OwnedFd, file: &str, paths: &BTreeSet<PathBuf>) -> io::Res
     state::replace(dir, OsStr::new(file), &content)
 }
 
-fn spooled(dir: &OwnedFd, file: &OsStr) -> io::Result<BTreeSet<PathBuf>> {
+fn read_list(dir: &OwnedFd, file: &OsStr) -> io::Result<BTreeSet<PathBuf>> {
     let content = match read_at(dir, file) {
         Ok(content) => content,
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),

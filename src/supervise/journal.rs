@@ -118,15 +118,15 @@ impl Journal {
             awaited: None,
             has_planned: false,
         };
-        journal.recover(root)?;
+        journal.recover()?;
         Ok(journal)
     }
 
-    fn recover(&mut self, root: &Root) -> Result<(), Error> {
+    fn recover(&mut self) -> Result<(), Error> {
         let left = self.ledger.windows()?.into_iter().filter(|window| window.owner == self.owner);
         let mut all_closed = true;
         for window in left {
-            if let Err(e) = recover::close(root, self.store.stash(), &window, self.patience) {
+            if let Err(e) = recover::close(&self.root, self.store.stash(), &window, self.patience) {
                 log::warn!("{}: {}", Shown(&window.place.path()), Reason(e));
                 all_closed = false;
             }
@@ -194,13 +194,13 @@ impl Journal {
         }
         let path = path();
         let mut windows = vec![self.window(dir, &path, name, inode)?];
+        let mut known = HashSet::from([inode.id]);
         if self.is_awaited() && !std::mem::replace(&mut self.has_planned, true) {
-            windows.extend(self.planned(inode.id).unwrap_or_default());
+            windows.extend(self.planned(&mut known).unwrap_or_default());
         }
         if !self.seen.insert(Inode::of(dir)?.id) {
-            let known: HashSet<_> = windows.iter().map(|window| window.inode).collect();
             for (name, other) in shared_in(dir).unwrap_or_default() {
-                if !(self.announced.contains(&other.id) || known.contains(&other.id)) {
+                if !self.announced.contains(&other.id) && known.insert(other.id) {
                     windows.push(self.window(dir, &path, &name, &other)?);
                 }
             }
@@ -229,22 +229,20 @@ impl Journal {
         })
     }
 
-    /// The windows of what the open transaction is going to change, but for that of `known`.
-    fn planned(&mut self, known: InodeId) -> io::Result<Vec<Window>> {
+    /// The windows of what the open transaction is going to change, but for those that are announced or `known`; they
+    /// are then.
+    fn planned(&mut self, known: &mut HashSet<InodeId>) -> io::Result<Vec<Window>> {
         let mut windows = Vec::new();
-        let mut known = HashSet::from([known]);
         let mut open: Option<(PathBuf, OwnedFd)> = None;
         for path in self.store.planned()? {
             let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { continue };
-            if open.as_ref().is_none_or(|(known, _)| known != dir) {
+            if open.as_ref().is_none_or(|(opened, _)| opened != dir) {
                 open = self.root.open_dir(dir).ok().map(|fd| (dir.to_path_buf(), fd));
             }
             let Some((_, fd)) = &open else { continue };
-            match Inode::at(fd, name) {
-                Ok(inode) if is_shared(&inode) && known.insert(inode.id) => {
-                    windows.push(self.window(fd.as_fd(), dir, name, &inode)?);
-                }
-                _ => {}
+            let Ok(inode) = Inode::at(fd, name) else { continue };
+            if is_shared(&inode) && !self.announced.contains(&inode.id) && known.insert(inode.id) {
+                windows.push(self.window(fd.as_fd(), dir, name, &inode)?);
             }
         }
         Ok(windows)

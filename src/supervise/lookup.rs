@@ -108,29 +108,22 @@ impl<'a> Lookup<'a> {
     ///
     /// `None` where the path does not end in a name.
     pub fn entry(&self, dir: i32, path: &[u8]) -> io::Result<Option<Entry>> {
-        let bare = without_slashes(path);
-        let (parent, name) = split(bare);
-        if matches!(name, b"" | b"." | b"..") {
-            return Ok(None);
-        }
-        let parent: &[u8] = if parent.is_empty() { b"." } else { parent };
+        let Some((parent, name, is_directory)) = parts(path) else { return Ok(None) };
         let dir = self.resolve(dir, parent, OFlags::DIRECTORY, ResolveFlags::empty())?;
-        let is_directory = bare.len() < path.len();
-        Ok(Some(Entry { is_directory, ..Entry::new(dir, OsString::from_vec(name.to_vec())) }))
+        Ok(Some(Entry { is_directory, ..Entry::new(dir, name) }))
     }
 
     /// As [`Lookup::entry`], for two paths, which often lead to the same directory.
     pub fn entries(&self, one: (i32, &[u8]), other: (i32, &[u8])) -> io::Result<Option<[Entry; 2]>> {
         let Some(first) = self.entry(one.0, one.1)? else { return Ok(None) };
-        let parent = |path| split(without_slashes(path)).0;
-        let (bare, from) = (without_slashes(other.1), (one.0, parent(one.1)));
-        let name = split(bare).1;
-        if from != (other.0, parent(other.1)) || matches!(name, b"" | b"." | b"..") {
-            return Ok(self.entry(other.0, other.1)?.map(|second| [first, second]));
-        }
-        let (name, is_directory) = (OsString::from_vec(name.to_vec()), bare.len() < other.1.len());
-        let second = Entry { dir: Rc::clone(&first.dir), name, is_directory };
-        Ok(Some([first, second]))
+        let Some((parent, name, is_directory)) = parts(other.1) else { return Ok(None) };
+        let is_same = one.0 == other.0 && parts(one.1).is_some_and(|(first, ..)| first == parent);
+        let second = if is_same {
+            Some(Entry { dir: Rc::clone(&first.dir), name, is_directory })
+        } else {
+            self.entry(other.0, other.1)?
+        };
+        Ok(second.map(|second| [first, second]))
     }
 
     fn base(&self, dir: i32, path: &[u8], confined: bool) -> io::Result<Arc<OwnedFd>> {
@@ -246,6 +239,17 @@ fn open(dir: &OwnedFd, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> io:
 
 fn is_proc(dir: impl AsFd) -> bool {
     rustix::fs::fstatfs(dir).is_ok_and(|stat| stat.f_type == PROC_MAGIC)
+}
+
+/// The directory that holds the last name of a path, that name, and whether a slash follows it.
+///
+/// `None` where the path does not end in a name.
+fn parts(path: &[u8]) -> Option<(&[u8], OsString, bool)> {
+    let bare = without_slashes(path);
+    let (parent, name) = split(bare);
+    let parent: &[u8] = if parent.is_empty() { b"." } else { parent };
+    let is_name = !matches!(name, b"" | b"." | b"..");
+    is_name.then(|| (parent, OsString::from_vec(name.to_vec()), bare.len() < path.len()))
 }
 
 /// A path without the slashes at its end.

@@ -221,16 +221,19 @@ impl<'a> Supervisor<'a> {
 
     fn reply(&self, call: &Call, question: Question) -> Answer {
         if question != Question::IsThere
-            && let Ok(status) = Task::open(&self.processes, call.tid).and_then(|task| task.status())
-            && let Ok(process) = self.processes.process(status.process)
+            && let Ok(process) = Task::open(&self.processes, call.tid).and_then(|task| self.process_of(&task))
         {
             let mut passing = lock(&self.passing);
-            passing.retain(|id| *id != process.id && id.is_alive(Some(&self.processes)));
+            passing.retain(|id| *id != process && id.is_alive(Some(&self.processes)));
             if question == Question::LetPass {
-                passing.push(process.id);
+                passing.push(process);
             }
         }
         Answer::Done(seccomp::HERE)
+    }
+
+    fn process_of(&self, task: &Task) -> io::Result<ProcessId> {
+        Ok(self.processes.process(task.status()?.process)?.id)
     }
 
     /// Whether the process does by itself what we would do.
@@ -239,9 +242,7 @@ impl<'a> Supervisor<'a> {
             return false;
         }
         if known.process.is_none() {
-            let status = known.task.status();
-            let process = status.and_then(|status| self.processes.process(status.process));
-            known.process = process.ok().map(|process| process.id);
+            known.process = self.process_of(&known.task).ok();
         }
         known.process.is_some_and(|process| lock(&self.passing).contains(&process))
     }
