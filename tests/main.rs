@@ -9,6 +9,7 @@ mod guests;
 mod interruption;
 mod pool;
 mod prepare;
+mod programs;
 mod race;
 mod refusal;
 mod rpm;

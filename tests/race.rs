@@ -103,7 +103,15 @@ impl Field {
         for _ in 0..count {
             let shared = Shared::lock_at(&dir, "pool".as_ref(), PATIENCE).unwrap();
             let begun = Instant::now();
-            let exchange = || copy.exchange(first);
+            let exchange = || {
+                rustix::fs::renameat_with(
+                    &dir,
+                    copy.name,
+                    &dir,
+                    first.name,
+                    rustix::fs::RenameFlags::EXCHANGE,
+                )
+            };
             let change =
                 if gated { shared.change_names(exchange) } else { shared.change_names_ungated(exchange) };
             tally.add(begun.elapsed(), change.unwrap());

@@ -4,6 +4,7 @@
 //! flushed before the first name changes; the originals' flags are flushed before the intents are forgotten. A process
 //! that dies anywhere leaves a ledger from which the next one ends every intent as done or undone.
 
+use std::cell::Cell;
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -138,8 +139,8 @@ impl Detacher<'_> {
         for (job, result) in self.swap_all(&jobs) {
             let path = job.entry.intent.place.path();
             match result {
-                Ok(Swapped { copy, change }) => {
-                    if job.entry.intent.keep {
+                Ok(Swapped { change, kept, copy }) => {
+                    if kept {
                         done.push((job.entry.id, copy))
                     } else {
                         over.push(job.entry.id)
@@ -276,7 +277,7 @@ impl Detacher<'_> {
 
     fn copy_one(&self, copier: &Copier, dir: BorrowedFd<'_>, job: &Job) -> io::Result<u64> {
         let source = match (Name { dir, name: &job.entry.intent.place.name }).open() {
-            // Gone: the exchange will see that, too.
+            // Gone: the swap will see that, too.
             Err(e) if is_absent(&e) => return Ok(0),
             source => source?,
         };
@@ -381,13 +382,20 @@ impl Detacher<'_> {
             // The name is as it was; the copy is of no use.
             let _ = temporary.unlink();
         }
-        let change = result?;
+        let (change, kept) = result?;
         // The inode's ctime is final only when all its names are in place.
-        let copy = if intent.keep && names == 1 { name.inode()? } else { None };
-        Ok(Swapped { change, copy: copy.map(|inode| Copy { ino: inode.id.ino, ctime: inode.ctime }) })
+        let copy = if kept && names == 1 { name.inode()? } else { None };
+        let copy = copy.map(|inode| Copy { ino: inode.id.ino, ctime: inode.ctime });
+        Ok(Swapped { change, kept, copy })
     }
 
-    fn change(&self, name: Name<'_>, temporary: Name<'_>, job: &Job) -> Result<swap::Change, Unswapped> {
+    /// Gives the name its copy. Tells whether the original is kept in the stash.
+    fn change(
+        &self,
+        name: Name<'_>,
+        temporary: Name<'_>,
+        job: &Job,
+    ) -> Result<(swap::Change, bool), Unswapped> {
         let locked = match self.manner {
             Manner::Batch => Shared::lock_at(name.dir, name.name, self.patience),
             Manner::Single => Shared::try_lock_at(name.dir, name.name, self.patience),
@@ -407,16 +415,17 @@ impl Detacher<'_> {
                 "it was written to while it was copied; try again",
             )));
         }
+        let stashed = job.entry.stashed();
+        let stashed = Name { dir: self.store.stash(), name: &stashed };
+        let kept = Cell::new(job.entry.intent.keep);
         let change = shared.change_names(|| {
-            match temporary.exchange_for(name, job.inode.id) {
-                Ok(()) if job.entry.intent.keep => Ok(()),
-                Ok(()) => temporary.unlink(),
-                // A filesystem that cannot exchange names (NFS).
-                Err(Errno::INVAL) if !job.entry.intent.keep => temporary.replace(name),
-                Err(e) => Err(e),
+            match temporary.displace(name, job.inode.id, Some(stashed).filter(|_| kept.get())) {
+                // An inode that can have no more names: it is not kept, and the host unifies what comes of this name.
+                Err(Errno::MLINK) if kept.replace(false) => temporary.displace(name, job.inode.id, None),
+                displaced => displaced,
             }
         });
-        change.map_err(|e| match e {
+        change.map(|change| (change, kept.get())).map_err(|e| match e {
             swap::Error::Unchanged(e) if matches!(e.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => {
                 Unswapped::Replaced
             }
@@ -436,6 +445,8 @@ impl Detacher<'_> {
 /// A name that has its private copy.
 struct Swapped {
     change: swap::Change,
+    /// The stash holds the original.
+    kept: bool,
     copy: Option<Copy>,
 }
 

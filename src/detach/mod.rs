@@ -1,7 +1,7 @@
 //! Gives names private copies of the inodes they share with other guests.
 //!
 //! `survey` finds what is unified among the paths of a plan, `preflight` refuses what would fail half way, `apply`
-//! makes the copies and exchanges them with the originals.
+//! makes the copies and gives them the names.
 
 pub mod apply;
 pub mod preflight;

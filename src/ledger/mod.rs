@@ -107,7 +107,7 @@ pub struct Intent {
     pub immutable: bool,
     /// Its length in bytes.
     pub size: u64,
-    /// The temporary name is in the directory of the place, not in the stash.
+    /// The private copy waits in the directory of the place, not in the stash.
     pub beside: bool,
     /// The original stays in the stash.
     pub keep: bool,
@@ -136,15 +136,20 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The temporary name, in the stash or beside the place.
+    /// The name under which the private copy waits, beside the place or in the stash.
     pub fn temporary(&self) -> OsString {
         temporary(self.id, self.intent.beside)
     }
+
+    /// The name of the original in the stash.
+    pub fn stashed(&self) -> OsString {
+        OsString::from(self.id.to_string())
+    }
 }
 
-/// The temporary name of entry `id`.
+/// The name under which the private copy of entry `id` waits.
 pub fn temporary(id: i64, beside: bool) -> OsString {
-    OsString::from(if beside { format!(".cow-{id}") } else { id.to_string() })
+    OsString::from(if beside { format!(".cow-{id}") } else { format!("{id}.copy") })
 }
 
 /// A shared inode whose flag a living process may clear at any time, for a moment.

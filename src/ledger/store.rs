@@ -285,9 +285,15 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// They have been worked off.
-    pub fn release(self) -> io::Result<()> {
+    /// They have been worked off, but for those in `waiting`, which the host looks at again the next time.
+    pub fn release(self, waiting: &BTreeSet<PathBuf>) -> io::Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
+        let mut files = self.files.iter();
+        let again: BTreeSet<PathBuf> = self.paths.intersection(waiting).cloned().collect();
+        if let Some(file) = files.next().filter(|_| !again.is_empty()) {
+            replace_list(dir, file, &again)?;
+            return files.try_for_each(|file| state::remove(dir, file));
+        }
         self.files.iter().try_for_each(|file| state::remove(dir, file))
     }
 }
@@ -325,13 +331,13 @@ fn spool_dir(root: &Root) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-fn replace_list(dir: &OwnedFd, file: &str, paths: &BTreeSet<PathBuf>) -> io::Result<()> {
+fn replace_list(dir: &OwnedFd, file: impl AsRef<OsStr>, paths: &BTreeSet<PathBuf>) -> io::Result<()> {
     let mut content = Vec::new();
     for path in paths {
         content.extend_from_slice(path.as_os_str().as_bytes());
         content.push(0);
     }
-    state::replace(dir, OsStr::new(file), &content)
+    state::replace(dir, file.as_ref(), &content)
 }
 
 fn read_list(dir: &OwnedFd, file: &OsStr) -> io::Result<BTreeSet<PathBuf>> {

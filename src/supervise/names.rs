@@ -290,7 +290,7 @@ impl Caller<'_> {
                 return Ok(None);
             }
             let entry = journal.replace(Place { dir, name: to.name.clone() }, inode)?;
-            Ok(Some((entry.temporary(), journal.stash().try_clone_to_owned()?)))
+            Ok(Some((entry.stashed(), journal.stash().try_clone_to_owned()?)))
         });
         // Without the original the new file waits for the host, like any other.
         let stashed = stashed.inspect_err(|e| log::debug!("{}", Reason(e))).unwrap_or_default();

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, IFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::gate::{self, Closed};
@@ -201,27 +201,38 @@ pub struct Name<'a> {
 }
 
 impl Name<'_> {
-    /// Exchanges what two names name; each of them names something at every moment.
-    pub fn exchange(self, other: Name<'_>) -> rustix::io::Result<()> {
-        rustix::fs::renameat_with(self.dir, self.name, other.dir, other.name, RenameFlags::EXCHANGE)
-    }
-
-    /// Exchanges what two names name, of which `other` must name the inode `expected`.
+    /// Moves this name over `other`, which must name the inode `expected`. With `kept`, that inode has this name
+    /// afterwards.
     ///
-    /// Asked afterwards, for only then nobody can give the name to another file in between.
+    /// Never by an exchange of the two names: that moves the directory entry which running programs were started
+    /// from, and `/proc/PID/exe` would lead to wherever it went. After a rename over it the kernel still tells the
+    /// guest's own path, as deleted (`d_path` of `fs/d_path.c`), which service scripts understand.
+    ///
+    /// The kernel has no rename that asks which file it replaces, so the name is looked at immediately before. A file
+    /// that another process renames to `other` between these two system calls is replaced, as by any other rename
+    /// that comes just after. A directory never is.
     ///
     /// # Errors
-    /// `ESTALE` where `other` names another file; it does so again.
-    pub fn exchange_for(self, other: Name<'_>, expected: InodeId) -> rustix::io::Result<()> {
-        self.exchange(other)?;
-        if self.inode().is_ok_and(|now| now.is_some_and(|now| now.id == expected)) {
-            return Ok(());
+    /// `ESTALE` if `other` names another file, `EMLINK` if `expected` can have no more names. Nothing has changed.
+    pub fn displace(
+        self,
+        other: Name<'_>,
+        expected: InodeId,
+        kept: Option<Name<'_>>,
+    ) -> rustix::io::Result<()> {
+        if let Some(kept) = kept {
+            other.link(kept)?;
         }
-        self.exchange(other)?;
-        Err(Errno::STALE)
+        let names = |name: Name<'_>| name.inode().is_ok_and(|now| now.is_some_and(|now| now.id == expected));
+        let replaced =
+            if names(other) && kept.is_none_or(names) { self.replace(other) } else { Err(Errno::STALE) };
+        replaced.inspect_err(|_| {
+            // What cannot be removed is left to recovery.
+            let _ = kept.map(Name::unlink);
+        })
     }
 
-    /// Moves this name over `other`, whose old file loses that name.
+    /// Moves this name over `other`, whatever that names.
     pub fn replace(self, other: Name<'_>) -> rustix::io::Result<()> {
         rustix::fs::renameat(self.dir, self.name, other.dir, other.name)
     }

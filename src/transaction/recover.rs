@@ -50,7 +50,8 @@ pub fn recover(
     // Names first: a supervisor records what it is about to put there, without the lock.
     let names = state::names(store.stash()).map_err(Error::stash)?;
     let entries = ledger.entries()?;
-    let known: HashSet<_> = entries.iter().filter(|e| !e.intent.beside).map(Entry::temporary).collect();
+    let in_stash = entries.iter().filter(|entry| !entry.intent.beside);
+    let known: HashSet<_> = in_stash.flat_map(|entry| [entry.temporary(), entry.stashed()]).collect();
     let mut recovered = Recovered::default();
     let (mut over, mut detached) = (Vec::new(), Vec::new());
     for entry in entries.iter().filter(|entry| entry.state != State::Detached) {
@@ -96,55 +97,44 @@ fn end(
         Err(e) if is_absent(&e) => None,
         Err(e) => return Err(e.into()),
     };
-    let temporary_name = entry.temporary();
     let name = dir.as_ref().map(|dir| Name { dir: dir.as_fd(), name: &intent.place.name });
-    let temporary_dir = if intent.beside { dir.as_ref().map(OwnedFd::as_fd) } else { Some(store.stash()) };
-    let temporary = temporary_dir.map(|dir| Name { dir, name: &temporary_name });
+    let (copy_name, stashed_name) = (entry.temporary(), entry.stashed());
+    let copy_dir = if intent.beside { dir.as_ref().map(OwnedFd::as_fd) } else { Some(store.stash()) };
+    let copy = copy_dir.map(|dir| Name { dir, name: &copy_name });
+    let stashed = Name { dir: store.stash(), name: &stashed_name };
     // Device numbers may have changed since, with a reboot: within its filesystem the number is enough.
     let original = |name: Option<Name<'_>>| -> io::Result<Option<Inode>> {
         Ok(name.map_or(Ok(None), Name::inode)?.filter(|inode| inode.id.ino == intent.original.ino))
     };
-    let (in_place, set_aside) = (original(name)?, original(temporary)?);
+    let (in_place, set_aside) = (original(name)?, original(Some(stashed).filter(|_| !intent.beside))?);
 
-    let holder = if in_place.is_some() { name } else { temporary.filter(|_| set_aside.is_some()) };
-    if intent.immutable
-        && protect(intent.handle.as_deref(), holder, temporary_dir, in_place.as_ref(), patience)?
-    {
+    let holder = if in_place.is_some() { name } else { Some(stashed).filter(|_| set_aside.is_some()) };
+    if intent.immutable && protect(intent.handle.as_deref(), holder, copy_dir, in_place.as_ref(), patience)? {
         recovered.protected += 1;
     }
-    let remove_copy = || match temporary.filter(|_| set_aside.is_none()).map(Name::unlink) {
-        None | Some(Ok(()) | Err(rustix::io::Errno::NOENT)) => Ok(()),
-        Some(Err(e)) => Err(io::Error::from(e)),
-    };
-    match (entry.state, in_place, set_aside, temporary) {
-        (State::Dropping, _, Some(_), Some(temporary))
-        | (State::Detaching, None, Some(_), Some(temporary))
-            if entry.state == State::Dropping || !intent.keep =>
-        {
-            swap::unlink_shared(temporary, patience)?;
-            recovered.done += 1;
-            Ok(End::Over)
-        }
-        // The exchange has happened, or the way back has not begun.
-        (State::Detaching, None, Some(_), _) => {
-            recovered.done += 1;
-            Ok(End::Detached)
-        }
-        (State::Restoring, None, Some(_), _) => {
-            recovered.undone += 1;
-            Ok(End::Detached)
-        }
-        (state, in_place, _, _) => {
-            remove_copy()?;
-            let as_before = state == State::Detaching && in_place.is_some();
-            if as_before {
-                recovered.undone += 1
-            } else {
-                recovered.done += 1
-            }
-            Ok(End::Over)
-        }
+    let has_copy = copy.map_or(Ok(None), Name::inode)?.is_some();
+    let is_detached = set_aside.is_some()
+        && in_place.is_none()
+        && match entry.state {
+            // A copy that is still there has not taken the name: another file has.
+            State::Detaching => !has_copy,
+            State::Restoring => true,
+            State::Detached | State::Dropping => false,
+        };
+    if set_aside.is_some() && !is_detached {
+        swap::unlink_shared(stashed, patience)?;
     }
+    match copy.filter(|_| has_copy).map(Name::unlink) {
+        None | Some(Ok(()) | Err(rustix::io::Errno::NOENT)) => {}
+        Some(Err(e)) => return Err(io::Error::from(e).into()),
+    }
+    let as_before = if is_detached { State::Restoring } else { State::Detaching };
+    if entry.state == as_before && (is_detached || in_place.is_some()) {
+        recovered.undone += 1;
+    } else {
+        recovered.done += 1;
+    }
+    Ok(if is_detached { End::Detached } else { End::Over })
 }
 
 /// Closes the windows that dead supervisors announced; returns the supervisors that are owed nothing any more.

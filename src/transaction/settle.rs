@@ -1,8 +1,10 @@
 //! The end of a transaction: what has not changed goes back to the inode it came from, what is new is handed over.
 
 use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{Error, Guest};
@@ -14,6 +16,7 @@ use crate::policy::Policy;
 use crate::report::{Reason, Shown};
 use crate::sys::inode::{Inode, Kind};
 use crate::sys::lease::Lease;
+use crate::sys::programs::Programs;
 use crate::sys::resolve::is_absent;
 use crate::sys::signal::Held;
 use crate::sys::swap::{self, Name, Shared};
@@ -54,7 +57,7 @@ pub fn settle(
     ledger: &mut Ledger,
     packages: &Packages,
 ) -> Result<Settled, Error> {
-    let settling = Settling { guest, store, packages };
+    let settling = Settling::new(guest, store, packages);
     let mut settled = Settled::default();
     let entries: Vec<Entry> = ledger.entries()?.into_iter().filter(|e| e.state == State::Detached).collect();
     let again = detached_again(&entries);
@@ -124,7 +127,7 @@ fn detached_again(entries: &[Entry]) -> HashSet<i64> {
 
 /// Hands the host what was just unpacked, where nothing had to be detached for it.
 pub fn hand_over(guest: Guest<'_>, store: &Store, packages: &Packages) -> Result<Settled, Error> {
-    let settling = Settling { guest, store, packages };
+    let settling = Settling::new(guest, store, packages);
     let (unified, new) = settling.hand_over(packages.unpacked.iter())?;
     Ok(Settled { unified, new, ..Settled::default() })
 }
@@ -133,15 +136,27 @@ struct Settling<'a> {
     guest: Guest<'a>,
     store: &'a Store,
     packages: &'a Packages,
+    /// Programs that run on when the package manager has ended: what they were started from keeps its inode.
+    programs: Programs,
 }
 
-impl Settling<'_> {
+impl<'a> Settling<'a> {
+    fn new(guest: Guest<'a>, store: &'a Store, packages: &'a Packages) -> Settling<'a> {
+        Settling { guest, store, packages, programs: Programs::outliving_the_caller() }
+    }
+
+    /// Whether a program that runs on was loaded from this file. Looks at programs only if it could be.
+    fn is_in_use(&self, name: &OsStr, inode: &Inode) -> bool {
+        let is_code = inode.mode & 0o111 != 0 || name.as_bytes().windows(3).any(|part| part == b".so");
+        is_code && !self.programs.loaded_from(inode.id).is_empty()
+    }
+
     fn judge(&self, entry: &Entry) -> io::Result<Fate> {
         let path = entry.intent.place.path();
         if self.packages.unfinished.contains(&path) {
             return Ok(Fate::Postpone);
         }
-        let stashed = entry.temporary();
+        let stashed = entry.stashed();
         let stashed = Name { dir: self.store.stash(), name: &stashed };
         let Some(original) = stashed.inode()?.filter(|inode| inode.id.ino == entry.intent.original.ino)
         else {
@@ -164,7 +179,8 @@ impl Settling<'_> {
         let same = untouched
             || (identity::same_metadata(&now, &original, Mtime::Match)
                 && identity::same(&name.open()?, &stashed.open()?, Mtime::Match)?);
-        Ok(if same { Fate::Restore(now) } else { Fate::Drop { changed: true } })
+        let restore = same && !self.is_in_use(name.name, &now);
+        Ok(if restore { Fate::Restore(now) } else { Fate::Drop { changed: true } })
     }
 
     /// Whether a name is none that packages own for good.
@@ -174,7 +190,7 @@ impl Settling<'_> {
 
     /// Carries a fate out. `false` where it has to wait: somebody is writing.
     fn carry_out(&self, entry: &Entry, fate: Fate) -> Result<bool, swap::Error> {
-        let stashed = entry.temporary();
+        let stashed = entry.stashed();
         let stashed = Name { dir: self.store.stash(), name: &stashed };
         match fate {
             Fate::Restore(judged) => self.restore(entry, stashed, &judged),
@@ -200,24 +216,28 @@ impl Settling<'_> {
             return Ok(false);
         }
         let shared = Shared::lock_at(stashed.dir, stashed.name, self.guest.policy.lock_timeout)?;
-        match shared.change_names(|| stashed.exchange_for(name, judged.id)) {
+        let original = shared.inode()?.id;
+        // The private copy keeps a name until it is certain that no writer has it.
+        let kept = entry.temporary();
+        let kept = Name { dir: stashed.dir, name: &kept };
+        match shared.change_names(|| stashed.displace(name, judged.id, Some(kept))) {
             // Another file has the name by now.
             Err(swap::Error::Unchanged(e)) if e.raw_os_error() == Some(libc::ESTALE) => return Ok(false),
             changed => changed?,
         };
         if !unchanged()? {
             // A writer came in between: it has the private copy open, so that must have the name.
-            shared.change_names(|| stashed.exchange(name))?;
+            shared.change_names(|| kept.displace(name, original, Some(stashed)))?;
             return Ok(false);
         }
-        stashed.unlink().map_err(io::Error::from)?;
+        kept.unlink().map_err(io::Error::from)?;
         Ok(true)
     }
 
     /// Unifies what it can of these paths with the pool, and adds to the spool what the host may unify; returns how many
     /// of each.
     fn hand_over<'p>(&self, paths: impl Iterator<Item = &'p PathBuf>) -> Result<(u64, u64), Error> {
-        let mut new = self.eligible(paths);
+        let (mut new, in_use) = self.eligible(paths);
         let Guest { root, policy } = self.guest;
         // The host looks at all that is left.
         let unified = inside::unify(root, self.store.top(), policy, &new).unwrap_or_else(|e| {
@@ -225,12 +245,17 @@ impl Settling<'_> {
             BTreeSet::new()
         });
         new.retain(|path| !unified.contains(path));
+        new.extend(in_use);
         self.store.spool(&new).map_err(Error::spool)?;
         Ok((unified.len() as u64, new.len() as u64))
     }
 
-    fn eligible<'p>(&self, paths: impl Iterator<Item = &'p PathBuf>) -> BTreeSet<PathBuf> {
-        let mut eligible = BTreeSet::new();
+    /// Those of the paths that may be unified; and of these, apart, those that programs were loaded from.
+    fn eligible<'p>(
+        &self,
+        paths: impl Iterator<Item = &'p PathBuf>,
+    ) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
+        let (mut eligible, mut in_use) = (BTreeSet::new(), BTreeSet::new());
         let mut last: Option<(PathBuf, io::Result<OwnedFd>)> = None;
         for path in paths.filter(|path| !self.stays_private(path)) {
             let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { continue };
@@ -238,12 +263,12 @@ impl Settling<'_> {
                 last = Some((dir.to_path_buf(), self.guest.root.open_dir(dir)));
             }
             let Some((_, Ok(fd))) = &last else { continue };
-            let inode = Name { dir: fd.as_fd(), name }.inode();
-            if inode.is_ok_and(|i| i.is_some_and(|i| i.kind == Kind::Regular && i.size > 0 && i.nlink == 1)) {
-                eligible.insert(path.clone());
+            let Ok(Some(inode)) = (Name { dir: fd.as_fd(), name }).inode() else { continue };
+            if inode.kind == Kind::Regular && inode.size > 0 && inode.nlink == 1 {
+                if self.is_in_use(name, &inode) { &mut in_use } else { &mut eligible }.insert(path.clone());
             }
         }
-        eligible
+        (eligible, in_use)
     }
 }
 
@@ -256,7 +281,7 @@ pub fn retire(store: &Store, ledger: &mut Ledger, policy: &Policy) -> Result<Set
     let mut changed = BTreeSet::new();
     let held = Held::back();
     for entry in &entries {
-        let name = entry.temporary();
+        let name = entry.stashed();
         match swap::unlink_shared(Name { dir: store.stash(), name: &name }, policy.lock_timeout) {
             Ok(_) => {
                 over.push(entry.id);

@@ -56,6 +56,8 @@ pub enum Unfit {
     Writer,
     /// It changed while it was looked at.
     Changed,
+    /// Programs that run were loaded from it.
+    InUse,
 }
 
 impl Unfit {
@@ -70,6 +72,7 @@ impl Unfit {
             Unfit::LinkedElsewhere => "hard links outside of what may be unified",
             Unfit::Writer => "open for writing",
             Unfit::Changed => "changed while it was looked at",
+            Unfit::InUse => "used by running programs",
         }
     }
 }

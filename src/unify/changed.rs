@@ -1,6 +1,6 @@
 //! A pass over what the guests' own hooks say has changed: as much work as there are such files, however large the trees.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -68,6 +68,12 @@ impl Pass<'_> {
         let index = found(pool, &catalog)?;
         let works = planner.works(&catalog, &index);
         self.link(pool, &catalog, works, &mut passed)?;
+        let mut waiting: HashMap<PathBuf, BTreeSet<PathBuf>> = HashMap::new();
+        for &at in &passed.waiting {
+            let file = &catalog.files[at as usize];
+            let guest = &catalog.guests[usize::from(catalog.dir(file).guest)];
+            waiting.entry(guest.root.path().to_path_buf()).or_default().insert(catalog.path(file));
+        }
         // What found no equal waits for one.
         let linked: HashSet<u32> = passed.linked.names.iter().copied().collect();
         let mut at = 0;
@@ -78,7 +84,8 @@ impl Pass<'_> {
         cache.note(&catalog).unwrap_or_else(|e| log::warn!("the pool's cache: {e}"));
         for (path, spool) in taken {
             if !passed.skipped.iter().any(|(skipped, _)| *skipped == path) {
-                spool.release().unwrap_or_else(|e| log::warn!("{}: its spool: {}", Shown(&path), Reason(e)));
+                let released = spool.release(&waiting.remove(&path).unwrap_or_default());
+                released.unwrap_or_else(|e| log::warn!("{}: its spool: {}", Shown(&path), Reason(e)));
             }
         }
         Ok(passed)

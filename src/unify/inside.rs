@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::{Catalog, Guest};
 use super::changed::{Listed, found};
 use super::link::Fence;
-use super::pass::{Options, Pass, Passed};
+use super::pass::{InUse, Options, Pass, Passed};
 use super::pool::Pool;
 use super::rules::Rules;
 use super::scope::Scope;
@@ -118,9 +118,16 @@ pub fn unify(
         patience: policy.lock_timeout,
         reserve: policy.reserve,
         list: false,
+        in_use: InUse::Replace,
     };
-    let pass =
-        Pass { pool: Some(&pool), settings: pool.settings, options: &options, watch: &Silent, locked: true };
+    let pass = Pass {
+        pool: Some(&pool),
+        settings: pool.settings,
+        options: &options,
+        watch: &Silent,
+        locked: true,
+        programs: None,
+    };
     let guest = Guest { root: root.try_clone().map_err(at)?, inode };
     let mut listed = Listed { pass: &pass, catalog: Catalog::default(), seen: HashSet::new() };
     listed.catalog.guests.push(guest);

@@ -1,9 +1,9 @@
 //! Makes equal files names of one inode.
 //!
 //! A batch at a time: the pool's fresh copies are made and their content compared with what was read; then the journal and the
-//! copies are flushed; only then do names change. Each name is exchanged with a link of the object, so that it names
-//! one or the other at every moment; the guest's own inode is looked at again before it is let go, and has its name back
-//! if a writer has come.
+//! copies are flushed; only then do names change. A link of the object takes the place of each name, so that it
+//! names one or the other at every moment; the guest's own inode keeps a name in the run's directory, is looked at again
+//! before it is let go, and has its name back if a writer has come.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -16,11 +16,11 @@ use rustix::io::Errno;
 
 use super::catalog::{Catalog, Unfit};
 use super::digest::{Dirs, is_gone, is_same, take_lease};
-use super::exchange::Link;
 use super::object::ObjectName;
 use super::plan::Work;
 use super::pool::{Pool, Share};
 use super::run::{Intent, Run, temporary};
+use super::window::Link;
 use super::{At, Error};
 use crate::parallel;
 use crate::report::Reason;

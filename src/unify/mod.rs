@@ -15,7 +15,6 @@ pub mod claims;
 mod dedupe;
 pub mod detach;
 pub mod digest;
-mod exchange;
 pub mod gc;
 pub mod identity;
 pub mod inside;
@@ -32,6 +31,7 @@ pub mod scan;
 pub mod scope;
 pub mod status;
 pub mod verify;
+mod window;
 
 use std::ffi::OsString;
 use std::io;

@@ -24,6 +24,7 @@ use crate::policy::PatternSet;
 use crate::report::{Reason, Shown};
 use crate::sys::filesystem;
 use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::sys::programs::Programs;
 use crate::sys::root::Root;
 use crate::sys::swap::Name;
 use crate::sys::times::TICK;
@@ -56,6 +57,17 @@ pub struct Options {
     pub reserve: u64,
     /// The paths of what is linked are wanted.
     pub list: bool,
+    /// Files that running programs were loaded from.
+    pub in_use: InUse,
+}
+
+/// What becomes of files that running programs were loaded from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum InUse {
+    /// Linked as well: these programs go on with the replaced inodes until they end
+    Replace,
+    /// Left until these programs have ended
+    Wait,
 }
 
 /// What a pass came to.
@@ -81,6 +93,12 @@ pub struct Passed {
     pub left: BTreeMap<Unfit, u64>,
     /// Guests that were left out, with the reason.
     pub skipped: Vec<(PathBuf, String)>,
+    /// Names left for programs that run, by their places in the catalog's files.
+    pub waiting: Vec<u32>,
+    /// Names that were linked although programs run from what they named.
+    pub displaced: u64,
+    /// Numbers of these programs' processes.
+    pub programs: BTreeSet<i32>,
 }
 
 /// Opens a guest.
@@ -102,6 +120,8 @@ pub struct Pass<'a> {
     pub watch: &'a dyn Watch,
     /// The caller holds the locks of the guests.
     pub locked: bool,
+    /// The programs that run; none if the caller has looked after them.
+    pub programs: Option<&'a Programs>,
 }
 
 impl Pass<'_> {
@@ -117,6 +137,7 @@ impl Pass<'_> {
         let index = self.index()?;
         self.scan_all(&mut catalog, guests, cache.as_ref(), &index, &mut passed);
         let works = self.plan(&mut catalog, &index, &mut passed);
+        let works = self.leave_in_use(&catalog, works, &mut passed);
         for work in &works {
             passed.names.extend(work.names.iter().map(|&at| catalog.outer_path(&catalog.files[at as usize])));
             let inodes = work.inodes(&catalog).count() as u64 - u64::from(work.existing.is_none());
@@ -281,6 +302,7 @@ impl Pass<'_> {
         works: Vec<Work>,
         passed: &mut Passed,
     ) -> Result<(), Error> {
+        let works = self.leave_in_use(catalog, works, passed);
         let names: usize = works.iter().map(|work| work.names.len()).sum();
         self.watch.begin("linking", names as u64);
         let mut works = works.into_iter().peekable();
@@ -337,6 +359,7 @@ impl Pass<'_> {
             *passed.left.entry(*unfit).or_default() += 1;
         }
         passed.linked.absorb(linked);
+        self.note_displaced(catalog, before, passed);
         for object in std::mem::take(&mut passed.linked.leaked) {
             if !self.is_intact(pool, &object).unwrap_or(false) {
                 passed.changed_objects += 1;
@@ -347,6 +370,40 @@ impl Pass<'_> {
             passed.names.extend(new.map(|&at| catalog.outer_path(&catalog.files[at as usize])));
         }
         Ok(())
+    }
+
+    /// Processes that were loaded from this name's inode, if its inode is to change.
+    fn programs_of(&self, catalog: &Catalog, at: u32) -> Vec<i32> {
+        let programs = self.programs.filter(|_| self.settings.share == Share::Hardlink);
+        programs
+            .map_or_else(Vec::new, |programs| programs.loaded_from(catalog.id(&catalog.files[at as usize])))
+    }
+
+    /// Takes out what running programs were loaded from, if that is to wait for them.
+    fn leave_in_use(&self, catalog: &Catalog, mut works: Vec<Work>, passed: &mut Passed) -> Vec<Work> {
+        if self.options.in_use == InUse::Replace {
+            return works;
+        }
+        for work in &mut works {
+            let (used, free): (Vec<u32>, Vec<u32>) =
+                work.names.iter().partition(|&&at| !self.programs_of(catalog, at).is_empty());
+            passed.waiting.extend(used);
+            work.names = free;
+        }
+        works.retain(|work| work.is_worthwhile(catalog));
+        if !passed.waiting.is_empty() {
+            passed.left.insert(Unfit::InUse, passed.waiting.len() as u64);
+        }
+        works
+    }
+
+    /// Notes which programs go on with what names linked just now have named.
+    fn note_displaced(&self, catalog: &Catalog, first: usize, passed: &mut Passed) {
+        for &at in &passed.linked.names[first..] {
+            let programs = self.programs_of(catalog, at);
+            passed.displaced += u64::from(!programs.is_empty());
+            passed.programs.extend(programs);
+        }
     }
 
     /// Whether an object is what its name says.
@@ -389,7 +446,7 @@ impl Pass<'_> {
                 let free = inodes.filter(|names| !names.iter().any(is_busy));
                 work.names = free.flatten().copied().collect();
             }
-            batch.retain(|work| work.inodes(catalog).count() > usize::from(work.existing.is_none()));
+            batch.retain(|work| work.is_worthwhile(catalog));
         }
         (batch, claims)
     }

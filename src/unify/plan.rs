@@ -25,6 +25,11 @@ impl Work {
         inodes(catalog, &self.names)
     }
 
+    /// Whether linking these names makes one inode of two.
+    pub fn is_worthwhile(&self, catalog: &Catalog) -> bool {
+        self.inodes(catalog).count() > usize::from(self.existing.is_none())
+    }
+
     /// The length of each file, in bytes.
     pub fn size(&self, catalog: &Catalog) -> u64 {
         self.names.first().map_or(0, |&at| catalog.files[at as usize].size)

@@ -1,7 +1,7 @@
 //! Finds the names of damaged inodes in guests, and gives these names an intact one.
 //!
 //! Intact is another inode of the same object, or else a fresh copy of a private file that is what the object must be.
-//! Each name is exchanged with a link of that, so that it names the one or the other at every moment; what was begun is
+//! A link of that takes the place of each name, so that it names the one or the other at every moment; what was begun is
 //! in the journal of a run, as it is when names are linked.
 
 use std::cell::RefCell;
@@ -98,7 +98,7 @@ struct Cure {
     copy: Option<OsString>,
 }
 
-/// An open directory, a name in it, and the number of the temporary name it is exchanged with.
+/// An open directory, a name in it, and the number of the temporary name that takes its place.
 struct Target<'n> {
     dir: OwnedFd,
     modified: Time,
@@ -304,7 +304,7 @@ impl Repairer<'_> {
         let mut finished = true;
         for (patient, first) in curable {
             let Some(cure) = cures.get_mut(&whole(&patient.damaged.name)) else { continue };
-            if let Err(e) = self.cure(run, patient, first, cure, repaired, &mut finished) {
+            if let Err(e) = self.cure(run, patient, first, cure, repaired) {
                 finished = false;
                 self.note(patient, Some(&Reason(e).to_string()), repaired);
             }
@@ -342,26 +342,22 @@ impl Repairer<'_> {
         first: u64,
         cure: &mut Cure,
         repaired: &mut Repaired,
-        finished: &mut bool,
     ) -> Result<(), swap::Error> {
         if let Some(copy) = cure.copy.take() {
             self.publish(run, &copy, &cure.object)?;
             repaired.objects += 1;
         }
         let targets = self.targets(patient, first)?;
-        let exchanged = match self.exchange(run, patient, &cure.object, &targets, repaired) {
+        let replaced = match self.replace(run, patient, &cure.object, &targets, repaired) {
             Err(swap::Error::Unchanged(e)) if e.raw_os_error() == Some(libc::EMLINK) => {
                 cure.object = self.successor(run, &cure.object, repaired)?;
-                self.exchange(run, patient, &cure.object, &targets, repaired)?
+                self.replace(run, patient, &cure.object, &targets, repaired)?
             }
-            exchanged => exchanged?,
+            replaced => replaced?,
         };
-        for (target, exchanged) in targets.iter().zip(exchanged) {
-            let left = match exchanged {
-                Ok(whole) => {
-                    *finished &= whole;
-                    None
-                }
+        for (target, replaced) in targets.iter().zip(replaced) {
+            let left = match replaced {
+                Ok(()) => None,
                 Err(Errno::STALE | Errno::NOENT) => Some("it is another file by now".to_owned()),
                 Err(e) => Some(Reason(io::Error::from(e)).to_string()),
             };
@@ -382,16 +378,15 @@ impl Repairer<'_> {
         patient.names.iter().zip(first..).map(target).collect()
     }
 
-    /// Exchanges names, with windows on both inodes where there is no other way. For each name, whether nothing was
-    /// left behind.
-    fn exchange(
+    /// Replaces names, in windows on both inodes if there is no other way. For each name, whether it was.
+    fn replace(
         &self,
         run: &Run<'_>,
         patient: &Patient<'_>,
         object: &ObjectName,
         targets: &[Target<'_>],
         repaired: &mut Repaired,
-    ) -> Result<Vec<rustix::io::Result<bool>>, swap::Error> {
+    ) -> Result<Vec<rustix::io::Result<()>>, swap::Error> {
         let not_found = || io::Error::from(io::ErrorKind::NotFound);
         let shelf = self.pool.shelf(object.shelf(), false)?.ok_or_else(not_found)?;
         let file = object.file();
@@ -399,8 +394,7 @@ impl Repairer<'_> {
         let (intact_shared, damaged_shared) = self.lock_both(intact, patient.damaged)?;
         let done = RefCell::new(Vec::new());
         let change = || {
-            let exchanged = exchange_all(run, intact, targets, patient.damaged.inode.id)?;
-            done.replace(exchanged);
+            done.replace(replace_all(run, intact, targets, patient.damaged.inode.id)?);
             Ok(())
         };
         if change_names_of(&intact_shared, &damaged_shared, change)?.contested {
@@ -483,17 +477,16 @@ fn whole(name: &ObjectName) -> ObjectName {
     ObjectName { index: 0, ..*name }
 }
 
-/// Exchanges each name of the inode `damaged` with a link of `intact`, and removes what it has got for it. For each
-/// name, whether nothing was left behind.
+/// Puts a link of `intact` in the place of each name of the inode `damaged`. For each name, whether it was.
 ///
 /// # Errors
-/// Where an inode refuses; then all is as before.
-fn exchange_all(
+/// If an inode refuses; then all is as before.
+fn replace_all(
     run: &Run<'_>,
     intact: Name<'_>,
     targets: &[Target<'_>],
     damaged: InodeId,
-) -> rustix::io::Result<Vec<rustix::io::Result<bool>>> {
+) -> rustix::io::Result<Vec<rustix::io::Result<()>>> {
     let numbered: Vec<OsString> = targets.iter().map(|target| temporary(target.number)).collect();
     let temporary = |at: usize| Name { dir: run.dir(), name: &numbered[at] };
     let undo = |links: usize| {
@@ -505,19 +498,21 @@ fn exchange_all(
     for at in 0..targets.len() {
         intact.link(temporary(at)).inspect_err(|_| undo(at))?;
     }
-    let mut exchanged = Vec::with_capacity(targets.len());
+    let mut replaced = Vec::with_capacity(targets.len());
     for (at, target) in targets.iter().enumerate() {
         let name = Name { dir: target.dir.as_fd(), name: &target.name.name };
-        let result = temporary(at).exchange_for(name, damaged);
+        let result = temporary(at).displace(name, damaged, None);
         // The damaged inode refuses: the others are its names, too.
         if at == 0 && result == Err(Errno::PERM) {
             undo(targets.len());
             return Err(Errno::PERM);
         }
-        let removed = temporary(at).unlink().is_ok();
-        exchanged.push(result.map(|()| removed));
+        if result.is_err() {
+            let _ = temporary(at).unlink();
+        }
+        replaced.push(result);
     }
-    Ok(exchanged)
+    Ok(replaced)
 }
 
 /// Makes a change to names of two locked inodes, in windows on one or both if there is no other way.

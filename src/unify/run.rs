@@ -41,7 +41,7 @@ pub struct Run<'p> {
 /// A name that is to become a name of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intent {
-    /// The name in the run's directory that it is exchanged with.
+    /// Number of the names in the run's directory: of the link that takes its place, and of the inode that loses it.
     pub temporary: u64,
     /// The object, whatever its index.
     pub object: ObjectName,
@@ -102,9 +102,14 @@ impl Drop for Run<'_> {
     }
 }
 
-/// A temporary name.
+/// The name of something new in a run's directory.
 pub fn temporary(number: u64) -> OsString {
     number.to_string().into()
+}
+
+/// The name in a run's directory of an inode that has lost its name in a guest.
+pub fn kept(number: u64) -> OsString {
+    format!("{number}.kept").into()
 }
 
 /// Opens and locks a run's directory; `None` where somebody holds it, or it is gone.
@@ -182,12 +187,12 @@ impl Ending<'_> {
             let set_aside = self.pool.look_at_quarantine().map_err(io::Error::other)?;
             for family in intents.chunk_by(|a, b| a.object.same_object(&b.object)) {
                 let objects = self.pool.inodes_of(&family[0].object).map_err(io::Error::other)?;
-                let damaged = set_aside.iter().filter(|stored| stored.name.same_object(&family[0].object));
-                let damaged: Vec<&Stored> = damaged.collect();
                 for intent in family {
-                    self.end_one(intent, &objects, &damaged, recovered).map_err(io::Error::other)?;
+                    self.end_one(intent, &objects, recovered).map_err(io::Error::other)?;
                 }
                 if protect {
+                    let damaged =
+                        set_aside.iter().filter(|stored| stored.name.same_object(&family[0].object));
                     for stored in objects.iter().chain(damaged) {
                         recovered.protected += u64::from(self.pool.protect(stored, self.patience)?);
                     }
@@ -210,41 +215,49 @@ impl Ending<'_> {
         &self,
         intent: &Intent,
         objects: &[Stored],
-        damaged: &[&Stored],
         recovered: &mut Recovered,
     ) -> Result<(), swap::Error> {
-        let temporary_name = temporary(intent.temporary);
-        let temporary = Name { dir: self.dir.as_fd(), name: &temporary_name };
-        let Some(set_aside) = temporary.inode()? else { return Ok(()) };
-        let is_object = |inode: &Inode| objects.iter().any(|object| object.inode.id == inode.id);
-        if set_aside.id.ino != intent.ino || is_object(&set_aside) {
-            // A link of the object that never came to its place, or came back from it.
-            recovered.undone += u64::from(is_object(&set_aside));
-            return swap::unlink_shared(temporary, self.patience).map(drop);
+        let (temporary, kept) = (temporary(intent.temporary), kept(intent.temporary));
+        let temporary = Name { dir: self.dir.as_fd(), name: &temporary };
+        let kept = Name { dir: self.dir.as_fd(), name: &kept };
+        // A link of an object that has not come to its place.
+        let is_waiting = temporary.inode()?.is_some();
+        if is_waiting {
+            swap::unlink_shared(temporary, self.patience)?;
         }
-        if damaged.iter().any(|stored| stored.inode.id == set_aside.id) {
-            // The name has an intact inode now, and never gets this one back.
+        let Some(own) = kept.inode()? else {
+            recovered.undone += u64::from(is_waiting);
+            return Ok(());
+        };
+        let is_done = !is_waiting
+            && (self.was_left_alone(intent, kept, &own)? || !self.give_back(intent, kept, objects)?);
+        if is_done {
             recovered.done += 1;
-            return swap::unlink_shared(temporary, self.patience).map(drop);
+        } else {
+            recovered.undone += 1;
         }
-        // The exchange has happened. Was the guest's own inode left alone?
-        let own = temporary.open()?;
-        let quiet = Lease::take(own.as_fd()).map_or(true, |lease| lease.is_some());
-        let unchanged =
-            quiet && (set_aside.size, nanoseconds(set_aside.mtime)) == (intent.size, intent.mtime);
-        if !unchanged && let Ok(dir) = intent.dir.open(self.dir) {
-            let name = Name { dir: dir.as_fd(), name: &intent.name };
-            if let Some(now) = name.inode()?.filter(is_object) {
-                let shared = Shared::lock_at(name.dir, name.name, self.patience)?;
-                shared.change_names(|| temporary.exchange_for(name, now.id))?;
-                swap::unlink_shared(temporary, self.patience)?;
-                recovered.undone += 1;
-                return Ok(());
-            }
+        match kept.unlink() {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(io::Error::from(e).into()),
         }
-        temporary.unlink().map_err(io::Error::from)?;
-        recovered.done += 1;
-        Ok(())
+    }
+
+    /// Whether nobody has changed a guest's own inode since its name was taken.
+    fn was_left_alone(&self, intent: &Intent, kept: Name<'_>, own: &Inode) -> io::Result<bool> {
+        let file = kept.open()?;
+        let quiet = Lease::take(file.as_fd()).map_or(true, |lease| lease.is_some());
+        Ok(quiet && (own.size, nanoseconds(own.mtime)) == (intent.size, intent.mtime))
+    }
+
+    /// Gives a guest's own inode its name back, if that is the object's still. Tells whether it is.
+    fn give_back(&self, intent: &Intent, kept: Name<'_>, objects: &[Stored]) -> Result<bool, swap::Error> {
+        let Ok(dir) = intent.dir.open(self.dir) else { return Ok(false) };
+        let name = Name { dir: dir.as_fd(), name: &intent.name };
+        let is_object = |inode: &Inode| objects.iter().any(|object| object.inode.id == inode.id);
+        let Some(now) = name.inode()?.filter(is_object) else { return Ok(false) };
+        let shared = Shared::lock_at(name.dir, name.name, self.patience)?;
+        shared.change_names(|| kept.displace(name, now.id, None))?;
+        Ok(true)
     }
 }
 

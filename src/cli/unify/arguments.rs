@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::unify::identity::Mtime;
+use crate::unify::pass::InUse;
 use crate::unify::pool::Share;
 use crate::unify::scope::Scope;
 
@@ -103,6 +104,9 @@ pub struct PassArguments {
     /// Only unify files with the file of the same path in this guest
     #[arg(long, value_name = "GUEST")]
     pub reference: Option<PathBuf>,
+    /// What becomes of files that running programs were loaded from [default: replace, with --changed wait]
+    #[arg(long, value_enum, overrides_with = "in_use")]
+    pub in_use: Option<InUse>,
     /// Leave out what matches; the first match of --exclude, --exclude-from, --include counts
     #[arg(long, value_name = "PATTERN")]
     pub exclude: Vec<String>,

@@ -12,10 +12,11 @@ use super::{Named, Problem};
 use crate::cli::bar::Bar;
 use crate::exit::Exit;
 use crate::report::{Reason, Shown, size};
+use crate::sys::programs::Programs;
 use crate::sys::{filesystem, iunlink};
 use crate::unify::catalog::{Guest, Unfit};
 use crate::unify::link::Fence;
-use crate::unify::pass::{Options, Pass, Passed, check_reach};
+use crate::unify::pass::{InUse, Options, Pass, Passed, check_reach};
 use crate::unify::pool::{Pool, Settings, Share};
 use crate::unify::rules::Rules;
 use crate::unify::{Error, identity::Mtime};
@@ -48,6 +49,10 @@ struct Report {
     contested: u64,
     /// Objects that somebody has written to in one.
     changed_objects: u64,
+    /// Names linked although running programs were loaded from what they named.
+    displaced: u64,
+    /// How many processes these are.
+    displaced_programs: u64,
 }
 
 pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> anyhow::Result<Exit> {
@@ -72,10 +77,19 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
         patience: policy.lock_timeout,
         reserve: policy.reserve,
         list: common.verbose > 0,
+        in_use: arguments.in_use.unwrap_or(if arguments.changed { InUse::Wait } else { InUse::Replace }),
     };
     let _lock = pool.as_ref().map(|pool| super::lock(pool, &policy)).transpose()?;
     let bar = Bar::new(common.quiet > 0 || common.json);
-    let pass = Pass { pool: pool.as_ref(), settings, options: &options, watch: &bar, locked: false };
+    let programs = Programs::all();
+    let pass = Pass {
+        pool: pool.as_ref(),
+        settings,
+        options: &options,
+        watch: &bar,
+        locked: false,
+        programs: Some(&programs),
+    };
     let number = guests.len() as u64;
     let passed = match (arguments.changed, arguments.dry_run) {
         (true, _) => pass.changed(guests)?,
@@ -183,6 +197,8 @@ fn report(arguments: &PassArguments, common: &Common, pool: Named, guests: u64, 
         failed: linked.failed.into_iter().map(problem).collect(),
         contested: linked.contested,
         changed_objects: passed.changed_objects,
+        displaced: passed.displaced,
+        displaced_programs: passed.programs.len() as u64,
     };
     super::complain(&report.failed);
     for guest in &report.skipped {
@@ -227,5 +243,15 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     writeln!(out)?;
     let left: Vec<String> =
         report.left.iter().map(|(unfit, count)| format!("{count} {}", unfit.describe())).collect();
-    if left.is_empty() { Ok(()) } else { writeln!(out, "left as they are: {}", left.join("; ")) }
+    if !left.is_empty() {
+        writeln!(out, "left as they are: {}", left.join("; "))?;
+    }
+    if report.displaced > 0 {
+        writeln!(
+            out,
+            "{} linked files are in use by {} running programs, which keep the replaced inodes until they end",
+            report.displaced, report.displaced_programs
+        )?;
+    }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! One window: names of guests are exchanged with links of an object, looked at again, and given back where a writer came.
+//! One window: links of an object take the place of guests' names, are looked at again, and give way if a writer came.
 
 use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
@@ -13,17 +13,20 @@ use super::digest::{Dirs, Quiet, is_gone, is_same, take_lease};
 use super::identity;
 use super::link::{Linked, Linker};
 use super::object::ObjectName;
-use super::run::temporary;
-use crate::report::Reason;
+use super::run::{kept, temporary};
+use crate::report::{Reason, Shown};
 use crate::sys::inode::Inode;
 use crate::sys::swap::{self, Name, Shared};
 use crate::sys::{root, xattr};
 
-/// A name to be exchanged.
+/// A name that is to be the object's.
 struct Target {
     at: u32,
     dir: Rc<OwnedFd>,
+    /// In the run's directory, the link of the object that is to take its place.
     temporary: OsString,
+    /// In the run's directory, the guest's own inode once it has lost the name.
+    kept: OsString,
 }
 
 /// An inode of a guest that may become the object.
@@ -146,12 +149,17 @@ impl Link<'_> {
         let mut targets = Vec::with_capacity(names.len());
         for (&at, number) in names.iter().zip(number..) {
             let file = &catalog.files[at as usize];
-            targets.push(Target { at, dir: dirs.of(file)?, temporary: temporary(number) });
+            targets.push(Target {
+                at,
+                dir: dirs.of(file)?,
+                temporary: temporary(number),
+                kept: kept(number),
+            });
         }
         Ok(Ok(Ready { names: targets, own, quiet, before, attributes }))
     }
 
-    /// Exchanges the names of every inode that is ready. Fails as a whole only where the object needs a window.
+    /// Links the names of every inode that is ready. Fails as a whole only if the object needs a window.
     fn link_all(&self, ready: &[Option<Ready<'_>>], stages: &mut [Stage]) -> rustix::io::Result<()> {
         for (ready, stage) in ready.iter().zip(stages) {
             let (Some(ready), Stage::Waiting) = (ready, &*stage) else { continue };
@@ -179,9 +187,10 @@ impl Link<'_> {
         for (at, target) in ready.names.iter().enumerate() {
             let temporary = Name { dir: self.linker.run.dir(), name: &target.temporary };
             let name = Name { dir: target.dir.as_fd(), name: self.name(target.at) };
+            let kept = Name { dir: self.linker.run.dir(), name: &target.kept };
             let failed = match object.link(temporary) {
                 Err(e) => (true, e),
-                Ok(()) => match temporary.exchange_for(name, ready.before.id) {
+                Ok(()) => match temporary.displace(name, ready.before.id, Some(kept)) {
                     Ok(()) => continue,
                     Err(e) => {
                         let _ = temporary.unlink();
@@ -190,7 +199,8 @@ impl Link<'_> {
                 },
             };
             for target in &ready.names[..at] {
-                self.give_back(target, None);
+                let given_back = self.give_back(target);
+                given_back.unwrap_or_else(|e| log::debug!("{}: {e}", Shown(self.name(target.at).as_ref())));
             }
             return Err(failed);
         }
@@ -198,15 +208,15 @@ impl Link<'_> {
     }
 
     /// The guest's own inode has its name again, unless that is another file's by now.
-    fn give_back(&self, target: &Target, object: Option<Inode>) {
-        let temporary = Name { dir: self.linker.run.dir(), name: &target.temporary };
+    ///
+    /// # Errors
+    /// `EPERM` if the object needs a window.
+    fn give_back(&self, target: &Target) -> rustix::io::Result<()> {
+        let kept = Name { dir: self.linker.run.dir(), name: &target.kept };
         let name = Name { dir: target.dir.as_fd(), name: self.name(target.at) };
-        let exchanged = match object {
-            Some(object) => temporary.exchange_for(name, object.id),
-            None => temporary.exchange(name),
-        };
-        if let Err(e) = exchanged.and_then(|()| temporary.unlink()) {
-            log::debug!("{}: {e}", crate::report::Shown(name.name.as_ref()));
+        match kept.displace(name, self.inode.id, None) {
+            Err(Errno::STALE) => kept.unlink(),
+            given_back => given_back,
         }
     }
 
@@ -231,17 +241,13 @@ impl Link<'_> {
         if back.is_empty() {
             return Ok(());
         }
-        let object = self.shared.inode()?;
-        let first = RefCell::new(true);
         let change = self.shared.change_names(|| {
-            for ready in &back {
-                for target in &ready.names {
-                    if *first.borrow() && object.immutable {
-                        // Natively it cannot be: the object's name is to move.
-                        first.replace(false);
-                        return Err(Errno::PERM);
-                    }
-                    self.give_back(target, Some(object));
+            for target in back.iter().flat_map(|ready| &ready.names) {
+                match self.give_back(target) {
+                    Err(Errno::PERM) => return Err(Errno::PERM),
+                    // Before the window some may have been given back.
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(e) => log::debug!("{}: {e}", Shown(self.name(target.at).as_ref())),
                 }
             }
             Ok(())
@@ -253,8 +259,8 @@ impl Link<'_> {
     /// Lets a guest's own inode go.
     fn let_go(&self, ready: &Ready<'_>, linked: &mut Linked) -> Result<(), swap::Error> {
         for target in &ready.names {
-            let temporary = Name { dir: self.linker.run.dir(), name: &target.temporary };
-            temporary.unlink().map_err(io::Error::from)?;
+            let kept = Name { dir: self.linker.run.dir(), name: &target.kept };
+            kept.unlink().map_err(io::Error::from)?;
             linked.names.push(target.at);
         }
         if ready.before.nlink as usize == ready.names.len() {
