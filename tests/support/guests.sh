@@ -50,8 +50,24 @@ build() {
     find "$cache" -mindepth 1 -maxdepth 1 -type d ! -path "$store" -mtime +7 -exec rm -rf {} +
 }
 
+# In a mount namespace of its own: what a guest sees of the cache. Archives of apt's are an overlay: what it writes
+# there is gone with the namespace ($rw: kept). Sets $archives.
+mounts='
+archives=$guest/var/cache/apt/archives
+if [ -n "$rw" ]; then
+    mount --bind "$from/archives" "$archives"
+elif [ -e "$from/archives" ]; then
+    mount -t tmpfs tmpfs "$archives"
+    mkdir "$archives/upper" "$archives/work"
+    mount -t overlay -o "lowerdir=$from/archives,upperdir=$archives/upper,workdir=$archives/work" \
+        overlay "$archives"
+fi
+mount --bind "$from/srv" "$guest/srv"
+mount -o remount,bind,ro "$guest/srv"
+'
+
 # run_in CACHE GUEST COMMAND...: the shell stays as process 1, so the command is an ordinary process.
-# Archives of apt's are an overlay: what it writes there is gone with the command (run_in_rw: kept).
+# run_in_rw: what apt writes to its archives is kept.
 # run_in_mount: the guest's root is a mount of its own, which rpm's unshare plugin wants.
 run_in_rw='' run_in_exec='' run_in_mount=''
 run_in() {
@@ -63,17 +79,7 @@ run_in() {
         shift 4
         if [ -n "$mount" ]; then mount --rbind "$guest" "$guest"; fi
         mount -t proc proc "$guest/proc"
-        archives=$guest/var/cache/apt/archives
-        if [ -n "$rw" ]; then
-            mount --bind "$from/archives" "$archives"
-        elif [ -e "$from/archives" ]; then
-            mount -t tmpfs tmpfs "$archives"
-            mkdir "$archives/upper" "$archives/work"
-            mount -t overlay -o "lowerdir=$from/archives,upperdir=$archives/upper,workdir=$archives/work" \
-                overlay "$archives"
-        fi
-        mount --bind "$from/srv" "$guest/srv"
-        mount -o remount,bind,ro "$guest/srv"
+        '"$mounts"'
         set +e
         chroot "$guest" /usr/bin/env -i HOME=/root LANG=C.UTF-8 TERM=dumb DEBIAN_FRONTEND=noninteractive \
             PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
@@ -96,6 +102,14 @@ run() {
     is_complete || build >&2
     run_in_exec=exec # whoever ends this process ends the guest's
     run_in "$store" "$guest" $variables "$@"
+}
+
+# The verb `mounts`: DIR
+mounts() {
+    [ $# -eq 1 ] || usage
+    is_complete || build >&2
+    from=$store guest=$(cd "$1" && pwd -P) rw=
+    eval "$mounts"
 }
 
 # An empty directory, made if need be.

@@ -2,6 +2,7 @@
 
 pub mod anywhere;
 pub mod bed;
+pub mod booted;
 pub mod chroots;
 pub mod cowops;
 pub mod pair;
