@@ -41,8 +41,16 @@ pub enum Verdict {
     },
     /// The policy's `never_touch` names it.
     NeverTouch,
-    /// On another filesystem or mount than where the search began.
+    /// A directory on another filesystem or mount than where the search began.
     OtherFilesystem,
+    /// Another file is mounted on the name.
+    MountPoint,
+    /// Something is mounted on the name where only some processes see it, and would be gone.
+    MountedElsewhere,
+    /// Linked without protection, on another mount than the guest's root: another root's links, for all that can be seen.
+    OtherMount,
+    /// On a mount that takes no writes: nothing can change it there.
+    ReadOnlyMount,
 }
 
 impl Verdict {
@@ -60,7 +68,15 @@ impl Verdict {
             Verdict::AppendOnly => "append-only: the administrator's own".into(),
             Verdict::NotRegular { kind } => format!("not a regular file ({})", kind.name()),
             Verdict::NeverTouch => "named in the policy's never_touch list".into(),
-            Verdict::OtherFilesystem => "on another filesystem".into(),
+            Verdict::OtherFilesystem => "on another filesystem or mount".into(),
+            Verdict::MountPoint => "a mount point; the file that is mounted there is not this guest's".into(),
+            Verdict::MountedElsewhere => {
+                "a mount point in the mount namespace of some process, which would lose that mount".into()
+            }
+            Verdict::OtherMount => {
+                "hard links without protection, on another mount than the guest's root".into()
+            }
+            Verdict::ReadOnlyMount => "on a mount that is read-only".into(),
         }
     }
 
@@ -73,6 +89,9 @@ impl Verdict {
 /// Judges a file of which `names_here` names are known to be in this guest.
 pub fn inspect(inode: &Inode, names_here: u32, protection: Protection) -> Verdict {
     let shared = inode.nlink > names_here.max(1);
+    if inode.is_mounted_on() {
+        return Verdict::MountPoint;
+    }
     if inode.kind != Kind::Regular {
         return Verdict::NotRegular { kind: inode.kind };
     }
@@ -111,6 +130,7 @@ mod tests {
             ctime: zero,
             immutable,
             append_only: false,
+            mount_root: false,
         }
     }
 
@@ -138,6 +158,14 @@ mod tests {
     #[test]
     fn a_file_of_its_own_is_private_even_if_its_name_was_not_counted() {
         assert_eq!(inspect(&inode(1, false), 0, Protection::None), Verdict::Private);
+    }
+
+    #[test]
+    fn what_is_mounted_on_a_name_is_not_the_guests() {
+        let bound = Inode { mount_root: true, ..inode(2, true) };
+        assert_eq!(inspect(&bound, 1, Protection::Auto), Verdict::MountPoint);
+        let device = Inode { kind: Kind::CharacterDevice, ..bound };
+        assert_eq!(inspect(&device, 1, Protection::None), Verdict::MountPoint);
     }
 
     #[test]

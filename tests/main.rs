@@ -8,6 +8,7 @@ mod detach;
 mod farm;
 mod guests;
 mod interruption;
+mod mounts;
 mod pool;
 mod prepare;
 mod programs;

@@ -623,3 +623,36 @@ fn privileged_our_own_files_are_for_root_alone() {
     let top = fs::metadata(guests.first().join("var/lib/cow-hooks")).unwrap();
     assert_eq!((top.permissions().mode() & 0o7777, top.uid()), (0o700, 0));
 }
+
+#[test]
+fn privileged_equal_files_that_nobody_asked_for_stay_unified() {
+    if !privileged() {
+        return;
+    }
+    let guests = Guests::new("ext4", 0, false);
+    let (first, object) = (guests.first(), guests.pool().join("object"));
+    fs::write(&object, "equal").unwrap();
+    // `b` is a hard link of `a`; the others are equal files.
+    for name in ["usr/bin/a", "usr/share/doc/b", "usr/bin/c", "usr/share/doc/d"] {
+        fs::hard_link(&object, first.join(name)).unwrap();
+    }
+    fs::hard_link(&object, guests.second().join("usr/bin/a")).unwrap();
+    guests.protect();
+    guests.write("var/lib/cow-hooks/links", "/usr/bin/a\0/usr/share/doc/b\0\0");
+    let said = out(&guests.prepare(&["-n", "/usr/bin"]));
+    assert!(
+        said.ends_with(
+            "\n2 files looked at, 3 would be made private (15 B to copy), 1 of them hard links elsewhere\n"
+        ),
+        "{said}"
+    );
+    let report = guests.prepared(&["/usr/bin"]);
+    assert_eq!(paths(&report["detached"]), ["/usr/bin/a", "/usr/bin/c", "/usr/share/doc/b"]);
+    assert_eq!(report["hard_links"], 1);
+    assert!(same_inode(&first.join("usr/bin/a"), &first.join("usr/share/doc/b")));
+    assert!(!same_inode(&first.join("usr/bin/a"), &first.join("usr/bin/c")));
+    assert!(same_inode(&first.join("usr/share/doc/d"), &object) && inode(&object).immutable);
+    // Its name alone is left in this guest, and still one that others share.
+    let shown = guests.program("cow-status").args(["--json", "/usr/share/doc/d"]).output().unwrap();
+    assert!(text(&shown).contains(r#""verdict":"unified""#), "{}", text(&shown));
+}

@@ -44,7 +44,7 @@ fn refused(guests: &Guests, wrapper: &[&str], reason: &str, remedy: &str) {
     let said = text(&output);
     assert_eq!(output.status.code(), Some(3), "{said}");
     for part in [
-        "cow-prepare: error: refused, nothing was changed: /usr/",
+        "cow-prepare: error: refused, nothing was made private: /usr/",
         reason,
         "\ncow-prepare: error: remedy: ",
         remedy,

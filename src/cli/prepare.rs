@@ -61,6 +61,8 @@ struct Report {
     dry_run: bool,
     looked_at: u64,
     detached: Vec<Named>,
+    /// How many of these were not asked for: hard links of such as were.
+    hard_links: u64,
     bytes_copied: u64,
     left: Vec<Left>,
     failed: Vec<Problem>,
@@ -203,7 +205,7 @@ fn recover(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<Exit> {
 }
 
 fn refused(refusal: &Refusal) -> Exit {
-    log::error!("refused, nothing was changed: {refusal}");
+    log::error!("refused, nothing was made private: {refusal}");
     log::error!("remedy: {}", refusal.remedy());
     Exit::Refused
 }
@@ -238,6 +240,7 @@ fn report(arguments: &Arguments, begun: Begun, missing: Vec<Problem>) -> Exit {
         dry_run: arguments.dry_run,
         looked_at: survey.looked_at,
         detached,
+        hard_links: survey.hard_links,
         bytes_copied,
         left: survey.left,
         failed: problems,
@@ -276,6 +279,9 @@ fn print(out: &mut dyn Write, arguments: &Arguments, report: &Report) -> io::Res
         report.detached.len(),
         size(report.bytes_copied)
     )?;
+    if report.hard_links > 0 {
+        write!(out, ", {} of them hard links elsewhere", report.hard_links)?;
+    }
     if !report.left.is_empty() {
         write!(out, ", {} left as they are", report.left.len())?;
     }

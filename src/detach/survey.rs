@@ -1,5 +1,6 @@
 //! Which of the files that are about to be touched are unified.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
 use std::io;
@@ -9,11 +10,16 @@ use rustix::fs::OFlags;
 use serde::Serialize;
 
 use crate::inspect::{Verdict, inspect};
+use crate::ledger::hardlinks::HardLinks;
+use crate::package::installed::Managers;
+use crate::package::owners::Owners;
 use crate::parallel;
 use crate::policy::pattern::PatternSet;
 use crate::policy::{LastLink, Policy};
 use crate::report::{Reason, Shown, json_path};
+use crate::sys::filesystem;
 use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::sys::mounts::MountPoints;
 use crate::sys::resolve::{Place, Resolver, is_absent};
 use crate::sys::root::Root;
 use crate::sys::tree::{self, Descend};
@@ -76,6 +82,8 @@ pub struct Survey {
     pub single: Tally,
     /// The unified ones.
     pub unified: Vec<Found>,
+    /// How many of these nobody asked for: hard links of such as were.
+    pub hard_links: u64,
     /// Hard links of one another within this guest.
     pub linked: Vec<Found>,
     /// Those a person may wonder about, with what they are.
@@ -90,11 +98,19 @@ pub struct Surveyor<'a> {
     root: &'a Root,
     policy: &'a Policy,
     resolver: Resolver<'a>,
+    /// The mount of the guest's root.
+    home: Option<u64>,
+    /// What packages own, once that was asked; none where it cannot be known.
+    owners: OnceCell<Option<Owners>>,
     walked: HashSet<PathBuf>,
     looked_at: u64,
     single: Tally,
     /// Regular files with several links or an inode flag: all that can be anything but private.
     candidates: BTreeMap<Place, Inode>,
+    /// Those that nobody asked for: hard links of others.
+    hard_links: HashSet<Place>,
+    /// How many names more these inodes have in the guest, by mount.
+    elsewhere: HashMap<(InodeId, u64), u32>,
     /// Those that were asked for by their own paths.
     named: HashSet<Place>,
     left: Vec<Left>,
@@ -108,10 +124,14 @@ impl<'a> Surveyor<'a> {
             root,
             policy,
             resolver: Resolver::new(root),
+            home: Inode::of(root).ok().map(|inode| inode.mount),
+            owners: OnceCell::new(),
             walked: HashSet::new(),
             looked_at: 0,
             single: Tally::default(),
             candidates: BTreeMap::new(),
+            hard_links: HashSet::new(),
+            elsewhere: HashMap::new(),
             named: HashSet::new(),
             left: Vec::new(),
             unseen: Vec::new(),
@@ -143,7 +163,7 @@ impl<'a> Surveyor<'a> {
                         if inode.kind == Kind::Directory {
                             directories.push(place.path());
                         } else {
-                            self.take(place, inode, true);
+                            self.take(place, inode, Asked::Name);
                         }
                     }
                 }
@@ -211,8 +231,6 @@ impl<'a> Surveyor<'a> {
         }
         let mut found = Vec::new();
         let mut unseen = Vec::new();
-        let mut other_filesystems = Vec::new();
-        let root = self.root;
         let mut visit = |entry: &tree::Entry<'_>| {
             if entry.kind == Kind::Directory {
                 let wanted = patterns.is_none_or(|patterns| patterns.may_match_below(&entry.path()));
@@ -231,26 +249,57 @@ impl<'a> Surveyor<'a> {
             }
             Descend::Past
         };
-        let mut skipped = |path: &Path, problem: Option<io::Error>| match problem {
-            Some(source) => other_filesystems.push(Err(Unseen { path: path.to_path_buf(), source })),
-            None => other_filesystems.push(Ok(path.to_path_buf())),
-        };
-        tree::walk(root, top, &mut visit, &mut skipped);
+        let skipped = self.visit(top, &mut visit);
+        let asked = if patterns.is_none() { Asked::Tree } else { Asked::Pattern };
         for (place, inode) in found {
-            self.take(place, inode, false);
+            self.take(place, inode, asked);
         }
         self.unseen.extend(unseen);
-        for skipped in other_filesystems {
-            match skipped {
-                Ok(path) => self.left.push(Left { path, verdict: Verdict::OtherFilesystem, named: false }),
-                Err(unseen) => self.unseen.push(unseen),
+        for (path, problem) in skipped {
+            match problem {
+                None => self.left.push(Left { path, verdict: Verdict::OtherFilesystem, named: false }),
+                Some(source) => self.unseen.push(Unseen { path, source }),
             }
         }
     }
 
-    fn take(&mut self, place: Place, inode: Inode, named: bool) {
+    /// Visits all below `top`, where packages' files are on another mount there as well; returns what was not entered.
+    fn visit(
+        &self,
+        top: &Path,
+        visit: &mut dyn FnMut(&tree::Entry<'_>) -> Descend,
+    ) -> Vec<(PathBuf, Option<io::Error>)> {
+        let (mut tops, mut left) = (vec![top.to_path_buf()], Vec::new());
+        while let Some(top) = tops.pop() {
+            tree::walk(self.root, &top, visit, &mut |path, problem| match problem {
+                None if self.holds_packages(path) => tops.push(path.to_path_buf()),
+                problem => left.push((path.to_path_buf(), problem)),
+            });
+        }
+        left
+    }
+
+    /// Whether a directory that is another mount is one of those that packages are installed in, such as `/usr`. Any
+    /// other may lead to another guest, or to the pool.
+    fn holds_packages(&self, dir: &Path) -> bool {
+        if self.policy.never_unify.matches(dir) {
+            return false;
+        }
+        let load = || Owners::load(&Managers::new(self.root)).inspect_err(|e| log::debug!("{e}")).ok();
+        self.owners.get_or_init(load).as_ref().is_some_and(|owners| owners.own_below(dir))
+    }
+
+    fn take(&mut self, place: Place, inode: Inode, asked: Asked) {
         self.looked_at += 1;
-        if inode.kind == Kind::Regular && (inode.nlink > 1 || inode.immutable || inode.append_only) {
+        let named = asked == Asked::Name;
+        let left = |verdict| Left { path: place.path(), verdict, named };
+        if inode.is_mounted_on() {
+            self.left.push(left(Verdict::MountPoint));
+        } else if inode.kind == Kind::Regular && (inode.nlink > 1 || inode.immutable || inode.append_only) {
+            let elsewhere = self.home.is_some_and(|home| inode.mount != home);
+            if asked == Asked::Pattern && elsewhere && !inode.immutable && !inode.append_only {
+                return self.left.push(left(Verdict::OtherMount));
+            }
             if named {
                 self.named.insert(place.clone());
             }
@@ -259,15 +308,16 @@ impl<'a> Surveyor<'a> {
             self.single.files += 1;
             self.single.bytes += inode.size;
         } else if named {
-            let verdict = Verdict::NotRegular { kind: inode.kind };
-            self.left.push(Left { path: place.path(), verdict, named });
+            self.left.push(left(Verdict::NotRegular { kind: inode.kind }));
         }
     }
 
     /// Finds the other names, anywhere in the guest, of the inodes found so far.
     ///
     /// Reads directories only. Whoever writes in place to one name of a file expects to see it under the others, so
-    /// what is made private by hand stays one inode under all its names.
+    /// what is made private by hand stays one inode under all its names. Equal files that only unification has given
+    /// one inode are counted, to know who else has it, and stay as they are; where nobody knows which are which, all
+    /// are taken for names of one file.
     pub fn siblings(&mut self) {
         let mut known: HashMap<InodeId, u32> = HashMap::new();
         for inode in self.candidates.values() {
@@ -293,11 +343,22 @@ impl<'a> Surveyor<'a> {
             }
             Descend::Past
         };
-        tree::walk(self.root, Path::new("/"), &mut visit, &mut |_, _| {});
-        let ids: HashSet<InodeId> = known.into_keys().collect();
+        self.visit(Path::new("/"), &mut visit);
+        let links = HardLinks::read(self.root).inspect_err(|e| log::debug!("hard links: {}", Reason(e)));
+        let links = links.unwrap_or_default();
+        // Where nothing is known, the inode alone tells.
+        let file = |path: &Path, inode: &Inode| (inode.id, links.file(path).map(Path::to_path_buf));
+        let asked: HashSet<_> =
+            self.candidates.iter().map(|(place, inode)| file(&place.path(), inode)).collect();
         let ours = Path::new(crate::ledger::store::STATE_DIR);
         for (place, inode) in found {
-            if ids.contains(&inode.id) && !place.dir.starts_with(ours) {
+            if !known.contains_key(&inode.id) || place.dir.starts_with(ours) || inode.is_mounted_on() {
+                continue;
+            }
+            if !asked.contains(&file(&place.path(), &inode)) {
+                *self.elsewhere.entry((inode.id, inode.mount)).or_default() += 1;
+            } else if !self.candidates.contains_key(&place) {
+                self.hard_links.insert(place.clone());
                 self.candidates.insert(place, inode);
             }
         }
@@ -306,7 +367,7 @@ impl<'a> Surveyor<'a> {
     /// Judges what was found.
     pub fn finish(self) -> Survey {
         // By mount: a directory that is mounted in two places shows the same names twice.
-        let mut names: HashMap<(InodeId, u64), u32> = HashMap::new();
+        let mut names = self.elsewhere;
         for inode in self.candidates.values() {
             *names.entry((inode.id, inode.mount)).or_default() += 1;
         }
@@ -314,10 +375,12 @@ impl<'a> Surveyor<'a> {
             looked_at: self.looked_at,
             single: self.single,
             unified: Vec::new(),
+            hard_links: 0,
             linked: Vec::new(),
             left: self.left,
             unseen: self.unseen,
         };
+        let mut read_only: HashMap<u64, bool> = HashMap::new();
         for (place, inode) in self.candidates {
             let path = place.path();
             let verdict = inspect(&inode, names[&(inode.id, inode.mount)], self.policy.protection);
@@ -331,12 +394,55 @@ impl<'a> Surveyor<'a> {
                 }
             } else if self.policy.never_touch.matches(&path) {
                 survey.left.push(Left { path, verdict: Verdict::NeverTouch, named });
+            } else if self.home.is_some_and(|home| inode.mount != home)
+                && *read_only.entry(inode.mount).or_insert_with(|| is_read_only(self.root, &place.dir))
+            {
+                survey.left.push(Left { path, verdict: Verdict::ReadOnlyMount, named });
             } else {
                 survey.unified.push(Found { place, inode });
             }
         }
+        if !self.root.is_own() {
+            leave_mount_points(self.root, &mut survey, |place| self.named.contains(place));
+        }
+        survey.hard_links =
+            survey.unified.iter().filter(|found| self.hard_links.contains(&found.place)).count() as u64;
         survey
     }
+}
+
+/// How a file came to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Name,
+    Tree,
+    Pattern,
+}
+
+/// Leaves what other processes have something mounted on: from outside, nobody there knows that the name is to change. Whoever
+/// is inside replaces a file as its package manager would.
+fn leave_mount_points(root: &Root, survey: &mut Survey, named: impl Fn(&Place) -> bool) {
+    if survey.unified.is_empty() {
+        return;
+    }
+    let mounted = MountPoints::look().unwrap_or_else(|e| {
+        log::warn!("what is mounted in the guest cannot be seen: {}", Reason(e));
+        MountPoints::default()
+    });
+    let dir = |place: &Place| Inode::of(root.open_dir(&place.dir).ok()?).ok().map(|inode| inode.id);
+    survey.unified.retain(|Found { place, .. }| {
+        let stays = mounted.are_on(&place.name, || dir(place));
+        if stays {
+            let verdict = Verdict::MountedElsewhere;
+            survey.left.push(Left { path: place.path(), verdict, named: named(place) });
+        }
+        !stays
+    });
+}
+
+fn is_read_only(root: &Root, dir: &Path) -> bool {
+    // Where it cannot be known, what comes next says why.
+    root.open_dir(dir).and_then(filesystem::is_read_only).unwrap_or(false)
 }
 
 fn look_into(root: &Root, dir: &Path, names: &BTreeSet<OsString>) -> io::Result<Vec<(OsString, Inode)>> {

@@ -1,11 +1,13 @@
 //! Before a package manager touches anything: inspect, detach. The one place where a hook may refuse.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
 
 use super::SWITCH;
 use crate::detach::Unwatched;
 use crate::detach::preflight::Refusal;
-use crate::detach::survey::Surveyor;
+use crate::detach::survey::{Left, Surveyor};
 use crate::inspect::Verdict;
 use crate::package::PackageManager;
 use crate::policy::{Mode, Policy};
@@ -13,6 +15,9 @@ use crate::report::{Reason, Shown, size};
 use crate::supervise;
 use crate::transaction::members::Member;
 use crate::transaction::{Begun, Guest, Purpose, Supervise};
+
+/// How many files are named for one reason.
+const SHOWN: usize = 10;
 
 /// Whether the package manager may go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,10 +74,7 @@ impl<'a> Run<'a> {
                 }
                 let decision = self.stayed_unified(&begun);
                 if decision == Decision::Refuse {
-                    // Nothing will run: give back what was detached for it.
-                    let done: Vec<_> = self.member.iter().map(|member| member.id).collect();
-                    let settled = self.guest.finish(&done, manager);
-                    settled.map(drop).unwrap_or_else(|e| log::warn!("{e}"));
+                    self.give_back(manager);
                 }
                 decision
             }
@@ -98,6 +100,18 @@ impl<'a> Run<'a> {
         guest.begin(&purpose, collect)
     }
 
+    /// Nothing will run: what was detached for it is shared again, as far as its original was kept.
+    fn give_back(&self, manager: &dyn PackageManager) {
+        let done: Vec<_> = self.member.iter().map(|member| member.id).collect();
+        match self.guest.finish(&done, manager) {
+            Ok(settled) => {
+                let restored = settled.map_or(0, |settled| settled.restored);
+                log::info!("{restored} of the files made private are shared again");
+            }
+            Err(e) => log::warn!("{e}"),
+        }
+    }
+
     fn stayed_unified(&self, begun: &Begun) -> Decision {
         let reasons: Vec<String> =
             begun.outcome.failed.iter().map(|f| format!("{}: {}", Shown(&f.path), f.reason)).collect();
@@ -120,14 +134,18 @@ impl<'a> Run<'a> {
         for unseen in &begun.survey.unseen {
             log::warn!("{}: {}", Shown(&unseen.path), Reason(&unseen.source));
         }
-        for left in begun.survey.left.iter().filter(|left| left.named) {
-            if matches!(left.verdict, Verdict::AdministratorsOwn | Verdict::AppendOnly | Verdict::NeverTouch)
-            {
-                log::warn!(
-                    "{}: left: {}; {program} may fail on it",
-                    Shown(&left.path),
-                    left.verdict.describe()
-                );
+        let mut left: BTreeMap<String, Vec<&Path>> = BTreeMap::new();
+        for Left { path, verdict, .. } in begun.survey.left.iter().filter(|left| left.named) {
+            if stops_a_package_manager(*verdict) {
+                left.entry(verdict.describe()).or_default().push(path);
+            }
+        }
+        for (what, paths) in left {
+            for path in paths.iter().take(SHOWN) {
+                log::warn!("{}: left: {what}; {program} may fail on it", Shown(path));
+            }
+            if paths.len() > SHOWN {
+                log::warn!("and {} more: left: {what}", paths.len() - SHOWN);
             }
         }
         for path in &begun.outcome.contested {
@@ -144,9 +162,20 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Whether a file that is left may keep a package manager from replacing it.
+fn stops_a_package_manager(verdict: Verdict) -> bool {
+    matches!(
+        verdict,
+        Verdict::AdministratorsOwn
+            | Verdict::AppendOnly
+            | Verdict::NeverTouch
+            | Verdict::MountPoint
+            | Verdict::ReadOnlyMount
+    )
+}
+
 /// Files would stay unified: refuses, or only warns, as the policy says. `program` is what would change them.
 pub fn refuse(policy: &Policy, program: &str, reasons: &[String], remedy: &str) -> Decision {
-    const SHOWN: usize = 10;
     let enforce = policy.mode == Mode::Enforce;
     let level = if enforce { log::Level::Error } else { log::Level::Warn };
     let action = if enforce {

@@ -43,6 +43,13 @@ impl Owners {
         self.owners.get(path.as_os_str()).into_iter().flatten().map(|&at| self.packages[at].as_str())
     }
 
+    /// Whether packages own anything below `dir`, which is canonical.
+    pub fn own_below(&self, dir: &Path) -> bool {
+        self.owners
+            .keys()
+            .any(|path| Path::new(path).strip_prefix(dir).is_ok_and(|below| below != Path::new("")))
+    }
+
     /// Whether `path`, which is canonical, is a configuration file.
     pub fn is_conffile(&self, path: &Path) -> bool {
         self.conffiles.contains(path.as_os_str())

@@ -250,7 +250,7 @@ impl<'a> Supervisor<'a> {
     /// Whether a file is shared with others, so that it must be made private before it changes.
     pub fn is_shared(&self, inode: &Inode) -> bool {
         use crate::policy::LastLink;
-        if inode.kind != Kind::Regular || inode.append_only {
+        if inode.kind != Kind::Regular || inode.append_only || inode.is_mounted_on() {
             return false;
         }
         match (inode.immutable, inode.nlink > 1) {

@@ -111,6 +111,8 @@ pub struct Inode {
     pub immutable: bool,
     /// `STATX_ATTR_APPEND`.
     pub append_only: bool,
+    /// `STATX_ATTR_MOUNT_ROOT`: of anything but a directory, something is mounted on its name.
+    pub mount_root: bool,
 }
 
 impl Inode {
@@ -129,9 +131,19 @@ impl Inode {
         Self::statx(fd, OsStr::new(""), AtFlags::EMPTY_PATH)
     }
 
+    /// As [`Inode::of`], from what the kernel knows: a filesystem that somebody serves is not asked.
+    pub fn cached(fd: impl AsFd) -> io::Result<Inode> {
+        Self::statx(fd, OsStr::new(""), AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC)
+    }
+
     fn statx(dir: impl AsFd, name: &OsStr, flags: AtFlags) -> io::Result<Inode> {
         let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
         Ok(Inode::from(&rustix::fs::statx(dir, name, flags, mask)?))
+    }
+
+    /// Whether the name leads to another file that is mounted there: the one that has the name cannot be seen.
+    pub fn is_mounted_on(&self) -> bool {
+        self.mount_root && self.kind != Kind::Directory
     }
 
     /// Whether this is the inode that `earlier` saw, with its content, owner and mode.
@@ -162,6 +174,7 @@ impl From<&Statx> for Inode {
             ctime: time(stx.stx_ctime),
             immutable: stx.stx_attributes.contains(StatxAttributes::IMMUTABLE),
             append_only: stx.stx_attributes.contains(StatxAttributes::APPEND),
+            mount_root: stx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
         }
     }
 }

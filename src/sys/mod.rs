@@ -2,7 +2,7 @@
 //!
 //! It knows no policy: where a file is (`root`, `resolve`, `tree`), what it is (`inode`, `attributes`, `xattr`, `handle`), how a
 //! private copy is made (`copy`, `metadata`), how a name changes its inode (`swap`, with `lock`, `lease` and `gate`; `iunlink`), what
-//! the filesystem and the process table say (`filesystem`, `process`, `programs`, `page`), our own files (`state`), a root directory
+//! the filesystem and the process table say (`filesystem`, `process`, `programs`, `mounts`, `page`), our own files (`state`), a root directory
 //! that another thread cannot change (`outside`, `view`), other processes whose calls wait for us (`seccomp`, `task`;
 //! `remote` for those that did not ask for it).
 //! Everything works on descriptors.
@@ -22,6 +22,7 @@ pub mod iunlink;
 pub mod lease;
 pub mod lock;
 pub mod metadata;
+pub mod mounts;
 pub mod outside;
 pub mod page;
 pub mod process;

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use super::inode::Inode;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
@@ -88,6 +89,30 @@ impl Processes {
     /// The process `pid`.
     pub fn process(&self, pid: i32) -> io::Result<Process> {
         parse_stat(&self.read(pid, "stat")?).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    }
+
+    /// The numbers of all processes.
+    pub fn all(&self) -> io::Result<Vec<i32>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(&self.proc, ".", flags, Mode::empty())?;
+        let mut all = Vec::new();
+        super::tree::entries(&dir, &mut super::tree::listing_buffer(), |name, _, _| {
+            all.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
+        })?;
+        Ok(all)
+    }
+
+    /// Which mount namespace a process is in, and its root directory.
+    pub fn surroundings(&self, pid: i32) -> io::Result<(Vec<u8>, Inode)> {
+        let namespace = rustix::fs::readlinkat(&self.proc, format!("{pid}/ns/mnt"), Vec::new())?;
+        Ok((namespace.into_bytes(), Inode::behind(&self.proc, &format!("{pid}/root"))?))
+    }
+
+    /// The root directory of a process, and what it has mounted, with paths from there (`proc_pid_mountinfo(5)`).
+    pub fn mounts(&self, pid: i32) -> io::Result<(OwnedFd, Vec<u8>)> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(&self.proc, format!("{pid}/root"), flags, Mode::empty())?;
+        Ok((root, self.read(pid, "mountinfo")?))
     }
 
     /// Parent, grandparent and so on, up to the first process of the namespace.

@@ -168,8 +168,9 @@ impl<'a> Settling<'a> {
             Err(e) => return Err(e),
         };
         let name = Name { dir: dir.as_fd(), name: &entry.intent.place.name };
-        let Some(now) = name.inode()?.filter(|inode| inode.kind == Kind::Regular && inode.id != original.id)
-        else {
+        let is_other =
+            |inode: &Inode| inode.kind == Kind::Regular && inode.id != original.id && !inode.is_mounted_on();
+        let Some(now) = name.inode()?.filter(is_other) else {
             return Ok(Fate::Drop { changed: false });
         };
         if self.stays_private(&path) {
@@ -264,7 +265,8 @@ impl<'a> Settling<'a> {
             }
             let Some((_, Ok(fd))) = &last else { continue };
             let Ok(Some(inode)) = (Name { dir: fd.as_fd(), name }).inode() else { continue };
-            if inode.kind == Kind::Regular && inode.size > 0 && inode.nlink == 1 {
+            let fits = inode.kind == Kind::Regular && inode.size > 0 && inode.nlink == 1;
+            if fits && !inode.is_mounted_on() {
                 if self.is_in_use(name, &inode) { &mut in_use } else { &mut eligible }.insert(path.clone());
             }
         }

@@ -50,6 +50,8 @@ pub enum Unfit {
     Protected,
     /// Another filesystem or mount is on the name.
     OtherMount,
+    /// Something is mounted on the name in a process's own mount namespace, and would be gone.
+    MountPoint,
     /// It has names outside of what was looked at: they would no longer be hard links of these.
     LinkedElsewhere,
     /// Somebody has it open for writing.
@@ -69,6 +71,7 @@ impl Unfit {
             Unfit::Capabilities => "file capabilities",
             Unfit::Protected => "immutable or append-only, the administrator's own",
             Unfit::OtherMount => "on another mount",
+            Unfit::MountPoint => "mount points in the mount namespace of some process",
             Unfit::LinkedElsewhere => "hard links outside of what may be unified",
             Unfit::Writer => "open for writing",
             Unfit::Changed => "changed while it was looked at",
@@ -201,6 +204,12 @@ impl Catalog {
     pub fn id(&self, file: &File) -> InodeId {
         let guest = &self.guests[usize::from(self.dir(file).guest)];
         InodeId { dev: guest.inode.id.dev, ino: file.ino }
+    }
+
+    /// Which inode the directory of a file is.
+    pub fn dir_id(&self, file: &File) -> InodeId {
+        let dir = self.dir(file);
+        InodeId { dev: self.guests[usize::from(dir.guest)].inode.id.dev, ino: dir.ino }
     }
 
     /// The path of a file, from its guest's root.

@@ -9,7 +9,7 @@ use super::identity;
 use super::object::{Index, ObjectName};
 use super::pass::{Pass, Passed};
 use super::plan;
-use super::pool::Pool;
+use super::pool::{Pool, Share};
 use super::rules::Choice;
 use super::scan;
 use super::{At, Error};
@@ -62,6 +62,9 @@ impl Pass<'_> {
         }
         let mut catalog = listed.catalog;
         scan::mark_linked_elsewhere(&mut catalog);
+        if self.settings.share == Share::Hardlink {
+            scan::mark_mount_points(&mut catalog);
+        }
         planner.read(&mut catalog, |_| true);
         passed.looked_at = catalog.files.len() as u64;
         passed.left = plan::left(&catalog);

@@ -290,6 +290,7 @@ impl Pass<'_> {
         }
         if self.settings.share == Share::Hardlink {
             scan::mark_linked_elsewhere(catalog);
+            scan::mark_mount_points(catalog);
         }
         prints
     }

@@ -3,7 +3,7 @@
 //! A directory whose time of change is the one an earlier run saw has the same names, and each of them the same inode:
 //! those that were the pool's still are. So of such a directory only the private files are looked at.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,7 +13,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use rustix::fs::OFlags;
 
 use super::cache::{Remembered, Row};
-use super::catalog::{Catalog, Dir, Guest, Unfit, nanoseconds};
+use super::catalog::{Catalog, Dir, File, Guest, Unfit, nanoseconds};
 use super::identity::{self, Mtime};
 use super::object::Index;
 use super::pool::Share;
@@ -21,6 +21,7 @@ use super::scope::Eligible;
 use crate::parallel;
 use crate::report::{Reason, Shown};
 use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::sys::mounts::MountPoints;
 use crate::sys::resolve::is_absent;
 use crate::sys::root::relative;
 use crate::sys::times::{TICK, now};
@@ -283,6 +284,25 @@ fn walk(
         }
         parts
     })
+}
+
+/// Marks the files on whose names something is mounted where only some processes see it, under all their names.
+pub fn mark_mount_points(catalog: &mut Catalog) {
+    if catalog.files.iter().all(|file| file.unfit.is_some()) {
+        return;
+    }
+    let mounted = MountPoints::look().unwrap_or_else(|e| {
+        log::warn!("what is mounted in guests cannot be seen: {}", Reason(e));
+        MountPoints::default()
+    });
+    let is_mounted = |file: &&File| mounted.are_on(catalog.name(file), || Some(catalog.dir_id(file)));
+    let ids: HashSet<InodeId> =
+        catalog.files.iter().filter(is_mounted).map(|file| catalog.id(file)).collect();
+    for at in 0..catalog.files.len() {
+        if !ids.is_empty() && ids.contains(&catalog.id(&catalog.files[at])) {
+            catalog.files[at].unfit.get_or_insert(Unfit::MountPoint);
+        }
+    }
 }
 
 /// Marks the files whose names were not all found: unifying these would cut them off from the others.

@@ -249,6 +249,7 @@ mod tests {
             ctime: zero,
             immutable: true,
             append_only: false,
+            mount_root: false,
         };
         let name = ObjectName { tag: 1, digest: Digest { content: [0; 32], xattrs: 0 }, salt: 0, index: 0 };
         Stored { name, file: name.file(), set_aside: false, inode }

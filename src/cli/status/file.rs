@@ -93,6 +93,12 @@ fn next(guest: Guest<'_>, path: &Path, verdict: Verdict, packages: &[String], st
             "left as it is: the package manager fails to replace it until it is made mutable (`chattr -i`)"
                 .into()
         }
+        Verdict::MountPoint if !packages.is_empty() => {
+            "left as it is: the package manager fails to replace it while something is mounted there".into()
+        }
+        Verdict::ReadOnlyMount if !packages.is_empty() => {
+            "left as it is: the package manager fails to replace it while the mount is read-only".into()
+        }
         Verdict::Private if stashed => {
             "shared again when the transaction settles, if it has not changed".into()
         }

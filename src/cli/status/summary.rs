@@ -26,6 +26,12 @@ pub struct Tree {
     administrators_own: u64,
     unprotected_links: u64,
     never_touched: u64,
+    /// Names that something is mounted on.
+    mount_points: u64,
+    /// Shared files on a mount that takes no writes.
+    on_read_only_mounts: u64,
+    /// Directories on other filesystems or mounts, which are not looked into.
+    other_filesystems: u64,
 }
 
 impl Tree {
@@ -45,6 +51,9 @@ impl Tree {
             administrators_own: 0,
             unprotected_links: 0,
             never_touched: 0,
+            mount_points: 0,
+            on_read_only_mounts: 0,
+            other_filesystems: 0,
             path,
         };
         let mut seen: HashSet<InodeId> = HashSet::new();
@@ -63,6 +72,11 @@ impl Tree {
                 Verdict::AdministratorsOwn | Verdict::AppendOnly => tree.administrators_own += 1,
                 Verdict::UnprotectedLinks => tree.unprotected_links += 1,
                 Verdict::NeverTouch if !left.path.starts_with(STATE_DIR) => tree.never_touched += 1,
+                Verdict::MountPoint => tree.mount_points += 1,
+                Verdict::ReadOnlyMount => tree.on_read_only_mounts += 1,
+                Verdict::OtherFilesystem if !guest.policy.never_unify.matches(&left.path) => {
+                    tree.other_filesystems += 1;
+                }
                 _ => {}
             }
         }
@@ -76,6 +90,8 @@ impl Tree {
         writeln!(out, "  unified        {}", tally(self.unified))?;
         writeln!(out, "  private        {}", tally(self.private))?;
         for (count, what) in [
+            (self.mount_points, "mount points, not this guest's"),
+            (self.on_read_only_mounts, "unified, on a mount that is read-only"),
             (self.administrators_own, "immutable or append-only, the administrator's own"),
             (self.unprotected_links, "linked without protection"),
             (self.never_touched, "unified, and never touched by policy"),
@@ -83,6 +99,13 @@ impl Tree {
             if count > 0 {
                 writeln!(out, "  left           {count} files {what}")?;
             }
+        }
+        if self.other_filesystems > 0 {
+            writeln!(
+                out,
+                "  left           {} directories that are other mounts, each to be named to be seen",
+                self.other_filesystems
+            )?;
         }
         Ok(())
     }

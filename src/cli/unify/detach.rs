@@ -47,7 +47,7 @@ pub fn run(path: &Path, common: &Common) -> anyhow::Result<Exit> {
     let begun = match detach(&guest.root, &policy, &bar) {
         Ok(begun) => begun,
         Err(refusal) => {
-            log::error!("refused, nothing was changed: {refusal}");
+            log::error!("refused, nothing was made private: {refusal}");
             if let Some(remedy) = refusal.remedy() {
                 log::error!("remedy: {remedy}");
             }
@@ -66,7 +66,9 @@ fn report(guest: &Guest, begun: Begun, named: bool) -> Report {
     let problem = |path: &Path, reason: String| Problem { path: outer(path), reason };
     let unseen = survey.unseen.iter().map(|unseen| problem(&unseen.path, Reason(&unseen.source).to_string()));
     let failed = outcome.failed.iter().map(|failure| problem(&failure.path, failure.reason.clone()));
-    let shared = survey.left.iter().filter(|left| left.verdict == Verdict::NeverTouch);
+    let stays =
+        |verdict| matches!(verdict, Verdict::NeverTouch | Verdict::MountedElsewhere | Verdict::ReadOnlyMount);
+    let shared = survey.left.iter().filter(|left| stays(left.verdict));
     let shared = shared.map(|left| problem(&left.path, format!("still shared: {}", left.verdict.describe())));
     let recovery = recovered
         .failed
