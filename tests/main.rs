@@ -12,6 +12,7 @@ mod mounts;
 mod pool;
 mod prepare;
 mod programs;
+mod protection;
 mod race;
 mod refusal;
 mod rpm;

@@ -28,6 +28,11 @@ struct Farm {
 
 impl Farm {
     fn new(kind: &str) -> Farm {
+        Farm::with(kind, &[])
+    }
+
+    /// With a pool made with these options.
+    fn with(kind: &str, options: &[&str]) -> Farm {
         let farm = Farm { filesystem: Filesystem::new(kind, 512) };
         for guest in ["g1", "g2", "g3"] {
             for number in 0..FILES {
@@ -36,7 +41,8 @@ impl Farm {
             fs::create_dir_all(farm.path(guest).join("var/lib")).unwrap();
             farm.write(guest, "usr/own", guest.as_bytes());
         }
-        farm.unify();
+        let output = farm.run(&[&["--scope", "all", "g1", "g2"], options].concat());
+        assert!(output.status.success(), "{}", text(&output));
         farm
     }
 
@@ -359,11 +365,8 @@ fn privileged_a_pool_without_protection_is_repaired_without_windows() {
         return;
     }
     for kind in FILESYSTEMS {
-        let farm = Farm::new(kind);
-        farm.flip(&name(3));
-        for object in farm.stored("objects") {
-            set_immutable(&object, false);
-        }
+        let farm = Farm::with(kind, &["--protection", "none"]);
+        set_immutable(&farm.flip(&name(3)), false);
         let words = farm.words(&["verify", "g1", "g2", "g3"]);
         // Nothing that is immutable: the capability is not asked for.
         let mut command = Command::new("capsh");

@@ -375,10 +375,12 @@ fn privileged_without_protection_links_are_plain() {
     let (c, d) = farm.both("usr/bin/more", "equal");
     farm.unify(&["--protection", "none"]);
     assert!(same_inode(&a, &c) && same_inode(&c, &d));
-    // Asked for later, it covers what gets a new name.
+    // It stays so, until protection is asked for.
     let late = farm.write("g2/usr/bin/late", "equal");
     farm.unify(&[]);
-    assert!(same_inode(&a, &late) && inode(&a).immutable);
+    assert!(same_inode(&a, &late) && !inode(&a).immutable);
+    farm.unify(&["--protection", "auto"]);
+    assert!(inode(&a).immutable);
 }
 
 #[test]

@@ -143,6 +143,15 @@ fn complain(problems: &[Problem]) {
     }
 }
 
+/// Tells of files of the pool that anybody can change.
+fn warn_of_unprotected(count: u64, example: &Path) {
+    log::error!(
+        "{count} objects of the pool have lost their protection, such as {}; the next run of `cow-unify GUEST...` \
+         protects them, and reads again what may have changed",
+        Shown(example)
+    );
+}
+
 /// Threads to look and read with, unless the command line says otherwise: a cold disk is quickest with many requests in flight.
 fn threads(common: &Common) -> usize {
     common.jobs.map_or_else(|| (crate::parallel::processors() * 8).min(16), |jobs| usize::from(jobs.get()))

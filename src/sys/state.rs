@@ -51,14 +51,22 @@ pub fn lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?)
 }
 
+/// Makes a file with this content; one that is there stays as it is.
+///
+/// # Errors
+/// `AlreadyExists` where the name is taken.
+pub fn create(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
+    std::fs::File::from(fd).write_all(content)
+}
+
 /// Replaces `name` by a file with this content: readers see the old one or the new one, whole.
 pub fn replace(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<()> {
     let temporary = temporary(name);
     // A killed process may have left one; whatever else has the name is not written to.
     remove(&dir, &temporary)?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(&dir, &temporary, flags, Mode::RUSR | Mode::WUSR)?;
-    let written = std::fs::File::from(fd).write_all(content);
+    let written = create(&dir, &temporary, content);
     let replaced = written.and_then(|()| Ok(rustix::fs::renameat(&dir, &temporary, &dir, name)?));
     if replaced.is_err() {
         let _ = remove(&dir, &temporary);

@@ -60,6 +60,8 @@ pub enum Unfit {
     Changed,
     /// Programs that run were loaded from it.
     InUse,
+    /// The object it is equal to has lost its protection.
+    Unprotected,
 }
 
 impl Unfit {
@@ -76,6 +78,9 @@ impl Unfit {
             Unfit::Writer => "open for writing",
             Unfit::Changed => "changed while it was looked at",
             Unfit::InUse => "used by running programs",
+            Unfit::Unprotected => {
+                "the pool's file has lost its protection, which the next run of the host gives back"
+            }
         }
     }
 }

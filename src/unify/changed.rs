@@ -25,8 +25,9 @@ impl Pass<'_> {
     /// As [`Pass::unify`].
     pub fn changed(&self, guests: Vec<Guest>) -> Result<Passed, Error> {
         let Some(pool) = self.pool else { return Ok(Passed::default()) };
-        let mut passed = self.begin(pool, &guests)?;
-        let mut listed = Listed { pass: self, catalog: Catalog::default(), seen: HashSet::new() };
+        let (mut passed, index) = self.begin(pool, &guests)?;
+        let known = Some(&index);
+        let mut listed = Listed { pass: self, catalog: Catalog::default(), known, seen: HashSet::new() };
         let mut taken: Vec<(PathBuf, Taken)> = Vec::new();
         listed.catalog.guests = guests;
         for number in 0..listed.catalog.guests.len() {
@@ -46,10 +47,10 @@ impl Pass<'_> {
         // What nobody has told of may have waited for just these: the private files that an earlier pass has seen.
         let unmatched = |file: &&super::catalog::File| {
             let tag = file.key;
-            listed.catalog.digest(file).is_some_and(|digest| {
-                let name = ObjectName { tag, digest, salt: 0, index: 0 };
-                !matches!(pool.find(&name), Ok(Some(_)))
-            })
+            listed
+                .catalog
+                .digest(file)
+                .is_some_and(|digest| index.newest(&ObjectName { tag, digest, salt: 0, index: 0 }).is_none())
         };
         let keys: HashSet<u64> = listed.catalog.files.iter().filter(unmatched).map(|file| file.key).collect();
         for key in keys {
@@ -67,8 +68,9 @@ impl Pass<'_> {
         }
         planner.read(&mut catalog, |_| true);
         passed.looked_at = catalog.files.len() as u64;
+        passed.shared_before = catalog.shared;
+        passed.damaged = catalog.damaged;
         passed.left = plan::left(&catalog);
-        let index = found(pool, &catalog)?;
         let works = planner.works(&catalog, &index);
         self.link(pool, &catalog, works, &mut passed)?;
         let mut waiting: HashMap<PathBuf, BTreeSet<PathBuf>> = HashMap::new();
@@ -112,13 +114,15 @@ pub(super) fn found(pool: &Pool, catalog: &Catalog) -> Result<Index, Error> {
 pub(super) struct Listed<'p> {
     pub(super) pass: &'p Pass<'p>,
     pub(super) catalog: Catalog,
+    /// What is in the pool, if that was looked at.
+    pub(super) known: Option<&'p Index>,
     pub(super) seen: HashSet<(usize, PathBuf)>,
 }
 
 impl Listed<'_> {
     /// Adds the files of a guest that are there, and that the rules allow. Nothing else is taken on trust.
     pub(super) fn add<'n>(&mut self, number: usize, paths: impl Iterator<Item = &'n Path>) {
-        let Listed { pass, catalog, seen } = self;
+        let Listed { pass, catalog, known, seen } = self;
         let mut part = Catalog::default();
         let mut last: Option<(PathBuf, u32)> = None;
         let guest = &catalog.guests[number];
@@ -139,6 +143,10 @@ impl Listed<'_> {
             }
             let Some((dir, at)) = &last else { continue };
             match guest.root.open_dir(dir).and_then(|fd| Inode::at(fd, &name)) {
+                Ok(inode) if known.is_some_and(|index| pass.is_object(index, &inode)) => {
+                    let set_aside = known.is_some_and(|index| index.is_set_aside(inode.id.ino));
+                    *(if set_aside { &mut part.damaged } else { &mut part.shared }) += 1;
+                }
                 Ok(inode) if inode.kind == Kind::Regular => pass.file(guest, &mut part, *at, &name, &inode),
                 Err(e) if !is_absent(&e) => log::warn!("{}: {}", Shown(&dir.join(&name)), Reason(e)),
                 _ => {}
@@ -164,6 +172,11 @@ fn open(guest: &Guest, number: usize, path: &Path, part: &mut Catalog) -> Option
 }
 
 impl Pass<'_> {
+    /// Whether a guest's file is an inode of the pool.
+    fn is_object(&self, index: &Index, inode: &Inode) -> bool {
+        self.settings.share == Share::Hardlink && index.holds(inode.id.ino)
+    }
+
     fn file(&self, guest: &Guest, part: &mut Catalog, dir: u32, name: &OsStr, inode: &Inode) {
         let unfit = scan::unfit(inode, guest, self.options.min_size, self.options.allow_setid);
         part.add_file(dir, name, inode, identity::tag(inode, self.settings.mtime), unfit);

@@ -129,7 +129,7 @@ pub fn unify(
         programs: None,
     };
     let guest = Guest { root: root.try_clone().map_err(at)?, inode };
-    let mut listed = Listed { pass: &pass, catalog: Catalog::default(), seen: HashSet::new() };
+    let mut listed = Listed { pass: &pass, catalog: Catalog::default(), known: None, seen: HashSet::new() };
     listed.catalog.guests.push(guest);
     listed.add(0, paths.iter().map(PathBuf::as_path));
     let mut catalog = listed.catalog;

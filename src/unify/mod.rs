@@ -5,7 +5,7 @@
 //! what was begun and not ended, [`cache`] what need not be looked at again. [`identity`] says what equal means. [`pass`]
 //! is the whole of that, [`changed`] the same for what guests have listed, [`inside`] for a guest that reaches the pool.
 //!
-//! [`verify`] and [`repair`] find and replace what is not what its name says, [`gc`] removes what no guest has, [`detach`]
+//! [`protection`] is looked at before anything else; [`verify`] and [`repair`] find and replace what is not what its name says, [`gc`] removes what no guest has, [`detach`]
 //! lets a guest go, [`status`] says what is shared.
 
 pub mod cache;
@@ -24,6 +24,7 @@ pub mod object;
 pub mod pass;
 pub mod plan;
 pub mod pool;
+pub mod protection;
 pub mod repair;
 pub mod rules;
 pub mod run;

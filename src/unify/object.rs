@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::identity::{self, Digest, Mtime};
+use super::pool::Stored;
 
 /// What an object must be, and which one of several it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -129,6 +130,15 @@ impl Index {
         objects.sort_unstable_by_key(|object| (object.name.key(), object.name));
         let inodes = objects.iter().map(|object| object.ino).collect();
         Index { objects, inodes, set_aside }
+    }
+
+    /// An index of files of the pool that were looked at.
+    pub fn of(files: &[Stored]) -> Index {
+        let (set_aside, objects): (Vec<&Stored>, Vec<&Stored>) =
+            files.iter().partition(|file| file.set_aside);
+        let ino = |file: &Stored| file.inode.id.ino;
+        let objects = objects.into_iter().map(|file| Object { name: file.name, ino: ino(file) });
+        Index::new(objects.collect(), set_aside.into_iter().map(ino).collect())
     }
 
     /// Whether the inode of this number is an object, or was one and is in quarantine.

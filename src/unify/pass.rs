@@ -14,11 +14,13 @@ use super::link::{Fence, Linked, Linker};
 use super::object::{Index, ObjectName};
 use super::plan::{self, Planner, Work};
 use super::pool::{Pool, Settings, Share};
+use super::repair::{Repaired, Repairer};
 use super::rules::Rules;
 use super::run::{self, Recovered, Run};
 use super::scan::{self, Wanted};
 use super::scope::{self, Eligible, Scope};
-use super::{At, Error, Watch, inside};
+use super::verify::{Verified, Verifier};
+use super::{At, Error, Watch, inside, protection};
 use crate::ledger::hardlinks::HardLinks;
 use crate::policy::PatternSet;
 use crate::report::{Reason, Shown};
@@ -99,6 +101,12 @@ pub struct Passed {
     pub displaced: u64,
     /// Numbers of these programs' processes.
     pub programs: BTreeSet<i32>,
+    /// Files of the pool that are not protected, and were left so by a dry run.
+    pub unprotected: u64,
+    /// What the look at the pool's protection came to: what was lost, and what had changed meanwhile.
+    pub verified: Verified,
+    /// What became of the guests' names of what had changed.
+    pub repaired: Repaired,
 }
 
 /// Opens a guest.
@@ -134,7 +142,16 @@ impl Pass<'_> {
             _ => None,
         };
         let mut catalog = Catalog::default();
-        let index = self.index()?;
+        let index = match self.pool {
+            Some(pool) => {
+                let files = pool.look_at_all(self.options.threads)?;
+                if protection::fence(pool, &files) != Fence::None {
+                    passed.unprotected = pool.unprotected(&files).len() as u64;
+                }
+                Index::of(&files)
+            }
+            None => Index::default(),
+        };
         self.scan_all(&mut catalog, guests, cache.as_ref(), &index, &mut passed);
         let works = self.plan(&mut catalog, &index, &mut passed);
         let works = self.leave_in_use(&catalog, works, &mut passed);
@@ -152,10 +169,9 @@ impl Pass<'_> {
     /// Where nothing can be done at all. What fails for one file or guest is in the result.
     pub fn unify(&self, guests: Vec<Guest>) -> Result<Passed, Error> {
         let Some(pool) = self.pool else { return Ok(Passed::default()) };
-        let mut passed = self.begin(pool, &guests)?;
+        let (mut passed, index) = self.begin(pool, &guests)?;
         let mut cache = self.cache(pool)?;
         let mut catalog = Catalog::default();
-        let index = self.index()?;
         let prints = self.scan_all(&mut catalog, guests, Some(&cache), &index, &mut passed);
         let works = self.plan(&mut catalog, &index, &mut passed);
         self.link(pool, &catalog, works, &mut passed)?;
@@ -175,7 +191,8 @@ impl Pass<'_> {
         let guests = std::mem::take(&mut catalog.guests);
         drop((catalog, index));
         let mut after = Catalog::default();
-        let prints = self.scan_all(&mut after, guests, Some(&cache), &self.index()?, &mut Passed::default());
+        let index = pool.index(self.options.threads)?;
+        let prints = self.scan_all(&mut after, guests, Some(&cache), &index, &mut Passed::default());
         for at in 0..after.files.len() {
             let file = &after.files[at];
             if let Some((ctime, digest, shares_blocks)) = known.get(&after.id(file))
@@ -189,8 +206,9 @@ impl Pass<'_> {
         Ok(passed)
     }
 
-    /// Ends what an interrupted run left, and tells the guests where the pool is.
-    pub(super) fn begin(&self, pool: &Pool, guests: &[Guest]) -> Result<Passed, Error> {
+    /// Ends what an interrupted run left, tells the guests where the pool is, and looks at its protection; says what
+    /// is in the pool.
+    pub(super) fn begin(&self, pool: &Pool, guests: &[Guest]) -> Result<(Passed, Index), Error> {
         for guest in guests {
             // A guest that does not know waits for the host.
             let told = inside::announce(pool, self.options, &guest.root);
@@ -201,7 +219,25 @@ impl Pass<'_> {
             // What was given back to a guest has only just changed, and would be left for the next run.
             std::thread::sleep(TICK);
         }
-        Ok(Passed { recovered, ..Passed::default() })
+        let mut passed = Passed { recovered, ..Passed::default() };
+        let index = self.check(pool, guests, &mut passed)?;
+        Ok((passed, index))
+    }
+
+    /// Looks at the protection of all that is in the pool, and mends what is amiss.
+    fn check(&self, pool: &Pool, guests: &[Guest], passed: &mut Passed) -> Result<Index, Error> {
+        let Options { fence, threads, patience, reserve, .. } = *self.options;
+        if fence == Fence::None {
+            return pool.index(threads);
+        }
+        let watch = self.watch;
+        let files = pool.look_at_all(threads)?;
+        passed.verified = Verifier { pool, patience, threads, watch }.check(&files, fence)?;
+        if passed.verified.damaged.is_empty() && passed.verified.protected.is_empty() {
+            return Ok(Index::of(&files));
+        }
+        passed.repaired = Repairer { pool, guests, fence, patience, reserve, threads, watch }.repair()?;
+        pool.index(threads)
     }
 
     fn plan(&self, catalog: &mut Catalog, index: &Index, passed: &mut Passed) -> Vec<Work> {
@@ -212,10 +248,6 @@ impl Pass<'_> {
         planner.read(catalog, |key| index.knows(key));
         passed.left = plan::left(catalog);
         planner.works(catalog, index)
-    }
-
-    fn index(&self) -> Result<Index, Error> {
-        self.pool.map_or_else(|| Ok(Index::default()), |pool| pool.index(self.options.threads))
     }
 
     pub(super) fn cache(&self, pool: &Pool) -> Result<Cache, Error> {

@@ -6,6 +6,7 @@
 //!     lock                   held by the one run that may work on the whole pool
 //!     objects/XX/NAME        the shared inodes, by content (XX: its first byte)
 //!     quarantine/XXNAME@INO  objects whose content or metadata no longer matches their name
+//!     suspects/N             lists of objects that were not protected, and have not been read again since
 //!     runs/N/                what a run is about to change: journal and temporary names
 //!     cache.db               what the last run saw; may be lost without harm
 //! ```
@@ -24,13 +25,13 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::identity::Mtime;
+use super::link::Fence;
 use super::object::{Index, Object, ObjectName};
 use super::{At, Error};
 use crate::parallel;
 use crate::sys::inode::{Inode, Kind};
-use crate::sys::resolve::is_absent;
 use crate::sys::root::Root;
-use crate::sys::swap::{self, Name, Shared};
+use crate::sys::swap::{self, Name};
 use crate::sys::{filesystem, lock, state, tree};
 
 /// The directory beside the guests that is their pool unless another is named.
@@ -60,6 +61,16 @@ pub struct Settings {
     pub share: Share,
     /// Whether times of modification must agree.
     pub mtime: Mtime,
+    /// How objects are protected; earlier versions did not write it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protection: Option<Fence>,
+}
+
+impl Settings {
+    fn write(&self, dir: impl AsFd) -> io::Result<()> {
+        let text = toml::to_string(self).map_err(io::Error::other)?;
+        state::replace(dir, OsStr::new(SETTINGS), text.as_bytes())
+    }
 }
 
 /// An open pool.
@@ -92,10 +103,15 @@ impl Pool {
         for name in [OBJECTS, RUNS, QUARANTINE] {
             state::make_dir_at(&dir, OsStr::new(name)).at(path)?;
         }
-        let text = toml::to_string(&settings).map_err(io::Error::other).at(path)?;
         // Last: what has settings is a whole pool.
-        state::replace(&dir, OsStr::new(SETTINGS), text.as_bytes()).at(path)?;
+        settings.write(&dir).at(path)?;
         Pool::open(path)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)).at(path)
+    }
+
+    /// Writes down how objects are protected from now on.
+    pub fn set_protection(&mut self, fence: Fence) -> Result<(), Error> {
+        self.settings.protection = Some(fence);
+        self.settings.write(&self.root).at(self.path())
     }
 
     /// Opens the pool `path`; `None` where there is none yet.
@@ -250,6 +266,13 @@ impl Pool {
         Ok(stored)
     }
 
+    /// Looks at the inodes of all objects, and of all that was set aside.
+    pub fn look_at_all(&self, threads: usize) -> Result<Vec<Stored>, Error> {
+        let mut files = self.look(threads)?;
+        files.extend(self.look_at_quarantine()?);
+        Ok(files)
+    }
+
     fn look_at_shelf(&self, shelf: u8) -> Result<Vec<Stored>, Error> {
         self.look_at(shelf, self.read_shelf(shelf)?.into_iter())
     }
@@ -294,20 +317,6 @@ impl Pool {
     /// The path of an object, for messages.
     pub fn object_path(&self, name: &ObjectName) -> PathBuf {
         self.path().join(OBJECTS).join(format!("{:02x}", name.shelf())).join(name.file())
-    }
-
-    /// Makes a file of the pool immutable, unless it is, or is another one by now. Returns whether it was not.
-    pub fn protect(&self, stored: &Stored, patience: Duration) -> io::Result<bool> {
-        let shared = match Shared::lock_at(self.dir_of(stored)?, &stored.file, patience) {
-            Err(e) if is_absent(&e) => return Ok(false),
-            locked => locked?,
-        };
-        // Asked under the lock: a guest may have had a window open.
-        let now = shared.inode()?;
-        if now.immutable || now.id != stored.inode.id {
-            return Ok(false);
-        }
-        shared.protect().map(|()| true)
     }
 
     /// Whether objects can be changed.

@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::catalog::nanoseconds;
+use super::link::Fence;
 use super::object::ObjectName;
 use super::pool::{Pool, Stored};
 use super::{At, Error};
@@ -193,8 +194,12 @@ impl Ending<'_> {
                 if protect {
                     let damaged =
                         set_aside.iter().filter(|stored| stored.name.same_object(&family[0].object));
-                    for stored in objects.iter().chain(damaged) {
-                        recovered.protected += u64::from(self.pool.protect(stored, self.patience)?);
+                    let files: Vec<Stored> = objects.iter().chain(damaged).cloned().collect();
+                    let protected = self.pool.protect(&files, Fence::Immutable, self.patience, 1);
+                    let protected = protected.map_err(io::Error::other)?;
+                    recovered.protected += protected.files.len() as u64;
+                    if let Some((path, reason)) = protected.failed.first() {
+                        return Err(io::Error::other(format!("{}: {reason}", Shown(path))));
                     }
                 }
             }

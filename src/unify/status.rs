@@ -4,12 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use super::catalog::Guest;
+use super::link::Fence;
 use super::names;
 use super::object::Index;
 use super::pool::{Pool, Share, Stored};
 use super::rules::Rules;
 use super::scope::{self, Directory, Eligible, Scope};
-use super::{Error, Watch};
+use super::{Error, Watch, protection};
 use crate::detach::survey::Tally;
 use crate::ledger::store::read_spool;
 use crate::parallel;
@@ -49,6 +50,8 @@ pub struct Status {
     pub unused: Tally,
     /// Files in quarantine.
     pub set_aside: u64,
+    /// Files of the pool that should be protected, and are not.
+    pub unprotected: Vec<PathBuf>,
 }
 
 /// What one guest has.
@@ -78,13 +81,19 @@ impl Looker<'_> {
     /// # Errors
     /// Where the pool cannot be read. What cannot be read in a guest is in the result.
     pub fn look(&self, guests: &[Guest]) -> Result<Status, Error> {
-        let index = self.pool.index(self.threads)?;
-        let stored = self.pool.look(self.threads)?;
+        let files = self.pool.look_at_all(self.threads)?;
+        let index = Index::of(&files);
         self.watch.begin("looking", 0);
         let looked = parallel::map(self.threads, guests, |guest| self.look_at(guest, guests, &index));
         self.watch.end();
-        let mut status =
-            Status { set_aside: self.pool.look_at_quarantine()?.len() as u64, ..Status::default() };
+        let mut status = Status::default();
+        if protection::fence(self.pool, &files) != Fence::None {
+            let unprotected = self.pool.unprotected(&files);
+            status.unprotected = unprotected.into_iter().map(|file| self.pool.path_of(file)).collect();
+        }
+        let (set_aside, stored): (Vec<Stored>, Vec<Stored>) =
+            files.into_iter().partition(|file| file.set_aside);
+        status.set_aside = set_aside.len() as u64;
         let mut having: HashMap<u64, u64> = HashMap::new();
         for (guest, inodes) in looked {
             for ino in inodes {

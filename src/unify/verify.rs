@@ -11,7 +11,7 @@ use super::identity::{self, Digest};
 use super::link::Fence;
 use super::pool::{Pool, Stored};
 use super::run::{self, Recovered};
-use super::{At, Error, Watch};
+use super::{At, Error, Watch, protection};
 use crate::parallel;
 use crate::report::Reason;
 use crate::sys::filesystem;
@@ -76,46 +76,62 @@ pub struct Verifier<'a> {
 }
 
 impl Verifier<'_> {
-    /// Verifies all objects; also says how the pool is fenced: where one of its files is immutable, all that guests
-    /// have links to should be, and are when this is over.
+    /// Verifies all objects; also says how the pool is fenced. All that should be protected is when this is over.
     ///
     /// # Errors
     /// Where nothing can be done at all. What fails for one object is in the result.
     pub fn verify(&self) -> Result<(Verified, Fence), Error> {
         let recovered = run::recover(self.pool, self.patience)?;
-        let mut verified = Verified { recovered, ..Verified::default() };
-        let mut stored = self.pool.look(self.threads)?;
-        let set_aside = self.pool.look_at_quarantine()?;
-        let fenced = stored.iter().chain(&set_aside).any(|stored| stored.inode.immutable);
-        self.pool.may_change(fenced)?;
-        if fenced {
-            // Before they are read: what changes later has changed in spite of it.
-            for stored in stored.iter().chain(&set_aside).filter(|s| !s.inode.immutable && !s.is_unused()) {
-                match self.pool.protect(stored, self.patience) {
-                    Ok(true) => verified.protected.push(self.pool.path_of(stored)),
-                    Ok(false) => {}
-                    Err(e) => verified.failed.push((self.pool.path_of(stored), Reason(e).to_string())),
-                }
-            }
+        let files = self.pool.look_at_all(self.threads)?;
+        let fence = protection::fence(self.pool, &files);
+        self.pool.may_change(fence != Fence::None)?;
+        let verified = self.examine(&files, fence, true)?;
+        Ok((Verified { recovered, ..verified }, fence))
+    }
+
+    /// Protects those of all the pool's files that are not, and verifies the objects among them: anybody may have changed
+    /// them. So it does with those that an earlier run has protected and not read.
+    ///
+    /// # Errors
+    /// As [`Verifier::verify`].
+    pub fn check(&self, files: &[Stored], fence: Fence) -> Result<Verified, Error> {
+        self.examine(files, fence, false)
+    }
+
+    fn examine(&self, files: &[Stored], fence: Fence, all: bool) -> Result<Verified, Error> {
+        // Before they are read: what changes later has changed in spite of it.
+        let protected = self.pool.protect(files, fence, self.patience, self.threads)?;
+        let mut verified =
+            Verified { protected: protected.files, failed: protected.failed, ..Verified::default() };
+        let suspects = self.pool.suspects()?;
+        let wanted = |file: &&Stored| !file.set_aside && (all || suspects.holds(file));
+        self.read_all(files.iter().filter(wanted).collect(), &mut verified)?;
+        if verified.failed.is_empty() {
+            self.pool.forget(&suspects)?;
         }
+        Ok(verified)
+    }
+
+    /// Reads objects, and sets aside those that are not what their names say.
+    fn read_all(&self, mut objects: Vec<&Stored>, verified: &mut Verified) -> Result<(), Error> {
         // In the order of their inodes, which is about that of the disk.
-        stored.sort_unstable_by_key(|stored| stored.inode.id.ino);
-        self.watch.begin("verifying", stored.len() as u64);
-        let read = parallel::map(self.threads, &stored, |stored| self.read(stored));
+        objects.sort_unstable_by_key(|object| object.inode.id.ino);
+        self.watch.begin("verifying", objects.len() as u64);
+        let read = parallel::map(self.threads, &objects, |object| self.read(object));
         self.watch.end();
         let held = Held::back();
-        for (stored, read) in stored.iter().zip(read) {
-            let path = self.pool.path_of(stored);
+        for (object, read) in objects.iter().zip(read) {
+            let path = self.pool.path_of(object);
             let set_aside = match read {
                 Ok(None) => continue,
                 Ok(Some(what)) if what.is_empty() => Ok(()),
                 Ok(Some(what)) => {
-                    self.set_aside(stored).map(|()| verified.damaged.push((path.clone(), what)))
+                    self.set_aside(object).map(|()| verified.damaged.push((path.clone(), what)))
                 }
                 Err(e) => Err(e.into()),
             };
             verified.objects += 1;
-            verified.bytes += stored.inode.size;
+            verified.bytes += object.inode.size;
             if let Err(e) = set_aside {
                 verified.failed.push((path, Reason(e).to_string()));
             }
@@ -124,7 +140,7 @@ impl Verifier<'_> {
             filesystem::sync(self.pool.runs()).at(self.pool.path())?;
         }
         drop(held);
-        Ok((verified, if fenced { Fence::Immutable } else { Fence::None }))
+        Ok(())
     }
 
     /// What differs; `None` where the object is gone.
@@ -158,7 +174,7 @@ impl Verifier<'_> {
     fn set_aside(&self, stored: &Stored) -> Result<(), swap::Error> {
         let (dir, quarantine) =
             (self.pool.dir_of(stored)?, self.pool.quarantine().map_err(io::Error::other)?);
-        let shared = Shared::lock_at(&dir, &stored.file, self.patience)?;
+        let shared = Shared::try_lock_at(&dir, &stored.file, self.patience)?;
         let to = stored.name.quarantined(shared.inode()?.id.ino);
         let (name, to) =
             (Name { dir: dir.as_fd(), name: &stored.file }, Name { dir: quarantine.as_fd(), name: &to });

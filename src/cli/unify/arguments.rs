@@ -89,9 +89,9 @@ pub struct PassArguments {
     /// How equal files share; chosen when the pool is made [default: hardlink]
     #[arg(long, value_enum)]
     pub share: Option<Share>,
-    /// How shared inodes are protected against changes
-    #[arg(long, value_enum, default_value_t)]
-    pub protection: Protection,
+    /// How shared inodes are protected against changes; chosen when the pool is made [default: auto]
+    #[arg(long, value_enum)]
+    pub protection: Option<Protection>,
     /// Whether times of modification must be equal; chosen when the pool is made [default: match]
     #[arg(long, value_enum)]
     pub mtime: Option<Mtime>,
@@ -125,10 +125,9 @@ pub struct PassArguments {
 }
 
 /// How shared inodes are protected against changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Protection {
     /// As the kernel can: immutable
-    #[default]
     Auto,
     /// chattr +i
     Immutable,

@@ -53,6 +53,14 @@ struct Report {
     displaced: u64,
     /// How many processes these are.
     displaced_programs: u64,
+    /// Files of the pool that had lost their protection, and have it again.
+    protected: Vec<Named>,
+    /// Files of the pool that are not protected, and were left so by a dry run.
+    unprotected_objects: u64,
+    /// Objects that had changed without protection, and are set aside.
+    set_aside: Vec<Named>,
+    /// Names of these in guests that have an intact file again.
+    repaired: u64,
 }
 
 pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> anyhow::Result<Exit> {
@@ -60,11 +68,14 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
     let rules = rules(arguments, matches)?;
     let guests = super::open_guests(&arguments.guests)?;
     let reference = arguments.reference.as_ref().map(|path| reference(&guests, path)).transpose()?;
-    let (path, pool, settings) = pool(arguments, common)?;
+    let (path, mut pool, settings) = pool(arguments, common)?;
     for guest in &guests {
         check_reach(&path, pool.as_ref(), settings.share, guest)?;
     }
-    let fence = pool.as_ref().map_or(Ok(Fence::None), |pool| fence(pool, arguments))?;
+    let fence = match &pool {
+        Some(pool) if !arguments.dry_run => fence(pool, arguments)?,
+        _ => Fence::None,
+    };
     let options = Options {
         scope: arguments.scope,
         rules,
@@ -80,6 +91,9 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
         in_use: arguments.in_use.unwrap_or(if arguments.changed { InUse::Wait } else { InUse::Replace }),
     };
     let _lock = pool.as_ref().map(|pool| super::lock(pool, &policy)).transpose()?;
+    if let Some(pool) = pool.as_mut().filter(|_| !arguments.dry_run) {
+        record(pool, &options)?;
+    }
     let bar = Bar::new(common.quiet > 0 || common.json);
     let programs = Programs::all();
     let pass = Pass {
@@ -141,6 +155,7 @@ fn pool(arguments: &PassArguments, common: &Common) -> anyhow::Result<(PathBuf, 
     let asked = |default: Settings| Settings {
         share: arguments.share.unwrap_or(default.share),
         mtime: arguments.mtime.unwrap_or(default.mtime),
+        ..default
     };
     let pool = match Pool::open(&path)? {
         None if arguments.dry_run => return Ok((path, None, asked(Settings::default()))),
@@ -148,10 +163,15 @@ fn pool(arguments: &PassArguments, common: &Common) -> anyhow::Result<(PathBuf, 
         Some(pool) => pool,
     };
     let made = pool.settings;
-    if asked(made) != made {
+    // Protection can be had later; what has it keeps it.
+    let bares = arguments.protection == Some(Protection::None)
+        && made.protection.is_some_and(|protection| protection != Fence::None);
+    if bares || asked(made) != made {
         let share = if made.share == Share::Hardlink { "hardlink" } else { "reflink" };
         let mtime = if made.mtime == Mtime::Match { "match" } else { "ignore" };
-        return Err(Error::Settings { path, made: format!("--share {share} --mtime {mtime}") }.into());
+        let protection = made.protection.map(|fence| format!(" --protection {}", fence.name()));
+        let made = format!("--share {share} --mtime {mtime}{}", protection.unwrap_or_default());
+        return Err(Error::Settings { path, made }.into());
     }
     Ok((path, Some(pool), made))
 }
@@ -163,21 +183,42 @@ fn fence(pool: &Pool, arguments: &PassArguments) -> Result<Fence, Error> {
     if reflink && !filesystem::shares_blocks(pool.settings_file().map_err(at)?, pool.runs()) {
         return Err(Error::NoReflink { path: pool.path().to_path_buf() });
     }
-    let unprotected = arguments.protection == Protection::None || reflink;
-    let fence = match arguments.protection {
-        _ if arguments.dry_run || unprotected => Fence::None,
-        Protection::Iunlink if !iunlink::is_known() => {
+    let best = || if iunlink::is_known() { Fence::Iunlink } else { Fence::Immutable };
+    let fence = match (arguments.protection, pool.settings.protection) {
+        _ if reflink => Fence::None,
+        (Some(Protection::Iunlink), _) if !iunlink::is_known() => {
             return Err(Error::NoIunlink { path: pool.path().to_path_buf() });
         }
-        Protection::Auto | Protection::Iunlink if iunlink::is_known() => Fence::Iunlink,
-        _ => Fence::Immutable,
+        (None, Some(Fence::Iunlink)) | (None, None) | (Some(Protection::Auto | Protection::Iunlink), _) => {
+            best()
+        }
+        (None, Some(made)) => made,
+        (Some(Protection::Immutable), _) => Fence::Immutable,
+        (Some(Protection::None), _) => Fence::None,
     };
     pool.may_change(fence == Fence::Immutable).map(|()| fence)
+}
+
+/// Writes down how the pool is protected from now on; what was made without protection gets it.
+fn record(pool: &mut Pool, options: &Options) -> Result<(), Error> {
+    let Options { fence, patience, threads, .. } = *options;
+    let made = pool.settings.protection;
+    if made != Some(fence) {
+        pool.set_protection(fence)?;
+    }
+    if made == Some(Fence::None) && fence != Fence::None {
+        pool.protect(&pool.look_at_all(threads)?, fence, patience, threads)?;
+    }
+    Ok(())
 }
 
 fn report(arguments: &PassArguments, common: &Common, pool: Named, guests: u64, passed: Passed) -> Exit {
     let problem = |(path, reason)| Problem { path, reason };
     let linked = passed.linked;
+    let (verified, repaired) = (passed.verified, passed.repaired);
+    let paths = |paths: Vec<PathBuf>| paths.into_iter().map(|path| Named { path }).collect();
+    let mended = repaired.names.iter().filter(|name| name.left.is_none()).count() as u64;
+    let failed = verified.failed.into_iter().chain(repaired.failed).chain(linked.failed);
     let named = arguments.dry_run || common.verbose > 0;
     let report = Report {
         dry_run: arguments.dry_run,
@@ -194,12 +235,17 @@ fn report(arguments: &PassArguments, common: &Common, pool: Named, guests: u64, 
         recovered: passed.recovered.total(),
         names: if named { passed.names.into_iter().map(|path| Named { path }).collect() } else { Vec::new() },
         skipped: passed.skipped.into_iter().map(problem).collect(),
-        failed: linked.failed.into_iter().map(problem).collect(),
+        failed: failed.map(problem).collect(),
         contested: linked.contested,
         changed_objects: passed.changed_objects,
         displaced: passed.displaced,
         displaced_programs: passed.programs.len() as u64,
+        protected: paths(verified.protected),
+        unprotected_objects: passed.unprotected,
+        set_aside: paths(verified.damaged.into_iter().map(|(path, _)| path).collect()),
+        repaired: mended,
     };
+    tell_of_protection(&report);
     super::complain(&report.failed);
     for guest in &report.skipped {
         log::warn!("{}: left out: {}", Shown(&guest.path), guest.reason);
@@ -216,8 +262,35 @@ fn report(arguments: &PassArguments, common: &Common, pool: Named, guests: u64, 
             report.changed_objects
         );
     }
-    let whole = report.changed_objects == 0 && report.failed.is_empty() && report.skipped.is_empty();
+    let protected =
+        report.protected.is_empty() && report.set_aside.is_empty() && report.unprotected_objects == 0;
+    let whole =
+        report.changed_objects == 0 && report.failed.is_empty() && report.skipped.is_empty() && protected;
     super::print(common, &report, text, if whole { Exit::Done } else { Exit::Partial })
+}
+
+/// One line on protection that was lost, and on what came of it.
+fn tell_of_protection(report: &Report) {
+    let Report { protected, set_aside, repaired, .. } = report;
+    let mut changed = match set_aside.len() {
+        0 => "none has changed".to_owned(),
+        1 => "1 has changed and was set aside".to_owned(),
+        count => format!("{count} have changed and were set aside"),
+    };
+    if *repaired > 0 {
+        changed += &format!(", {repaired} files in guests repaired");
+    }
+    if let Some(Named { path }) = protected.first() {
+        log::error!(
+            "{} objects of the pool had lost their protection, such as {}: protected and read again, {changed}",
+            protected.len(),
+            Shown(path)
+        );
+    } else if let Some(Named { path }) = set_aside.first() {
+        log::error!("objects of the pool, such as {}, had lost their protection: {changed}", Shown(path));
+    } else if report.unprotected_objects > 0 {
+        log::error!("{} objects of the pool have lost their protection", report.unprotected_objects);
+    }
 }
 
 fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {

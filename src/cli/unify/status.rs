@@ -30,6 +30,8 @@ struct Report {
     unused_objects: Tally,
     /// Files in quarantine.
     set_aside: u64,
+    /// Files of the pool that should be protected, and are not.
+    unprotected_objects: u64,
     failed: Vec<Problem>,
 }
 
@@ -76,10 +78,15 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
         objects: status.objects,
         unused_objects: status.unused,
         set_aside: status.set_aside,
+        unprotected_objects: status.unprotected.len() as u64,
         failed,
     };
     super::complain(&report.failed);
-    let exit = if report.failed.is_empty() { Exit::Done } else { Exit::Partial };
+    if let Some(example) = status.unprotected.first() {
+        super::warn_of_unprotected(report.unprotected_objects, example);
+    }
+    let whole = report.failed.is_empty() && status.unprotected.is_empty();
+    let exit = if whole { Exit::Done } else { Exit::Partial };
     Ok(super::print(common, &report, text, exit))
 }
 
@@ -109,6 +116,9 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     }
     if report.set_aside > 0 {
         write!(out, ", {} damaged ones set aside", report.set_aside)?;
+    }
+    if report.unprotected_objects > 0 {
+        write!(out, ", {} not protected", report.unprotected_objects)?;
     }
     writeln!(out)
 }

@@ -160,7 +160,8 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     }
     let repaired = report.names.iter().filter(|name| name.repaired).count();
     write!(out, "{} objects read ({})", report.objects, size(report.bytes_read))?;
-    if report.damaged.is_empty() && report.names.is_empty() && report.still_seen == 0 {
+    let intact = report.damaged.is_empty() && report.names.is_empty() && report.still_seen == 0;
+    if intact && report.protected.is_empty() {
         write!(out, ", all intact")?;
     } else {
         write!(out, ", {} damaged", report.damaged.len())?;

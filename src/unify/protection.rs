@@ -1,0 +1,157 @@
+//! Whether the files of a pool are protected: looked at, given back, and what may have changed without it remembered.
+//!
+//! A file that has lost its protection may have been changed by any guest. So it is put on a list of suspects, on the
+//! disk, before it is protected again; the list goes when its files have been read. Whoever is killed in between leaves
+//! the list for the next run.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::link::Fence;
+use super::pool::{Pool, Stored};
+use super::{At, Error};
+use crate::parallel;
+use crate::report::Reason;
+use crate::sys::inode::Inode;
+use crate::sys::resolve::is_absent;
+use crate::sys::root::read_at;
+use crate::sys::swap::Shared;
+use crate::sys::times::TICK;
+use crate::sys::{filesystem, state};
+
+const SUSPECTS: &str = "suspects";
+
+/// How long to wait for the lock on a file: what is done under it takes microseconds.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// How a pool is protected, if it should be: as is written down, or as one of its files shows.
+pub fn fence(pool: &Pool, files: &[Stored]) -> Fence {
+    let shown = || if files.iter().any(|file| file.inode.immutable) { Fence::Immutable } else { Fence::None };
+    pool.settings.protection.unwrap_or_else(shown)
+}
+
+/// What giving protection back came to.
+#[derive(Debug, Default)]
+pub struct Protected {
+    /// Files that had lost it, and have it again.
+    pub files: Vec<PathBuf>,
+    /// Files that could not be protected, with the reason.
+    pub failed: Vec<(PathBuf, String)>,
+}
+
+/// Objects to be read again, and the lists that name them.
+#[derive(Debug, Default)]
+pub struct Suspects {
+    names: HashSet<OsString>,
+    lists: Vec<OsString>,
+}
+
+impl Suspects {
+    /// Whether this is one of them.
+    pub fn holds(&self, stored: &Stored) -> bool {
+        !self.names.is_empty() && !stored.set_aside && self.names.contains(&stored.name.whole())
+    }
+}
+
+impl Pool {
+    /// Those of these files that are not protected.
+    ///
+    /// One whose names a guest changes just now is not either, for microseconds: hence the second look.
+    pub fn unprotected<'s>(&self, files: &'s [Stored]) -> Vec<&'s Stored> {
+        let mut unprotected: Vec<&Stored> = files.iter().filter(|file| !file.inode.immutable).collect();
+        if !unprotected.is_empty() {
+            std::thread::sleep(TICK);
+            let look = |file: &Stored| Inode::at(self.dir_of(file)?, &file.file);
+            unprotected.retain(|file| look(file).is_ok_and(|now| now.id == file.inode.id && !now.immutable));
+        }
+        unprotected
+    }
+
+    /// Protects those of these files that are not, and remembers the objects among them as suspects.
+    pub fn protect(
+        &self,
+        files: &[Stored],
+        fence: Fence,
+        patience: Duration,
+        threads: usize,
+    ) -> Result<Protected, Error> {
+        let mut protected = Protected::default();
+        let unprotected = self.unprotected(files);
+        if unprotected.is_empty() || fence == Fence::None {
+            return Ok(protected);
+        }
+        self.suspect(unprotected.iter().filter(|file| !file.set_aside).map(|file| file.name.whole()))
+            .at(&self.path().join(SUSPECTS))?;
+        let done = parallel::map(threads, &unprotected, |file| self.protect_one(file, fence, patience));
+        for (file, done) in unprotected.iter().zip(done) {
+            match done {
+                Ok(true) => protected.files.push(self.path_of(file)),
+                Ok(false) => {}
+                Err(e) => protected.failed.push((self.path_of(file), Reason(e).to_string())),
+            }
+        }
+        Ok(protected)
+    }
+
+    /// Protects a file, unless it is, or is another one by now. Returns whether it was not.
+    fn protect_one(&self, stored: &Stored, fence: Fence, patience: Duration) -> io::Result<bool> {
+        // Without the lock, too: a guest's user can hold it, and that must not keep a file open to changes.
+        let shared = match Shared::try_lock_at(self.dir_of(stored)?, &stored.file, patience.min(PATIENCE)) {
+            Err(e) if is_absent(&e) => return Ok(false),
+            locked => locked?,
+        };
+        let now = shared.inode()?;
+        if now.immutable || now.id != stored.inode.id || now.nlink == 0 {
+            return Ok(false);
+        }
+        fence.set(&shared).map(|()| true)
+    }
+
+    /// Remembers objects that are to be read again; on the disk when this returns.
+    fn suspect(&self, names: impl Iterator<Item = OsString>) -> io::Result<()> {
+        let list = names.collect::<Vec<_>>().join(OsStr::new("\n"));
+        let dir = state::make_dir_at(self.root(), OsStr::new(SUSPECTS))?;
+        // A process of another PID namespace may have the same number.
+        for number in 0.. {
+            let name = OsString::from(format!("{}-{number}", std::process::id()));
+            match state::create(&dir, &name, list.as_bytes()) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+                made => {
+                    made?;
+                    break;
+                }
+            }
+        }
+        filesystem::sync(&dir)
+    }
+
+    /// All objects that are to be read again.
+    pub fn suspects(&self) -> Result<Suspects, Error> {
+        let path = self.path().join(SUSPECTS);
+        let dir = match self.root().open_dir(SUSPECTS.as_ref()) {
+            Err(e) if is_absent(&e) => return Ok(Suspects::default()),
+            opened => opened.at(&path)?,
+        };
+        let mut suspects = Suspects { names: HashSet::new(), lists: state::names(&dir).at(&path)? };
+        for list in &suspects.lists {
+            let text = read_at(&dir, list).at(&path.join(list))?;
+            let names = text.split(|&byte| byte == b'\n').filter(|name| !name.is_empty());
+            suspects.names.extend(names.map(|name| OsStr::from_bytes(name).to_os_string()));
+        }
+        Ok(suspects)
+    }
+
+    /// These have been read.
+    pub fn forget(&self, suspects: &Suspects) -> Result<(), Error> {
+        let path = self.path().join(SUSPECTS);
+        if suspects.lists.is_empty() {
+            return Ok(());
+        }
+        let dir = self.root().open_dir(SUSPECTS.as_ref()).at(&path)?;
+        suspects.lists.iter().try_for_each(|list| state::remove(&dir, list)).at(&path)
+    }
+}

@@ -1,0 +1,262 @@
+//! Protection that was lost is noticed, given back, and what may have changed without it is read again.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use cow_hooks::sys::inode::Kind;
+use serde_json::Value;
+
+use crate::support::strace::{killed_at_each, traced};
+use crate::support::{entries, inode, privileged, same_inode, set_immutable, set_mtime, text};
+use crate::unify::Farm;
+
+const NAMES: [&str; 6] = ["usr/bin/a", "usr/bin/b", "usr/bin/c", "usr/bin/d", "usr/bin/e", "usr/bin/f"];
+
+fn content(name: &str) -> String {
+    format!("content of {name}\n").repeat(100)
+}
+
+/// Two guests that share all files, in a pool made with these options.
+fn farm(options: &[&str]) -> Farm {
+    let farm = Farm::new("ext4");
+    for name in NAMES {
+        for path in <[PathBuf; 2]>::from(farm.both(name, content(name))) {
+            if name == "usr/bin/b" {
+                chown(&path, Some(0), Some(1000)).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o2755)).unwrap();
+            }
+        }
+    }
+    farm.unify(&[&["--allow-setid"], options].concat());
+    farm
+}
+
+/// The files that the pool has in one of its directories.
+fn stored(farm: &Farm, place: &str) -> Vec<PathBuf> {
+    let top = farm.path(".cow-pool").join(place);
+    let regular = entries(&top).into_iter().filter(|(_, inode)| inode.kind == Kind::Regular);
+    regular.map(|(path, _)| top.join(path)).collect()
+}
+
+/// As `lxc-destroy` and `chattr -R -i` do.
+fn strip(farm: &Farm) {
+    for path in [stored(farm, "objects"), stored(farm, "quarantine")].concat() {
+        set_immutable(&path, false);
+    }
+}
+
+fn assert_protected(farm: &Farm, when: &str) {
+    for path in [stored(farm, "objects"), stored(farm, "quarantine")].concat() {
+        assert!(inode(&path).immutable, "{when}: {}", path.display());
+    }
+}
+
+fn ran(farm: &Farm, code: i32, words: &[&str]) -> String {
+    let output = farm.command(words).output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{words:?}: {}", text(&output));
+    text(&output)
+}
+
+fn json(farm: &Farm, code: i32, words: &[&str]) -> Value {
+    let output = farm.command(&[words, &["--json", "--pool", ".cow-pool"]].concat()).output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{words:?}: {}", text(&output));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)))
+}
+
+const PASS: &[&str] = &["--scope", "all", "g1", "g2"];
+const CHANGED: &[&str] = &["--changed", "--scope", "all", "g1", "g2"];
+const VERIFY: &[&str] = &["verify", "g1", "g2", "--pool", ".cow-pool"];
+
+#[test]
+fn privileged_every_run_finds_lost_protection_sets_it_again_and_says_so() {
+    if !privileged() {
+        return;
+    }
+    let farm = farm(&[]);
+    for words in [PASS, CHANGED, VERIFY] {
+        for count in [NAMES.len(), 1] {
+            let objects = stored(&farm, "objects");
+            for path in &objects[..count] {
+                set_immutable(path, false);
+            }
+            let status = json(&farm, 1, &["status", "g1", "g2"]);
+            assert_eq!(status["unprotected_objects"], count, "{words:?}: {status}");
+            let said = ran(&farm, 1, words);
+            assert!(!said.contains("all intact"), "{words:?}: {said}");
+            if words != VERIFY {
+                let line = format!("{count} objects of the pool had lost their protection");
+                let lines: Vec<&str> = said.lines().filter(|said| said.contains(&line)).collect();
+                assert_eq!(lines.len(), 1, "{words:?}: {said}");
+                let example = objects[..count].iter().any(|path| lines[0].contains(path.to_str().unwrap()));
+                assert!(example, "{words:?}: {said}");
+            }
+            assert_protected(&farm, "afterwards");
+            // It is over.
+            ran(&farm, 0, words);
+            assert_eq!(json(&farm, 0, &["status", "g1", "g2"])["unprotected_objects"], 0);
+        }
+    }
+}
+
+/// Does to a shared file what can be done to one that is not protected; its time of modification stays.
+fn damage(path: &Path, how: &str) {
+    let mtime = inode(path).mtime;
+    let mode = |mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    match how {
+        "content" => fs::write(path, content("usr/bin/A")).unwrap(),
+        "mode" => mode(0o755),
+        "owner" => chown(path, Some(1), None).unwrap(),
+        "truncated" => fs::File::options().write(true).open(path).unwrap().set_len(7).unwrap(),
+        other => panic!("{other}"),
+    }
+    set_mtime(path, mtime);
+}
+
+#[test]
+fn privileged_what_changed_without_protection_is_set_aside_or_repaired() {
+    if !privileged() {
+        return;
+    }
+    for (name, how) in
+        [("usr/bin/a", "content"), ("usr/bin/b", "mode"), ("usr/bin/c", "owner"), ("usr/bin/d", "truncated")]
+    {
+        for words in [PASS, CHANGED] {
+            let farm = farm(&[]);
+            let before = inode(&farm.path("g2").join(name));
+            strip(&farm);
+            damage(&farm.path("g1").join(name), how);
+            let said = ran(&farm, 1, words);
+            assert!(said.contains(", 1 has changed"), "{how}: {said}");
+            assert_protected(&farm, how);
+            assert_eq!(stored(&farm, "quarantine").len(), 1, "{how}: {said}");
+            assert!(same_inode(&stored(&farm, "quarantine")[0], &farm.path("g2").join(name)), "{how}");
+
+            // The quarantine is looked after, too.
+            set_immutable(&stored(&farm, "quarantine")[0], false);
+            let said = ran(&farm, 1, words);
+            assert!(said.contains("1 objects of the pool had lost their protection"), "{how}: {said}");
+            assert_protected(&farm, how);
+
+            // A guest with a copy comes.
+            let copy = farm.write(&format!("g3/{name}"), content(name));
+            chown(&copy, Some(0), Some(before.gid)).unwrap();
+            fs::set_permissions(&copy, fs::Permissions::from_mode(before.mode)).unwrap();
+            set_mtime(&copy, before.mtime);
+            set_immutable(&stored(&farm, "quarantine")[0], false);
+            let said = ran(&farm, 1, &[words, &["g3", "--allow-setid"]].concat());
+            assert!(said.contains("2 files in guests repaired"), "{how}: {said}");
+            for guest in ["g1", "g2"] {
+                let now = inode(&farm.path(guest).join(name));
+                assert_eq!((now.mode, now.uid, now.gid), (before.mode, before.uid, before.gid), "{how}");
+                assert_eq!(fs::read_to_string(farm.path(guest).join(name)).unwrap(), content(name), "{how}");
+            }
+            assert_protected(&farm, how);
+            ran(&farm, 0, &["verify", "g1", "g2", "g3", "--pool", ".cow-pool"]);
+        }
+    }
+}
+
+#[test]
+fn privileged_a_lock_that_a_guest_holds_keeps_no_object_unprotected() {
+    if !privileged() {
+        return;
+    }
+    let farm = farm(&[]);
+    strip(&farm);
+    let held = fs::File::open(farm.path("g1/usr/bin/a")).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    ran(&farm, 1, CHANGED);
+    assert_protected(&farm, "with a lock held");
+}
+
+#[test]
+fn privileged_killed_at_any_call_no_change_without_protection_is_missed() {
+    if !privileged() {
+        return;
+    }
+    let farm = farm(&[]);
+    let lost = || {
+        let object = stored(&farm, "objects").remove(0);
+        set_immutable(&object, false);
+        damage(&object, "truncated");
+    };
+    let back = || {
+        for damaged in stored(&farm, "quarantine") {
+            set_immutable(&damaged, false);
+            fs::remove_file(&damaged).unwrap();
+        }
+        for name in NAMES {
+            for guest in ["g1", "g2"] {
+                let path = farm.path(guest).join(name);
+                if inode(&path).size == 7 {
+                    let _ = fs::remove_file(&path);
+                    let path = farm.write(&format!("{guest}/{name}"), content(name));
+                    if name == "usr/bin/b" {
+                        chown(&path, Some(0), Some(1000)).unwrap();
+                        fs::set_permissions(&path, fs::Permissions::from_mode(0o2755)).unwrap();
+                    }
+                }
+            }
+        }
+        farm.unify(&["--allow-setid"]);
+        assert_eq!(stored(&farm, "objects").len(), NAMES.len());
+    };
+    let program = farm.command(&[CHANGED, &["--jobs", "1"]].concat());
+    lost();
+    let (mut calls, _) = traced(&program, b"", None);
+    // Those of the cache, which is not asked.
+    calls.retain(|call, _| !["pwrite64", "fdatasync", "ftruncate"].contains(&call.as_str()));
+    back();
+    let killed = killed_at_each(&calls, |call, nth| {
+        lost();
+        let run = traced(&program, b"", Some((call, nth)));
+        let when = format!("killed at {call} {nth}");
+        let output = farm.command(CHANGED).output().unwrap();
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{when}: {}", text(&output));
+        assert_protected(&farm, &when);
+        assert_eq!(stored(&farm, "quarantine").len(), 1, "{when}: {}", text(&output));
+        let status = json(&farm, 0, &["status", "g1", "g2"]);
+        assert_eq!(status["guests"][0]["damaged"], 1, "{when}: {status}");
+        back();
+        run
+    });
+    assert!(killed > 5, "only {killed} kills");
+}
+
+#[test]
+fn privileged_a_pool_made_without_protection_is_not_protected_later() {
+    if !privileged() {
+        return;
+    }
+    let farm = farm(&["--protection", "none"]);
+    for words in [PASS, CHANGED, VERIFY, &["--scope", "all", "--protection", "none", "g1", "g2"]] {
+        ran(&farm, 0, words);
+        assert!(stored(&farm, "objects").iter().all(|path| !inode(path).immutable), "{words:?}");
+    }
+    assert_eq!(json(&farm, 0, &["status", "g1", "g2"])["unprotected_objects"], 0);
+    // Asked for, it covers all.
+    ran(&farm, 0, &["--scope", "all", "--protection", "immutable", "g1", "g2"]);
+    assert_protected(&farm, "asked for");
+    strip(&farm);
+    ran(&farm, 1, PASS);
+    let (code, said) = farm.refused(&["--protection", "none", "g1", "g2"]);
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("--protection immutable"), "{said}");
+}
+
+#[test]
+fn privileged_listed_files_that_are_unified_already_are_the_pools() {
+    if !privileged() {
+        return;
+    }
+    let farm = farm(&[]);
+    let own = farm.write("g1/usr/bin/own", "mine");
+    set_immutable(&own, true);
+    let list =
+        [&NAMES[..], &["usr/bin/own"]].concat().iter().map(|name| format!("/{name}\0")).collect::<String>();
+    farm.write("g1/var/lib/cow-hooks/spool/changed", list);
+    let report = json(&farm, 0, CHANGED);
+    assert_eq!((&report["shared_before"], &report["left"]["protected"]), (&6.into(), &1.into()), "{report}");
+    set_immutable(&own, false);
+}
