@@ -336,6 +336,39 @@ fn privileged_a_reference_guest_unifies_equal_paths_only() {
 }
 
 #[test]
+fn privileged_with_a_reference_guest_files_with_several_names_stay_hard_links() {
+    if !privileged() {
+        return;
+    }
+    let farm = Farm::new("ext4");
+    let link = |path: &Path, name: &str| {
+        let name = path.with_file_name(name);
+        fs::hard_link(path, &name).unwrap();
+        name
+    };
+    let (a, b) = farm.both("usr/bin/a", "equal");
+    let b2 = link(&b, "a2");
+    let (perl, perl_too) = farm.both("usr/bin/perl", "perl");
+    let (perl5, perl5_too) = (link(&perl, "perl5"), link(&perl_too, "perl5"));
+    let (far, far_too) = farm.both("usr/lib/x/far", "far away");
+    let twin = farm.path("g2/usr/share/twin");
+    fs::create_dir_all(twin.parent().unwrap()).unwrap();
+    fs::hard_link(&far_too, &twin).unwrap();
+    // Names of the same path in two guests are one file's.
+    let copied = farm.write("g1/usr/bin/copied", "copied with cp -al");
+    fs::hard_link(&copied, farm.path("g2/usr/bin/copied")).unwrap();
+    let ids = [inode(&b).id, inode(&perl).id, inode(&perl_too).id, inode(&far_too).id];
+    for _ in 0..2 {
+        let report = farm.unify(&["--reference", "g1"]);
+        assert_eq!(report["left"]["several_names"], 8, "{report}");
+        assert!(same_inode(&b, &b2) && same_inode(&perl, &perl5) && same_inode(&perl_too, &perl5_too));
+        assert!(same_inode(&far_too, &twin) && !same_inode(&far, &far_too) && !same_inode(&a, &b));
+        assert_eq!(ids, [inode(&b).id, inode(&perl).id, inode(&perl_too).id, inode(&far_too).id]);
+        assert!(same_inode(&copied, &farm.path("g2/usr/bin/copied")) && inode(&copied).immutable);
+    }
+}
+
+#[test]
 fn privileged_times_of_modification_may_be_ignored() {
     if !privileged() {
         return;

@@ -54,6 +54,8 @@ pub enum Unfit {
     MountPoint,
     /// It has names outside of what was looked at: they would no longer be hard links of these.
     LinkedElsewhere,
+    /// It has names of different paths, and only files of the same path are wanted: they would no longer be hard links.
+    SeveralNames,
     /// Somebody has it open for writing.
     Writer,
     /// It changed while it was looked at.
@@ -75,6 +77,7 @@ impl Unfit {
             Unfit::OtherMount => "on another mount",
             Unfit::MountPoint => "mount points in the mount namespace of some process",
             Unfit::LinkedElsewhere => "hard links outside of what may be unified",
+            Unfit::SeveralNames => "several names, which a reference guest leaves as they are",
             Unfit::Writer => "open for writing",
             Unfit::Changed => "changed while it was looked at",
             Unfit::InUse => "used by running programs",

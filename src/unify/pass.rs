@@ -323,6 +323,9 @@ impl Pass<'_> {
         if self.settings.share == Share::Hardlink {
             scan::mark_linked_elsewhere(catalog);
             scan::mark_mount_points(catalog);
+            if wanted.by_path {
+                scan::mark_several_names(catalog);
+            }
         }
         prints
     }

@@ -305,6 +305,26 @@ pub fn mark_mount_points(catalog: &mut Catalog) {
     }
 }
 
+/// Marks the files whose names are not all of the same path: where these alone may be equal, unifying would cut the
+/// names off from one another.
+pub fn mark_several_names(catalog: &mut Catalog) {
+    // Where paths count, they are part of the keys.
+    let mut keys: HashMap<InodeId, u64> = HashMap::new();
+    let mut several: HashSet<InodeId> = HashSet::new();
+    for file in catalog.files.iter().filter(|file| file.nlink > 1) {
+        let id = catalog.id(file);
+        if *keys.entry(id).or_insert(file.key) != file.key {
+            several.insert(id);
+        }
+    }
+    for at in 0..catalog.files.len() {
+        let file = &catalog.files[at];
+        if file.unfit.is_none() && file.nlink > 1 && several.contains(&catalog.id(file)) {
+            catalog.files[at].unfit = Some(Unfit::SeveralNames);
+        }
+    }
+}
+
 /// Marks the files whose names were not all found: unifying these would cut them off from the others.
 pub fn mark_linked_elsewhere(catalog: &mut Catalog) {
     let linked = || catalog.files.iter().filter(|file| file.nlink > 1);
