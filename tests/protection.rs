@@ -118,42 +118,52 @@ fn privileged_what_changed_without_protection_is_set_aside_or_repaired() {
     if !privileged() {
         return;
     }
-    for (name, how) in
-        [("usr/bin/a", "content"), ("usr/bin/b", "mode"), ("usr/bin/c", "owner"), ("usr/bin/d", "truncated")]
-    {
-        for words in [PASS, CHANGED] {
-            let farm = farm(&[]);
-            let before = inode(&farm.path("g2").join(name));
-            strip(&farm);
+    let damages =
+        [("usr/bin/a", "content"), ("usr/bin/b", "mode"), ("usr/bin/c", "owner"), ("usr/bin/d", "truncated")];
+    for words in [PASS, CHANGED] {
+        let farm = farm(&[]);
+        let before = damages.map(|(name, _)| inode(&farm.path("g2").join(name)));
+        strip(&farm);
+        for (name, how) in damages {
             damage(&farm.path("g1").join(name), how);
-            let said = ran(&farm, 1, words);
-            assert!(said.contains(", 1 has changed"), "{how}: {said}");
-            assert_protected(&farm, how);
-            assert_eq!(stored(&farm, "quarantine").len(), 1, "{how}: {said}");
-            assert!(same_inode(&stored(&farm, "quarantine")[0], &farm.path("g2").join(name)), "{how}");
+        }
+        let said = ran(&farm, 1, words);
+        assert!(said.contains("6 objects of the pool had lost"), "{said}");
+        assert!(said.contains(", 4 have changed"), "{said}");
+        assert_protected(&farm, "damaged");
+        assert_eq!(stored(&farm, "quarantine").len(), 4, "{said}");
+        let set_aside = stored(&farm, "quarantine");
+        for (name, how) in damages {
+            let of_guest = farm.path("g2").join(name);
+            assert!(set_aside.iter().any(|path| same_inode(path, &of_guest)), "{how}");
+        }
 
-            // The quarantine is looked after, too.
-            set_immutable(&stored(&farm, "quarantine")[0], false);
-            let said = ran(&farm, 1, words);
-            assert!(said.contains("1 objects of the pool had lost their protection"), "{how}: {said}");
-            assert_protected(&farm, how);
+        // The quarantine is looked after, too.
+        set_immutable(&set_aside[0], false);
+        let said = ran(&farm, 1, words);
+        assert!(said.contains("1 objects of the pool had lost their protection"), "{said}");
+        assert_protected(&farm, "in quarantine");
 
-            // A guest with a copy comes.
+        // A guest with copies comes.
+        for ((name, _), before) in damages.iter().zip(&before) {
             let copy = farm.write(&format!("g3/{name}"), content(name));
             chown(&copy, Some(0), Some(before.gid)).unwrap();
             fs::set_permissions(&copy, fs::Permissions::from_mode(before.mode)).unwrap();
             set_mtime(&copy, before.mtime);
-            set_immutable(&stored(&farm, "quarantine")[0], false);
-            let said = ran(&farm, 1, &[words, &["g3", "--allow-setid"]].concat());
-            assert!(said.contains("2 files in guests repaired"), "{how}: {said}");
-            for guest in ["g1", "g2"] {
-                let now = inode(&farm.path(guest).join(name));
-                assert_eq!((now.mode, now.uid, now.gid), (before.mode, before.uid, before.gid), "{how}");
-                assert_eq!(fs::read_to_string(farm.path(guest).join(name)).unwrap(), content(name), "{how}");
-            }
-            assert_protected(&farm, how);
-            ran(&farm, 0, &["verify", "g1", "g2", "g3", "--pool", ".cow-pool"]);
         }
+        set_immutable(&set_aside[0], false);
+        let said = ran(&farm, 1, &[words, &["g3", "--allow-setid"]].concat());
+        assert!(said.contains("8 files in guests repaired"), "{said}");
+        for ((name, how), before) in damages.iter().zip(&before) {
+            for guest in ["g1", "g2"] {
+                let path = farm.path(guest).join(name);
+                let now = inode(&path);
+                assert_eq!((now.mode, now.uid, now.gid), (before.mode, before.uid, before.gid), "{how}");
+                assert_eq!(fs::read_to_string(&path).unwrap(), content(name), "{how}");
+            }
+        }
+        assert_protected(&farm, "repaired");
+        ran(&farm, 0, &["verify", "g1", "g2", "g3", "--pool", ".cow-pool"]);
     }
 }
 
