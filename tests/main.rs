@@ -31,3 +31,4 @@ mod unify;
 mod unify_failures;
 mod unify_interruption;
 mod unify_race;
+mod unify_room;

@@ -35,6 +35,9 @@ pub fn main() -> Exit {
     crate::logging::init("cow-unify", common.quiet, common.verbose);
     // Threads keep directories open, of many guests.
     raise_limit(Resource::Nofile);
+    // Copies are as large as what is copied; beyond what is allowed the call fails.
+    raise_limit(Resource::Fsize);
+    crate::sys::signal::ignore_file_size();
     if arguments.command.is_some() && !arguments.pass.guests.is_empty() {
         let e =
             anyhow::anyhow!("guests stand before the command's name; a guest of that name is written ./NAME");

@@ -141,7 +141,7 @@ fn check_space(root: &Root, files: &[&Found], dir: &OwnedFd, reserve: u64) -> Re
     let data = |found: &&&Found| if fresh { 0 } else { found.inode.allocated };
     let needed: u64 = copies.map(|found| data(&found) + OVERHEAD).sum::<u64>().saturating_add(reserve);
     let available =
-        filesystem::available(dir).map_err(|source| Refusal::Copy { path: path.clone(), source })?;
+        filesystem::available(dir).map_err(|source| Refusal::Copy { path: path.clone(), source })?.bytes;
     if needed <= available {
         return Ok(());
     }

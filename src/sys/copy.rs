@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::inode::Inode;
 use super::metadata::Metadata;
+use super::root::next_data;
 use super::xattr;
 
 /// Flags that must be set while a file is empty to have their effect (btrfs: compression, no copy on write).
@@ -80,11 +81,7 @@ impl Copier {
             }
         }
         rustix::fs::ftruncate(copy, inode.size)?;
-        let bytes = if inode.allocated >= inode.size {
-            range(source, copy, 0, inode.size)?
-        } else {
-            extents(source, copy, inode.size)?
-        };
+        let bytes = extents(source, copy, inode.size)?;
         whole(source, inode.size)?;
         Ok(bytes)
     }
@@ -98,16 +95,20 @@ fn whole(file: &OwnedFd, size: u64) -> io::Result<()> {
     }
 }
 
-/// Copies the data of a file with holes, and leaves the holes.
+/// Copies the data of a file, and leaves its holes. How many blocks it takes says nothing of these: some may be beyond
+/// its end.
 fn extents(source: &OwnedFd, copy: &OwnedFd, size: u64) -> io::Result<u64> {
     let (mut at, mut bytes) = (0, 0);
     while at < size {
-        let start = match rustix::fs::seek(source, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break,
+        let start = next_data(source, at)?;
+        if start >= size {
+            break;
+        }
+        let end = match rustix::fs::seek(source, SeekFrom::Hole(start)) {
+            Ok(end) => end.min(size),
+            Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOTTY) => size,
             Err(e) => return Err(e.into()),
         };
-        let end = rustix::fs::seek(source, SeekFrom::Hole(start))?.min(size);
         bytes += range(source, copy, start, end)?;
         at = end;
     }

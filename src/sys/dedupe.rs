@@ -8,6 +8,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use super::root::next_data;
+
 /// `FIDEDUPERANGE` of `linux/fs.h`: `_IOWR(0x94, 54, struct file_dedupe_range)`, 24 bytes without the ranges.
 const FIDEDUPERANGE: libc::Ioctl = 0xc018_9436_u32 as libc::Ioctl;
 /// `FILE_DEDUPE_RANGE_DIFFERS` of `linux/fs.h`.
@@ -37,7 +39,12 @@ struct Range {
 /// is immutable.
 pub fn share_blocks(source: impl AsFd, target: impl AsFd, size: u64) -> io::Result<bool> {
     let mut at = 0;
-    while at < size {
+    loop {
+        // What neither of them has blocks for is equal, and nothing to share.
+        at = at.max(next_data(&source, at)?.min(next_data(&target, at)?) & !(PIECE - 1));
+        if at >= size {
+            return Ok(true);
+        }
         let mut range = Range {
             source_offset: at,
             source_length: (size - at).min(PIECE),
@@ -59,5 +66,4 @@ pub fn share_blocks(source: impl AsFd, target: impl AsFd, size: u64) -> io::Resu
             _ => at += range.deduped,
         }
     }
-    Ok(true)
 }

@@ -5,10 +5,22 @@ use std::os::fd::AsFd;
 
 use rustix::fs::StatVfsMountFlags;
 
-/// Bytes that this process may still allocate; unlimited where the filesystem does not say.
-pub fn available(fd: impl AsFd) -> io::Result<u64> {
+/// What this process may still allocate; unlimited where the filesystem does not say.
+#[derive(Clone, Copy, Debug)]
+pub struct Available {
+    /// Bytes.
+    pub bytes: u64,
+    /// Inodes.
+    pub inodes: u64,
+}
+
+/// How much is left on the filesystem of `fd`.
+pub fn available(fd: impl AsFd) -> io::Result<Available> {
     let stat = rustix::fs::fstatvfs(fd)?;
-    Ok(if stat.f_blocks == 0 { u64::MAX } else { stat.f_bavail.saturating_mul(stat.f_frsize) })
+    let bytes = if stat.f_blocks == 0 { u64::MAX } else { stat.f_bavail.saturating_mul(stat.f_frsize) };
+    // A filesystem that makes inodes as they are needed counts none.
+    let inodes = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
+    Ok(Available { bytes, inodes })
 }
 
 /// Whether the mount is read-only.

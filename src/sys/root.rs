@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom};
+use rustix::io::Errno;
 
 /// The largest file that is read whole, in bytes: what a guest holds is not to fill the host's memory.
 const MOST_READ: usize = 256 << 20;
@@ -128,7 +129,7 @@ pub fn relative(path: &Path) -> &Path {
     if start == bytes.len() { Path::new(".") } else { Path::new(OsStr::from_bytes(&bytes[start..])) }
 }
 
-/// Whether two open files hold the same bytes.
+/// Whether two open files hold the same bytes. Holes that both have cost nothing.
 pub fn same_content(a: impl AsFd, b: impl AsFd) -> io::Result<bool> {
     let mut buffers = (vec![0; 1 << 17], vec![0; 1 << 17]);
     let mut at = 0;
@@ -141,6 +142,22 @@ pub fn same_content(a: impl AsFd, b: impl AsFd) -> io::Result<bool> {
             return Ok(true);
         }
         at += got.0 as u64;
+        if got.0 == buffers.0.len() {
+            // The end is read in any case: it shows the lengths.
+            let ends = rustix::fs::fstat(&a)?.st_size.min(rustix::fs::fstat(&b)?.st_size) as u64;
+            at = at.max(next_data(&a, at)?.min(next_data(&b, at)?).min(ends.saturating_sub(1)));
+        }
+    }
+}
+
+/// Where data begins, from `at` on; the largest number where all that follows is a hole.
+pub fn next_data(file: impl AsFd, at: u64) -> io::Result<u64> {
+    match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(start) => Ok(start),
+        Err(Errno::NXIO) => Ok(u64::MAX),
+        // A filesystem that does not tell.
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOTTY) => Ok(at),
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -51,6 +51,12 @@ pub fn ignore() {
     }
 }
 
+/// Ignores the signal for a file that becomes larger than this process may make it: then the call fails.
+pub fn ignore_file_size() {
+    // SAFETY: no handler is installed.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGXFSZ, nix::sys::signal::SigHandler::SigIgn) };
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(previous) = &self.0 {

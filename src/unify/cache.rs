@@ -50,10 +50,15 @@ pub type Remembered = HashMap<PathBuf, Row>;
 pub struct Cache(Connection);
 
 impl Cache {
-    /// Opens the cache, made where it is missing; begun anew where it cannot be used.
+    /// Opens the cache, made where it is missing; begun anew where it cannot be used. Where there is no room for it, it
+    /// lasts as long as this run.
     pub fn open(path: &Path) -> rusqlite::Result<Cache> {
         match Self::open_as_is(path) {
             Ok(cache) => Ok(cache),
+            Err(e) if is_full(&e) => {
+                log::warn!("{}: {e}; the next run looks at everything again", Shown(path));
+                Self::open_as_is(Path::new(":memory:"))
+            }
             Err(e) => {
                 log::warn!("{}: {e}; begun anew", Shown(path));
                 for suffix in ["", "-wal", "-shm"] {
@@ -207,6 +212,12 @@ impl Cache {
         }
         Ok(found)
     }
+}
+
+/// Whether there is no room for the database, or for what it needs beside it.
+fn is_full(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{CannotOpen, DiskFull, OutOfMemory, SystemIoFailure};
+    matches!(error.sqlite_error_code(), Some(CannotOpen | DiskFull | OutOfMemory | SystemIoFailure))
 }
 
 /// Remembers one private file.

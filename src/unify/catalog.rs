@@ -97,6 +97,8 @@ pub struct File {
     pub ino: u64,
     /// Length in bytes.
     pub size: u64,
+    /// Bytes of disk that hold it.
+    pub allocated: u64,
     /// Time of the last change of the inode, in nanoseconds.
     pub ctime: i64,
     /// Time of modification, in nanoseconds.
@@ -148,6 +150,7 @@ impl Catalog {
             key,
             ino: inode.id.ino,
             size: inode.size,
+            allocated: inode.allocated,
             ctime: nanoseconds(inode.ctime),
             mtime: nanoseconds(inode.mtime),
             nlink: inode.nlink,

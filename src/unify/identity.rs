@@ -64,6 +64,9 @@ pub fn salt(by_path: bool, path: impl FnOnce() -> PathBuf) -> u64 {
 
 /// Bytes read at a time: as much as stays in a processor's own cache until it is hashed.
 const PIECE: usize = 1 << 16;
+/// Of a file that has so many zero bytes in a row, from a multiple of that on, these are counted and not hashed: a hole
+/// costs nothing, however large.
+const EMPTY: u64 = 64 << 20;
 
 /// The first bytes of a BLAKE3 digest, as a number.
 pub fn short(data: &[u8]) -> u64 {
@@ -74,7 +77,7 @@ pub fn short(data: &[u8]) -> u64 {
 /// What of a file does not fit into its [`tag`]: content and extended attributes, as digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
-    /// BLAKE3 of all bytes.
+    /// BLAKE3 of all bytes; where many of them are zero in a row, of the others and of where they are.
     pub content: [u8; 32],
     /// A digest of names and values of the extended attributes; 0 for none.
     pub xattrs: u64,
@@ -91,21 +94,8 @@ impl Digest {
         xattrs: &Xattrs,
         go_on: impl Fn() -> bool,
     ) -> io::Result<Option<Digest>> {
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; usize::try_from(size).unwrap_or(PIECE).min(PIECE)];
-        let mut at = 0;
-        while at < size {
-            let want = usize::try_from(size - at).unwrap_or(PIECE).min(buffer.len());
-            if fill(&file, &mut buffer[..want], at)? < want {
-                return Ok(None);
-            }
-            hasher.update(&buffer[..want]);
-            at += want as u64;
-            if at < size && !go_on() {
-                return Ok(None);
-            }
-        }
-        Ok(Some(Digest { content: hasher.finalize().into(), xattrs: digest_xattrs(xattrs) }))
+        let content = Content::default().of(&file, size, &go_on)?;
+        Ok(content.map(|content| Digest { content, xattrs: digest_xattrs(xattrs) }))
     }
 
     /// The digest of an open file that nobody writes to, and what it was made of.
@@ -116,6 +106,76 @@ impl Digest {
         let inode = Inode::of(&file)?;
         let digest = Digest::of(&file, inode.size, &xattr::read(&file)?, || true)?;
         Ok((inode, digest.ok_or(io::ErrorKind::UnexpectedEof)?))
+    }
+}
+
+/// A digest of content, while it is read.
+#[derive(Default)]
+struct Content {
+    hasher: blake3::Hasher,
+    /// Which blocks of [`EMPTY`] bytes are.
+    empty: Vec<u8>,
+}
+
+impl Content {
+    fn of(mut self, file: impl AsFd, size: u64, go_on: &impl Fn() -> bool) -> io::Result<Option<[u8; 32]>> {
+        let mut buffer = vec![0; usize::try_from(size).unwrap_or(PIECE).min(PIECE)];
+        let mut at = 0;
+        while at < size {
+            let end = (at + EMPTY).min(size);
+            let may_be_empty = end - at == EMPTY;
+            let hole = may_be_empty && root::next_data(&file, at)? >= end;
+            match if hole { Some(true) } else { self.block(&file, at, end, &mut buffer, go_on)? } {
+                Some(true) if may_be_empty => self.empty.extend_from_slice(&at.to_le_bytes()),
+                Some(_) => {}
+                None => return Ok(None),
+            }
+            at = end;
+            if at < size && !go_on() {
+                return Ok(None);
+            }
+        }
+        let all = self.hasher.finalize();
+        if self.empty.is_empty() {
+            return Ok(Some(all.into()));
+        }
+        let mut with_holes = blake3::Hasher::new_derive_key("cow-hooks content with empty blocks");
+        with_holes.update(all.as_bytes()).update(&self.empty);
+        Ok(Some(with_holes.finalize().into()))
+    }
+
+    /// Reads from `at` to `end`. Whether all bytes are zero, and as many as are counted; none where there are fewer, or
+    /// the reading is to stop.
+    fn block(
+        &mut self,
+        file: impl AsFd,
+        start: u64,
+        end: u64,
+        buffer: &mut [u8],
+        go_on: &impl Fn() -> bool,
+    ) -> io::Result<Option<bool>> {
+        let mut empty = end - start == EMPTY;
+        let mut at = start;
+        while at < end {
+            let want = usize::try_from(end - at).unwrap_or(PIECE).min(buffer.len());
+            if fill(&file, &mut buffer[..want], at)? < want {
+                return Ok(None);
+            }
+            if empty && buffer[..want].iter().any(|&byte| byte != 0) {
+                empty = false;
+                for _ in 0..(at - start) / PIECE as u64 {
+                    self.hasher.update(&[0; PIECE]);
+                }
+            }
+            if !empty {
+                self.hasher.update(&buffer[..want]);
+            }
+            at += want as u64;
+            if at < end && !go_on() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(empty))
     }
 }
 
@@ -211,6 +271,42 @@ mod tests {
         assert_eq!(digest(&large), digest(&large));
         assert_eq!(digest(&large[..1 << 18]).content, <[u8; 32]>::from(blake3::hash(&large[..1 << 18])));
         assert_ne!(digest(&large), digest(&large[1..]));
+    }
+
+    #[test]
+    fn holes_are_content_like_zeros_and_cost_nothing() {
+        let digest = |file: &File| Digest::of_quiet(file).unwrap().1.content;
+        let written = |zeros: &[u64]| {
+            let mut file = tempfile::tempfile().unwrap();
+            for block in 0..3 {
+                let byte = u8::from(!zeros.contains(&block)) * 7;
+                file.write_all(&vec![byte; EMPTY as usize]).unwrap();
+            }
+            file
+        };
+        let with_hole = tempfile::tempfile().unwrap();
+        with_hole.set_len(3 * EMPTY).unwrap();
+        for at in [0, 2] {
+            std::os::unix::fs::FileExt::write_all_at(&with_hole, &vec![7; EMPTY as usize], at * EMPTY)
+                .unwrap();
+        }
+        assert_eq!(digest(&with_hole), digest(&written(&[1])));
+        assert_ne!(digest(&with_hole), digest(&written(&[2])));
+        let plain = written(&[]);
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&vec![7; 3 * EMPTY as usize]);
+        assert_eq!(digest(&plain), <[u8; 32]>::from(hasher.finalize()));
+        let huge = tempfile::tempfile().unwrap();
+        huge.set_len(1 << 40).unwrap();
+        let huger = tempfile::tempfile().unwrap();
+        huger.set_len((1 << 40) + EMPTY).unwrap();
+        assert_ne!(digest(&huge), digest(&huger));
+        // A byte after many zeros, within a block.
+        let late = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&late, b"x", EMPTY - 1).unwrap();
+        let mut zeros = vec![0; EMPTY as usize];
+        zeros[EMPTY as usize - 1] = b'x';
+        assert_eq!(digest(&late), <[u8; 32]>::from(blake3::hash(&zeros)));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::digest::{Dirs, is_gone, is_same, take_lease};
 use super::object::ObjectName;
 use super::plan::Work;
 use super::pool::{Pool, Share};
+use super::room::is_exhaustion;
 use super::run::{Intent, Run, temporary};
 use super::window::Link;
 use super::{At, Error};
@@ -77,10 +78,14 @@ pub struct Linked {
     pub objects: u64,
     /// Bytes written to the pool; blocks that are shared do not count.
     pub copied: u64,
-    /// Bytes of disk that were freed.
+    /// Bytes of disk that the files took whose names are an object's now.
     pub freed: u64,
+    /// Bytes of disk that the new objects take.
+    pub taken: u64,
     /// Names that stay as they are for now.
     pub left: Vec<(u32, Unfit)>,
+    /// Work that may go better when other work is done.
+    pub postponed: Vec<Postponed>,
     /// Names that could not be linked, with the reason.
     pub failed: Vec<(PathBuf, String)>,
     /// Windows in which somebody tried in vain to write.
@@ -91,18 +96,46 @@ pub struct Linked {
     pub unfinished: bool,
 }
 
+/// Work that was not begun for want of what there is too little of.
+#[derive(Debug)]
+pub struct Postponed {
+    /// Its place among the work that was given.
+    pub work: usize,
+    /// What the system says.
+    pub reason: io::Error,
+}
+
 impl Linked {
+    /// Nothing was done of so much work, for the same reason.
+    pub(super) fn postponed(works: usize, reason: &io::Error) -> Linked {
+        let reason = || reason.raw_os_error().map_or(reason.kind().into(), io::Error::from_raw_os_error);
+        let postponed = (0..works).map(|work| Postponed { work, reason: reason() }).collect();
+        Linked { postponed, ..Linked::default() }
+    }
+
     pub(super) fn absorb(&mut self, other: Linked) {
         self.names.extend(other.names);
         self.objects += other.objects;
         self.copied += other.copied;
         self.freed += other.freed;
+        self.taken += other.taken;
+        self.postponed.extend(other.postponed);
         self.left.extend(other.left);
         self.failed.extend(other.failed);
         self.contested += other.contested;
         self.leaked.extend(other.leaked);
         self.unfinished |= other.unfinished;
     }
+}
+
+/// A fresh copy.
+struct Copied {
+    /// Its name in the run's directory.
+    name: OsString,
+    /// Bytes written for it.
+    bytes: u64,
+    /// Bytes of disk that it takes, its own or not.
+    allocated: u64,
 }
 
 /// Links one catalog's files.
@@ -126,8 +159,10 @@ pub struct Linker<'a> {
 /// Work whose fresh object, if it needed one, has been copied.
 struct Job<'w> {
     work: &'w Work,
-    /// The copy's name in the run's directory.
-    copy: Option<OsString>,
+    /// The place of the work among all.
+    at: usize,
+    /// What is to be its object.
+    copy: Option<Copied>,
     /// First number of the temporary names, one for each name of the work.
     first: u64,
 }
@@ -140,22 +175,24 @@ impl Linker<'_> {
     pub fn link(&self, works: &[Work]) -> Result<Linked, Error> {
         let mut linked = Linked::default();
         let mut jobs = Vec::new();
-        for (work, made) in works.iter().zip(parallel::map(self.threads, works, |work| self.prepare(work))) {
-            match made {
-                Ok(Ok((copy, bytes))) => {
-                    linked.objects += u64::from(copy.is_some());
-                    linked.copied += bytes;
-                    jobs.push(Job { work, copy, first: self.run.numbers(work.names.len()) });
+        let made = parallel::map(self.threads, works, |work| self.prepare(work));
+        for ((at, work), made) in works.iter().enumerate().zip(made) {
+            let copy = match made {
+                Ok(Ok(copy)) => copy,
+                Ok(Err(unfit)) => {
+                    linked.left.extend(work.names.iter().map(|&at| (at, unfit)));
+                    continue;
                 }
-                Ok(Err(unfit)) => linked.left.extend(work.names.iter().map(|&at| (at, unfit))),
-                Err(e) if is_exhaustion(&e) => {
-                    return Err(Error::Space { path: self.pool.path().into(), source: e });
+                Err(reason) if is_exhaustion(&reason) => {
+                    linked.postponed.push(Postponed { work: at, reason });
+                    continue;
                 }
                 Err(e) => {
-                    let path = self.outer_path(work.names[0]);
-                    linked.failed.push((path, Reason(e).to_string()));
+                    self.fail(&work.names, &e, &mut linked);
+                    continue;
                 }
-            }
+            };
+            jobs.push(Job { work, at, copy, first: self.run.numbers(work.names.len()) });
         }
         let hardlinks = self.pool.settings.share == Share::Hardlink;
         let intents = if hardlinks { self.intents(&jobs) } else { Vec::new() };
@@ -183,14 +220,17 @@ impl Linker<'_> {
         Ok(linked)
     }
 
-    /// Copies a file of the work into the pool, unless the object is there. The copy's name, and the bytes written.
-    fn prepare(&self, work: &Work) -> io::Result<Result<(Option<OsString>, u64), Unfit>> {
+    /// Copies a file of the work into the pool, unless the object is there.
+    fn prepare(&self, work: &Work) -> io::Result<Result<Option<Copied>, Unfit>> {
         if work.existing.is_some() {
-            return Ok(Ok((None, 0)));
+            return Ok(Ok(None));
         }
         let mut reason = Unfit::Changed;
         let mut dirs = Dirs::new(self.catalog);
-        for names in work.inodes(self.catalog) {
+        let mut inodes: Vec<&[u32]> = work.inodes(self.catalog).collect();
+        // Of equal files, one may have holes.
+        inodes.sort_by_key(|names| self.catalog.files[names[0] as usize].allocated);
+        for names in inodes {
             let file = &self.catalog.files[names[0] as usize];
             let source = match dirs.file(file) {
                 Err(e) if is_gone(&e) => continue,
@@ -204,10 +244,8 @@ impl Linker<'_> {
                 reason = Unfit::Writer;
                 continue;
             }
-            let name = temporary(self.run.numbers(1));
-            let copied = self.copy(&source, &inode, &name, work);
-            match copied {
-                Ok(Some(bytes)) => return Ok(Ok((Some(name), bytes))),
+            match self.copy(&source, &inode, work) {
+                Ok(Some(copied)) => return Ok(Ok(Some(copied))),
                 Ok(None) => {}
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {}
                 Err(e) => return Err(e),
@@ -217,13 +255,14 @@ impl Linker<'_> {
     }
 
     /// `None` where the copy is not what was read: somebody wrote meanwhile.
-    fn copy(&self, source: &OwnedFd, inode: &Inode, name: &OsString, work: &Work) -> io::Result<Option<u64>> {
-        let (copy, bytes) = Copier::default().copy(source, inode, self.run.dir(), name)?;
+    fn copy(&self, source: &OwnedFd, inode: &Inode, work: &Work) -> io::Result<Option<Copied>> {
+        let name = temporary(self.run.numbers(1));
+        let (copy, bytes) = Copier::default().copy(source, inode, self.run.dir(), &name)?;
         if work.object.describes(&copy, self.pool.settings.mtime)? {
             (self.done)(0, bytes);
-            return Ok(Some(bytes));
+            return Ok(Some(Copied { name, bytes, allocated: Inode::of(&copy)?.allocated }));
         }
-        Name { dir: self.run.dir(), name }.unlink()?;
+        Name { dir: self.run.dir(), name: &name }.unlink()?;
         Ok(None)
     }
 
@@ -287,13 +326,30 @@ impl Linker<'_> {
     fn work(&self, job: &Job<'_>, dirs: &mut Dirs<'_>, linked: &mut Linked) {
         let inodes: Vec<&[u32]> = job.work.inodes(self.catalog).collect();
         let mut done = 0;
-        if let Err(e) = self.try_work(job, &inodes, dirs, linked, &mut done) {
-            linked.unfinished = true;
-            let reason = Reason(&e).to_string();
-            let rest = inodes[done..].iter().copied().flatten();
-            linked.failed.extend(rest.map(|&at| (self.outer_path(at), reason.clone())));
+        match self.try_work(job, &inodes, dirs, linked, &mut done) {
+            Err(swap::Error::Unchanged(reason)) if done == 0 && is_exhaustion(&reason) => {
+                linked.unfinished = true;
+                linked.postponed.push(Postponed { work: job.at, reason });
+                return;
+            }
+            Err(e) => {
+                linked.unfinished = true;
+                inodes[done..].iter().for_each(|names| self.fail(names, &e, linked));
+            }
+            Ok(()) => {}
+        }
+        if let Some(Copied { bytes, allocated, .. }) = job.copy {
+            linked.objects += 1;
+            linked.copied += bytes;
+            linked.taken += allocated;
         }
         (self.done)(job.work.names.len() as u64, 0);
+    }
+
+    /// Notes that names stay as they are, and why.
+    pub(super) fn fail(&self, names: &[u32], error: &(dyn std::error::Error + 'static), linked: &mut Linked) {
+        let reason = Reason(error).to_string();
+        linked.failed.extend(names.iter().map(|&at| (self.outer_path(at), reason.clone())));
     }
 
     /// `done` counts the inodes whose fate is in `linked`.
@@ -306,7 +362,7 @@ impl Linker<'_> {
         done: &mut usize,
     ) -> Result<(), swap::Error> {
         let (mut object, mut fresh) = match &job.copy {
-            Some(copy) => self.publish(job.work.object, copy)?,
+            Some(copy) => self.publish(job.work.object, &copy.name)?,
             None => (job.work.object, false),
         };
         if self.pool.settings.share == Share::Reflink {
@@ -401,12 +457,4 @@ impl Linker<'_> {
         let next = ObjectName { index: object.index + 1, ..*object };
         self.publish(next, &name).map(|(object, _)| object)
     }
-}
-
-/// Whether there is no use in going on with other files.
-fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EMFILE | libc::ENFILE | libc::ENOMEM)
-    )
 }

@@ -1,8 +1,8 @@
 //! Makes equal files of many guests one inode, and keeps them so.
 //!
 //! [`scan`] finds the files that may be unified ([`rules`], [`scope`]), [`digest`] reads those of which at least two could
-//! be equal, [`plan`] puts together what is, [`link`] makes it names of an [`object`] of the [`pool`]; [`run`] remembers
-//! what was begun and not ended, [`cache`] what need not be looked at again. [`identity`] says what equal means. [`pass`]
+//! be equal, [`plan`] puts together what is, [`link`] makes it names of an [`object`] of the [`pool`], in steps for which there is
+//! [`room`]; [`run`] remembers what was begun and not ended, [`cache`] what need not be looked at again. [`identity`] says what equal means. [`pass`]
 //! is the whole of that, [`changed`] the same for what guests have listed, [`inside`] for a guest that reaches the pool.
 //!
 //! [`protection`] is looked at before anything else; [`verify`] and [`repair`] find and replace what is not what its name says, [`gc`] removes what no guest has, [`detach`]
@@ -17,6 +17,7 @@ pub mod detach;
 pub mod digest;
 pub mod gc;
 pub mod identity;
+mod in_use;
 pub mod inside;
 pub mod link;
 pub mod names;
@@ -26,11 +27,13 @@ pub mod plan;
 pub mod pool;
 pub mod protection;
 pub mod repair;
+pub mod room;
 pub mod rules;
 pub mod run;
 pub mod scan;
 pub mod scope;
 pub mod status;
+mod steps;
 pub mod verify;
 mod window;
 
@@ -102,14 +105,6 @@ pub enum Error {
         /// The options it was made with.
         made: String,
     },
-    /// No room, or no more of what the system has to give. What was done stays done.
-    #[error("{}: {}", Shown(path), Reason(source))]
-    Space {
-        /// The pool.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
     /// A guest that cannot share with the pool.
     #[error("{}: {reason}", Shown(path))]
     Guest {
@@ -153,7 +148,6 @@ impl Error {
             Error::At { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 "make room, and run it again"
             }
-            Error::Space { .. } => "make room, or give more of what there is too little of, and run it again",
             Error::At { .. } | Error::Guest { .. } | Error::Cache { .. } | Error::ReadOnly { .. } => {
                 return None;
             }

@@ -1,38 +1,30 @@
 //! One pass over guests: scan, read, link, and remember what is left.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::AsFd;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::cache::{Cache, Remembered};
 use super::catalog::{Catalog, File, Guest, Unfit};
-use super::claims::{Claims, claim_all};
 use super::identity::Digest;
-use super::link::{Fence, Linked, Linker};
-use super::object::{Index, ObjectName};
+use super::link::{Fence, Linked};
+use super::object::Index;
 use super::plan::{self, Planner, Work};
 use super::pool::{Pool, Settings, Share};
 use super::repair::{Repaired, Repairer};
 use super::rules::Rules;
-use super::run::{self, Recovered, Run};
+use super::run::{self, Recovered};
 use super::scan::{self, Wanted};
 use super::scope::{self, Eligible, Scope};
 use super::verify::{Verified, Verifier};
 use super::{At, Error, Watch, inside, protection};
-use crate::ledger::hardlinks::HardLinks;
 use crate::policy::PatternSet;
 use crate::report::{Reason, Shown};
-use crate::sys::filesystem;
 use crate::sys::inode::{Inode, InodeId, Kind};
 use crate::sys::programs::Programs;
 use crate::sys::root::Root;
-use crate::sys::swap::Name;
 use crate::sys::times::TICK;
-
-/// Names in one batch: one journal, two flushes.
-const BATCH: usize = 1 << 15;
 
 /// What is to be done.
 #[derive(Debug)]
@@ -157,8 +149,7 @@ impl Pass<'_> {
         let works = self.leave_in_use(&catalog, works, &mut passed);
         for work in &works {
             passed.names.extend(work.names.iter().map(|&at| catalog.outer_path(&catalog.files[at as usize])));
-            let inodes = work.inodes(&catalog).count() as u64 - u64::from(work.existing.is_none());
-            passed.would_free += inodes * work.size(&catalog);
+            passed.would_free += work.frees(&catalog);
         }
         Ok(passed)
     }
@@ -328,179 +319,6 @@ impl Pass<'_> {
             }
         }
         prints
-    }
-
-    /// Links all work, in batches; while one is under way, the hooks of its guests wait.
-    pub(super) fn link(
-        &self,
-        pool: &Pool,
-        catalog: &Catalog,
-        works: Vec<Work>,
-        passed: &mut Passed,
-    ) -> Result<(), Error> {
-        let works = self.leave_in_use(catalog, works, passed);
-        let names: usize = works.iter().map(|work| work.names.len()).sum();
-        self.watch.begin("linking", names as u64);
-        let mut works = works.into_iter().peekable();
-        while works.peek().is_some() {
-            let room = self.room(pool)?;
-            let (mut batch, mut names, mut bytes) = (Vec::new(), 0, 0);
-            while let Some(work) = works.next_if(|work| {
-                let copy = self.copy_size(catalog, work);
-                names < BATCH && (batch.is_empty() || bytes + copy <= room / 2)
-            }) {
-                names += work.names.len();
-                bytes += self.copy_size(catalog, &work);
-                batch.push(work);
-            }
-            if bytes > room {
-                let path = pool.path().to_path_buf();
-                let source = std::io::Error::from_raw_os_error(libc::ENOSPC);
-                return Err(Error::Space { path, source });
-            }
-            let (batch, _claims) = self.claim(catalog, batch, passed);
-            note_links(catalog, &batch);
-            self.batch(pool, catalog, &batch, passed)?;
-        }
-        self.watch.end();
-        Ok(())
-    }
-
-    fn batch(
-        &self,
-        pool: &Pool,
-        catalog: &Catalog,
-        batch: &[Work],
-        passed: &mut Passed,
-    ) -> Result<(), Error> {
-        let run = Run::begin(pool)?;
-        let linker = Linker {
-            pool,
-            run: &run,
-            catalog,
-            fence: self.options.fence,
-            patience: self.options.patience,
-            threads: crate::parallel::processors().min(self.options.threads),
-            done: &|files, bytes| self.watch.add(files, bytes),
-        };
-        let linked = linker.link(batch);
-        drop(run);
-        let unfinished = linked.as_ref().map_or(true, |linked| linked.unfinished);
-        if unfinished {
-            run::recover(pool, self.options.patience)?;
-        }
-        let before = passed.linked.names.len();
-        let linked = linked?;
-        for (_, unfit) in &linked.left {
-            *passed.left.entry(*unfit).or_default() += 1;
-        }
-        passed.linked.absorb(linked);
-        self.note_displaced(catalog, before, passed);
-        for object in std::mem::take(&mut passed.linked.leaked) {
-            if !self.is_intact(pool, &object).unwrap_or(false) {
-                passed.changed_objects += 1;
-            }
-        }
-        if self.options.list {
-            let new = passed.linked.names[before..].iter();
-            passed.names.extend(new.map(|&at| catalog.outer_path(&catalog.files[at as usize])));
-        }
-        Ok(())
-    }
-
-    /// Processes that were loaded from this name's inode, if its inode is to change.
-    fn programs_of(&self, catalog: &Catalog, at: u32) -> Vec<i32> {
-        let programs = self.programs.filter(|_| self.settings.share == Share::Hardlink);
-        programs
-            .map_or_else(Vec::new, |programs| programs.loaded_from(catalog.id(&catalog.files[at as usize])))
-    }
-
-    /// Takes out what running programs were loaded from, if that is to wait for them.
-    fn leave_in_use(&self, catalog: &Catalog, mut works: Vec<Work>, passed: &mut Passed) -> Vec<Work> {
-        if self.options.in_use == InUse::Replace {
-            return works;
-        }
-        for work in &mut works {
-            let (used, free): (Vec<u32>, Vec<u32>) =
-                work.names.iter().partition(|&&at| !self.programs_of(catalog, at).is_empty());
-            passed.waiting.extend(used);
-            work.names = free;
-        }
-        works.retain(|work| work.is_worthwhile(catalog));
-        if !passed.waiting.is_empty() {
-            passed.left.insert(Unfit::InUse, passed.waiting.len() as u64);
-        }
-        works
-    }
-
-    /// Notes which programs go on with what names linked just now have named.
-    fn note_displaced(&self, catalog: &Catalog, first: usize, passed: &mut Passed) {
-        for &at in &passed.linked.names[first..] {
-            let programs = self.programs_of(catalog, at);
-            passed.displaced += u64::from(!programs.is_empty());
-            passed.programs.extend(programs);
-        }
-    }
-
-    /// Whether an object is what its name says.
-    fn is_intact(&self, pool: &Pool, object: &ObjectName) -> std::io::Result<bool> {
-        let Some(shelf) = pool.shelf(object.shelf(), false)? else { return Ok(true) };
-        let file = Name { dir: shelf.as_fd(), name: &object.file() }.open()?;
-        object.describes(&file, self.settings.mtime)
-    }
-
-    fn copy_size(&self, catalog: &Catalog, work: &Work) -> u64 {
-        if work.existing.is_some() { 0 } else { work.size(catalog) }
-    }
-
-    /// Bytes that copies may take.
-    fn room(&self, pool: &Pool) -> Result<u64, Error> {
-        let runs = pool.runs();
-        if filesystem::shares_blocks(pool.settings_file().at(pool.path())?, runs) {
-            return Ok(u64::MAX);
-        }
-        Ok(filesystem::available(runs).at(pool.path())?.saturating_sub(self.options.reserve))
-    }
-
-    /// Takes out what belongs to guests in which a package manager is at work.
-    fn claim(&self, catalog: &Catalog, mut batch: Vec<Work>, passed: &mut Passed) -> (Vec<Work>, Claims) {
-        if self.locked {
-            return (batch, Claims::default());
-        }
-        let claims = claim_all(&catalog.guests);
-        for (at, reason) in &claims.busy {
-            let path = catalog.guests[*at].root.path().to_path_buf();
-            if !passed.skipped.iter().any(|(skipped, _)| *skipped == path) {
-                passed.skipped.push((path, reason.clone()));
-            }
-        }
-        let guest_of = |at: &u32| usize::from(catalog.dir(&catalog.files[*at as usize]).guest);
-        let is_busy = |at: &u32| claims.busy.iter().any(|(busy, _)| *busy == guest_of(at));
-        if !claims.busy.is_empty() {
-            for work in &mut batch {
-                let inodes = work.inodes(catalog);
-                let free = inodes.filter(|names| !names.iter().any(is_busy));
-                work.names = free.flatten().copied().collect();
-            }
-            batch.retain(|work| work.is_worthwhile(catalog));
-        }
-        (batch, claims)
-    }
-}
-
-/// Tells the guests which of their names were hard links of one another.
-fn note_links(catalog: &Catalog, batch: &[Work]) {
-    for (number, guest) in catalog.guests.iter().enumerate() {
-        let here = |at: &&u32| usize::from(catalog.dir(&catalog.files[**at as usize]).guest) == number;
-        let path = |at: &u32| catalog.path(&catalog.files[*at as usize]);
-        let (mut several, mut single) = (Vec::new(), Vec::new());
-        for names in batch.iter().flat_map(|work| work.inodes(catalog)) {
-            let names: BTreeSet<PathBuf> = names.iter().filter(here).map(path).collect();
-            if names.len() > 1 { several.push(names) } else { single.extend(names) }
-        }
-        // Without it, equal files are taken for one there.
-        let noted = HardLinks::note(&guest.root, &several, &single);
-        noted.unwrap_or_else(|e| log::warn!("{}: {}", Shown(guest.root.path()), Reason(e)));
     }
 }
 

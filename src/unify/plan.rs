@@ -30,9 +30,15 @@ impl Work {
         self.inodes(catalog).count() > usize::from(self.existing.is_none())
     }
 
-    /// The length of each file, in bytes.
-    pub fn size(&self, catalog: &Catalog) -> u64 {
-        self.names.first().map_or(0, |&at| catalog.files[at as usize].size)
+    /// Bytes of disk that linking all names frees: those of every inode, but for those of a new object.
+    pub fn frees(&self, catalog: &Catalog) -> u64 {
+        let all: u64 = self.inodes(catalog).map(|names| catalog.files[names[0] as usize].allocated).sum();
+        all - if self.existing.is_none() { self.allocated(catalog) } else { 0 }
+    }
+
+    /// Bytes of disk that the smallest of the inodes takes: of equal files, one may have holes.
+    pub fn allocated(&self, catalog: &Catalog) -> u64 {
+        self.names.iter().map(|&at| catalog.files[at as usize].allocated).min().unwrap_or(0)
     }
 }
 

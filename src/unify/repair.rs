@@ -263,7 +263,9 @@ impl Repairer<'_> {
     ) -> io::Result<Option<(OsString, u64)>> {
         let inode = Inode::of(source)?;
         let clones = filesystem::shares_blocks(source, self.pool.runs());
-        if !clones && filesystem::available(self.pool.runs())?.saturating_sub(self.reserve) < inode.size {
+        if !clones
+            && filesystem::available(self.pool.runs())?.bytes.saturating_sub(self.reserve) < inode.allocated
+        {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         let name = temporary(run.numbers(1));
