@@ -5,6 +5,7 @@
 
 mod containers;
 mod detach;
+mod dpkg_roots;
 mod farm;
 mod guests;
 mod interruption;

@@ -18,7 +18,7 @@ pub fn apt() -> ExitCode {
 /// dpkg's `post-invoke`; under apt there is more to come.
 pub fn dpkg() -> ExitCode {
     let is_covered = |caller: &DpkgCaller| {
-        let by = caller.caller.covered_by();
+        let by = caller.covered_by();
         by.is_some_and(|by| Some(by.id) != caller.dpkg().map(|dpkg| dpkg.id))
     };
     match DpkgCaller::of_dpkg() {

@@ -1,24 +1,26 @@
 //! Before dpkg runs: plan, inspect, detach. The one place where a hook may refuse.
 
-use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cow_hooks::detach::survey::Surveyor;
 use cow_hooks::hook;
-use cow_hooks::hook::pre::{Decision, Run, refuse, skipped};
+use cow_hooks::hook::pre::{Decision, Run, refuse, shared_below, unknown};
 use cow_hooks::package::PackageSpec;
 use cow_hooks::package::apt::Stream;
 use cow_hooks::package::dpkg::{Change, Database, Invocation, Plan};
 use cow_hooks::policy::Policy;
-use cow_hooks::report::Reason;
+use cow_hooks::report::{Reason, Shown};
 use cow_hooks::supervise;
+use cow_hooks::sys::inode::{Inode, Kind};
 use cow_hooks::sys::process::ProcessId;
+use cow_hooks::sys::root::{Root, relative};
 use cow_hooks::transaction::members::{Cover, Member};
 use cow_hooks::transaction::{Guest, member};
 
-use crate::caller::DpkgCaller;
+use crate::caller::{DpkgCaller, chroot_of, has_other_root};
 
 /// What supervises dpkg.
 const SUPERVISOR: &str = "/usr/libexec/cow-hooks/cow-dpkg";
@@ -39,7 +41,7 @@ pub fn apt() -> Decision {
     }
     let caller = match DpkgCaller::of_apt() {
         Ok(caller) => caller,
-        Err(e) => return skipped(&Reason(e).to_string()),
+        Err(e) => return unknown("dpkg", &Reason(e).to_string()),
     };
     // Older streams name no removals and no configuration.
     let covers = stream.version >= 2;
@@ -50,21 +52,22 @@ pub fn apt() -> Decision {
     // Each dpkg is supervised by its own hook, which has the rights over it that this one has over its shell.
     let shell = caller.caller.ancestors.first().map(|process| process.id);
     let supervise = |apt: ProcessId| supervise::may_supervise(shell.unwrap_or(apt).pid);
-    prepare(&caller, "apt", apt, &supervise, |_| (Change::of_stream(&stream), Vec::new()))
+    let chroot = chroot_of(&stream);
+    prepare(&caller, "apt", apt, &supervise, |_| (Change::of_stream(&stream, chroot.as_deref()), Vec::new()))
 }
 
 /// dpkg's `pre-invoke`: what its command line says, unless apt's hook has planned for it.
 pub fn dpkg() -> Decision {
     let caller = match DpkgCaller::of_dpkg() {
         Ok(caller) => caller,
-        Err(e) => return skipped(&Reason(e).to_string()),
+        Err(e) => return unknown("dpkg", &Reason(e).to_string()),
     };
     // Under another dpkg's supervision, in a maintainer script.
     if supervise::is_supervised() {
         return Decision::GoOn;
     }
     let dpkg = caller.dpkg().map(|process| process.id);
-    match caller.caller.covered_by().map(|member| member.covers) {
+    match caller.covered_by().map(|member| member.covers) {
         None => {}
         Some(Cover::Supervised) => match dpkg {
             Some(dpkg) if begin(dpkg).is_ok() => return Decision::GoOn,
@@ -104,14 +107,6 @@ fn begin(dpkg: ProcessId) -> Result<(), supervise::Error> {
         .inspect_err(|e| log::debug!("dpkg is not supervised: {e}"))
 }
 
-/// Whether apt passes dpkg another root or another database than the usual ones.
-fn has_other_root(stream: &Stream) -> bool {
-    let mut options = vec![OsString::from("dpkg")];
-    options.extend(stream.config("DPkg::Options::").map(ToOwned::to_owned));
-    let invocation = Invocation::parse(&options);
-    invocation.instdir.is_some() || invocation.admindir.is_some()
-}
-
 fn everything(database: &Database<'_>) -> Vec<Change> {
     let spec = |id: &cow_hooks::package::PackageId| PackageSpec {
         name: id.name.clone(),
@@ -142,10 +137,17 @@ fn prepare(
     let plan = match plan {
         Ok(Some(plan)) => plan,
         Ok(None) => return Decision::GoOn,
-        // Without its database dpkg itself does nothing.
-        Err(e) if e.source.kind() == io::ErrorKind::NotFound => return skipped(&e.to_string()),
         Err(e) => return refuse(&policy, "dpkg", &[e.to_string()], "mend the cause, then try again"),
     };
+    if let Some(problem) = beyond_reach(caller, &policy, &plan) {
+        let remedy = "run `cow-prepare` on it in the root that it belongs to, then try again";
+        if refuse(&policy, "dpkg", &[problem], remedy) == Decision::Refuse {
+            return Decision::Refuse;
+        }
+    }
+    // What is not all known is planned for again by each dpkg.
+    let covers = |member: Member| if plan.warnings.is_empty() { member.covers } else { Cover::Nothing };
+    let member = member.map(|member| Member { covers: covers(member), ..member });
     for warning in &plan.warnings {
         log::warn!("{warning}");
     }
@@ -155,6 +157,44 @@ fn prepare(
     let supervise =
         supervise.as_ref().map(|supervise| supervise as &dyn Fn() -> Result<(), supervise::Error>);
     run.prepare(&manager, supervise, |surveyor| collect(surveyor, &plan, &policy))
+}
+
+/// A unified file that dpkg would change outside of the root it installs into, where nothing is made private: its
+/// database is there, or a symlink leads there, which dpkg follows like any program.
+fn beyond_reach(caller: &DpkgCaller, policy: &Policy, plan: &Plan) -> Option<String> {
+    let root = &caller.caller.root;
+    let database = caller.admindir().outside().and_then(|(outside, dir)| shared_below(outside, policy, dir));
+    let database = database.map(|path| {
+        format!("{}: dpkg's database, outside of its root, is shared with other guests", Shown(&path))
+    });
+    database.or_else(|| {
+        let path = if root.is_own() { None } else { astray(root, &plan.paths) };
+        path.map(|path| format!("{}: a symlink leads dpkg out of its root, to a unified file", Shown(&path)))
+    })
+}
+
+/// The first of these paths that leads a program which does not change its root out of this one, to a file that may be
+/// unified.
+fn astray(root: &Root, paths: &[PathBuf]) -> Option<PathBuf> {
+    let mut by_dir: BTreeMap<&Path, Vec<&OsStr>> = BTreeMap::new();
+    for path in paths {
+        if let (Some(dir), Some(name)) = (path.parent(), path.file_name()) {
+            by_dir.entry(dir).or_default().push(name);
+        }
+    }
+    by_dir.into_iter().find_map(|(dir, names)| {
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+        let there = rustix::fs::openat(root, relative(dir), flags, rustix::fs::Mode::empty()).ok()?;
+        let here = root.open_at(dir, flags).ok().and_then(|here| Inode::of(here).ok());
+        if here.is_some_and(|here| Inode::of(&there).is_ok_and(|there| there.id == here.id)) {
+            return None;
+        }
+        let is_unified = |name: &&&OsStr| {
+            let inode = Inode::at(&there, name);
+            inode.is_ok_and(|inode| inode.kind == Kind::Regular && (inode.immutable || inode.nlink > 1))
+        };
+        names.iter().find(is_unified).map(|name| dir.join(name))
+    })
 }
 
 /// Looks at all that the plan and the policy name.

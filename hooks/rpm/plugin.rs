@@ -16,8 +16,7 @@ use rustix::fs::OFlags;
 
 use self::elements::Elements;
 use self::ffi::{Action, Plugin, Transaction};
-use crate::detach::survey::Surveyor;
-use crate::hook::pre::{Decision, Run, refuse};
+use crate::hook::pre::{Decision, Run, refuse, shared_below};
 use crate::hook::{self, post};
 use crate::logging;
 use crate::policy::{Mode, Policy};
@@ -149,7 +148,7 @@ impl CowHooks {
         let Target { root, policy } = &*self.target;
         let database = transaction.database();
         let canonical = Resolver::new(root).directory(&database)?.unwrap_or_else(|| database.clone());
-        if let Some(shared) = shared_below(self.target.guest(), &canonical) {
+        if let Some(shared) = shared_below(root, policy, &canonical) {
             let reason = format!("{}: rpm's own database is shared with other guests", Shown(&shared));
             let remedy = format!("run `cow-prepare {}`, then try again", Shown(&database));
             if refuse(policy, "rpm", &[reason], &remedy) == Decision::Refuse {
@@ -234,11 +233,4 @@ fn may_be_shared(root: &Root, path: &Path) -> bool {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return false };
     let inode = root.open_at(dir, OFlags::PATH | OFlags::DIRECTORY).and_then(|dir| Inode::at(dir, name));
     inode.is_ok_and(|inode| inode.kind == Kind::Regular && (inode.nlink > 1 || inode.immutable))
-}
-
-/// A unified file below this directory, whose path is canonical.
-fn shared_below(guest: Guest<'_>, dir: &Path) -> Option<PathBuf> {
-    let mut surveyor = Surveyor::new(guest.root, guest.policy);
-    surveyor.below(dir);
-    surveyor.finish().unified.first().map(|found| found.place.path())
 }

@@ -1,7 +1,7 @@
 //! Before a package manager touches anything: inspect, detach. The one place where a hook may refuse.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::SWITCH;
@@ -13,6 +13,7 @@ use crate::package::PackageManager;
 use crate::policy::{Mode, Policy};
 use crate::report::{Reason, Shown, size};
 use crate::supervise;
+use crate::sys::root::Root;
 use crate::transaction::members::Member;
 use crate::transaction::{Begun, Guest, Purpose, Supervise};
 
@@ -196,6 +197,21 @@ pub fn refuse(policy: &Policy, program: &str, reasons: &[String], remedy: &str) 
     }
     log::error!("to run without cow-hooks once: set {SWITCH}=off in the environment");
     Decision::Refuse
+}
+
+/// It cannot be known what `program` is about to change: refuses, whatever guest that may be in.
+pub fn unknown(program: &str, reason: &str) -> Decision {
+    match Policy::builtin() {
+        Ok(policy) => refuse(&policy, program, &[reason.to_owned()], "mend the cause, then try again"),
+        Err(_) => Decision::Refuse,
+    }
+}
+
+/// A unified file below the directory `dir` of this root.
+pub fn shared_below(root: &Root, policy: &Policy, dir: &Path) -> Option<PathBuf> {
+    let mut surveyor = Surveyor::new(root, policy);
+    surveyor.tree(dir);
+    surveyor.finish().unified.first().map(|found| found.place.path())
 }
 
 /// The hook cannot do its work at all, for a reason that keeps the package manager from its own, too.

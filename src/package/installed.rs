@@ -7,6 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::canonical::Canonical;
+use super::dpkg::Admindir;
 use super::dpkg::after::Dpkg;
 use super::pacman::Pacman;
 use super::rpm::Rpm;
@@ -140,7 +141,7 @@ impl<'r> Managers<'r> {
     /// Those of the guest at `root`, their databases in the usual places.
     pub fn new(root: &'r Root) -> Managers<'r> {
         let databases: [Box<dyn Database>; 3] = [
-            Box::new(Dpkg::new(root, None)),
+            Box::new(Dpkg::new(root, Admindir::usual())),
             Box::new(Rpm::new(root, None)),
             Box::new(Pacman::new(root, None)),
         ];

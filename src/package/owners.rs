@@ -61,6 +61,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::package::dpkg::Admindir;
     use crate::package::dpkg::after::Dpkg;
     use crate::package::testing::Guest;
 
@@ -73,7 +74,7 @@ mod tests {
     }
 
     fn owners(guest: &Guest) -> Owners {
-        Owners::load(&Dpkg::new(&guest.root(), None)).unwrap()
+        Owners::load(&Dpkg::new(&guest.root(), Admindir::usual())).unwrap()
     }
 
     fn names<'o>(owners: &'o Owners, path: &str) -> Vec<&'o str> {

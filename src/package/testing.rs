@@ -12,8 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
-use super::dpkg::Database;
-use super::dpkg::database::ADMINDIR;
+use super::dpkg::{Admindir, Database};
 use crate::sys::root::Root;
 
 /// A guest, with the databases of the package managers that have packages in it.
@@ -43,7 +42,7 @@ impl Guest {
     }
 
     pub fn database<'r>(&self, root: &'r Root) -> Database<'r> {
-        Database::open(root, Path::new(ADMINDIR)).unwrap()
+        Database::open(root, Admindir::usual()).unwrap()
     }
 
     pub fn write(&self, path: impl AsRef<Path>, data: &[u8]) {

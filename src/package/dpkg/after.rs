@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-use super::database::{ADMINDIR, Database};
+use super::database::{Admindir, Database};
 use super::listed::Listed;
 use super::status::Package;
 use crate::package::installed::{self, Entry, Part, Tell, Visit};
@@ -15,18 +15,18 @@ use crate::sys::root::Root;
 #[derive(Debug)]
 pub struct Dpkg<'r> {
     root: &'r Root,
-    admindir: PathBuf,
+    admindir: &'r Admindir,
 }
 
 impl<'r> Dpkg<'r> {
-    /// The dpkg whose database is in `admindir`, a path of the guest; in the usual place if that is not given.
-    pub fn new(root: &'r Root, admindir: Option<PathBuf>) -> Dpkg<'r> {
-        Dpkg { root, admindir: admindir.unwrap_or_else(|| PathBuf::from(ADMINDIR)) }
+    /// The dpkg of the guest at `root`, whose database is in `admindir`.
+    pub fn new(root: &'r Root, admindir: &'r Admindir) -> Dpkg<'r> {
+        Dpkg { root, admindir }
     }
 
     /// Reads its database.
     pub fn database(&self) -> Result<Database<'r>, super::Error> {
-        Database::open(self.root, &self.admindir)
+        Database::open(self.root, self.admindir)
     }
 }
 
@@ -37,7 +37,8 @@ impl installed::Database for Dpkg<'_> {
 
     fn each(&self, visit: &mut Visit<'_>) -> Result<bool, installed::Error> {
         let database = match self.database() {
-            Ok(database) => database,
+            Ok(database) if database.exists() => database,
+            Ok(_) => return Ok(false),
             Err(error) if is_absent(&error.source) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
@@ -50,7 +51,7 @@ impl installed::Database for Dpkg<'_> {
 
     /// dpkg never writes its files in place.
     fn witnesses(&self) -> Vec<PathBuf> {
-        ["status", "info", "updates", "diversions"].map(|name| self.admindir.join(name)).into()
+        ["status", "info", "updates", "diversions"].map(|name| self.admindir.path().join(name)).into()
     }
 }
 

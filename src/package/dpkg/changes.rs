@@ -25,15 +25,19 @@ pub enum Change {
 }
 
 impl Change {
-    /// What apt is about to do.
-    pub fn of_stream(stream: &apt::Stream) -> Vec<Change> {
+    /// What apt is about to do. It names archives as it sees them itself, dpkg as seen from `chroot`, if they are there.
+    pub fn of_stream(stream: &apt::Stream, chroot: Option<&Path>) -> Vec<Change> {
+        let seen = |archive: &Path| {
+            let inside = chroot.and_then(|chroot| archive.strip_prefix(chroot).ok());
+            inside.map_or_else(|| archive.to_path_buf(), |inside| Path::new("/").join(inside))
+        };
         let change = |action: &apt::Action| {
             let spec = |version: &Option<apt::Version>| {
                 let arch = version.as_ref().and_then(|version| version.arch.clone());
                 Some(PackageSpec { name: action.name.clone()?, arch })
             };
             match &action.kind {
-                apt::Kind::Unpack(archive) => Some(Change::Unpack(archive.clone())),
+                apt::Kind::Unpack(archive) => Some(Change::Unpack(seen(archive))),
                 apt::Kind::Configure => spec(&action.new).map(Change::Configure),
                 apt::Kind::Remove => spec(&action.old).map(Change::Remove),
             }
@@ -161,13 +165,21 @@ mod tests {
     fn a_stream_gives_the_architecture_of_the_version_it_is_about() {
         let text = b"VERSION 3\n\na 1 all none < 2 amd64 none /a.deb\na 1 all none < 2 amd64 none **CONFIGURE**\nb 1 i386 same > - - none **REMOVE**\n";
         assert_eq!(
-            Change::of_stream(&apt::Stream::read(&text[..]).unwrap()),
+            Change::of_stream(&apt::Stream::read(&text[..]).unwrap(), None),
             [
                 Change::Unpack("/a.deb".into()),
                 Change::Configure(spec("a", "amd64")),
                 Change::Remove(spec("b", "i386"))
             ]
         );
+    }
+
+    #[test]
+    fn archives_of_a_stream_are_named_as_dpkg_sees_them() {
+        let text =
+            b"VERSION 3\n\na - - none < 2 amd64 none /g/x/a.deb\nb - - none < 2 amd64 none /gg/b.deb\n";
+        let changes = Change::of_stream(&apt::Stream::read(&text[..]).unwrap(), Some(Path::new("/g")));
+        assert_eq!(changes, ["/x/a.deb", "/gg/b.deb"].map(|path| Change::Unpack(path.into())));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! dpkg's database (dpkg(1), FILES), read beneath a guest's root without running anything of the guest's.
 //!
 //! `status` is read at once; a package's own files only when they are asked for. A file that is missing is
-//! empty, but for `status`: where that is missing there is no dpkg.
+//! empty: dpkg installs into a root that has no database yet.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use rustix::fs::AtFlags;
 
@@ -22,30 +23,101 @@ use crate::sys::state::names;
 /// Where dpkg's database is, unless it is told otherwise.
 pub const ADMINDIR: &str = "/var/lib/dpkg";
 
+/// The directory of a database.
+#[derive(Debug)]
+pub struct Admindir {
+    /// The root that its path is resolved in, if that is not the guest's.
+    seen_from: Option<Root>,
+    /// Its path there.
+    path: PathBuf,
+    /// Its path in the guest; none if it lies outside.
+    inside: Option<PathBuf>,
+}
+
+impl Admindir {
+    /// The directory `path` of the guest itself.
+    pub fn of_guest(path: &Path) -> Admindir {
+        Admindir { seen_from: None, path: path.to_path_buf(), inside: Some(path.to_path_buf()) }
+    }
+
+    /// The directory of a guest whose dpkg was told of no other.
+    pub fn usual() -> &'static Admindir {
+        static USUAL: LazyLock<Admindir> = LazyLock::new(|| Admindir::of_guest(Path::new(ADMINDIR)));
+        &USUAL
+    }
+
+    /// The directory that this process knows as `path`, an absolute one: in the guest at `root` or outside.
+    ///
+    /// # Errors
+    /// If the guest's root cannot be found.
+    pub fn of_process(root: &Root, path: &Path) -> io::Result<Admindir> {
+        let guest = std::fs::canonicalize(root.path())?;
+        let inside = std::fs::canonicalize(path).ok().and_then(|path| beneath(&path, &guest));
+        Ok(Admindir { seen_from: Some(Root::open(Path::new("/"))?), path: path.to_path_buf(), inside })
+    }
+
+    /// Its path, in the guest if it lies there.
+    pub fn path(&self) -> &Path {
+        self.inside.as_ref().unwrap_or(&self.path)
+    }
+
+    /// Where the directory is, and the root to look there; none if it is a directory of the guest.
+    pub fn outside(&self) -> Option<(&Root, &Path)> {
+        let root = self.seen_from.as_ref().filter(|_| self.inside.is_none())?;
+        Some((root, &self.path))
+    }
+
+    /// Whether this is the same directory as that of the process's own root, of a dpkg that was told of none.
+    pub fn is_usual(&self) -> bool {
+        let usual = std::fs::canonicalize(ADMINDIR);
+        let usual = usual.as_deref().unwrap_or(Path::new(ADMINDIR));
+        self.inside.as_ref().is_some_and(|inside| inside == usual || inside == Path::new(ADMINDIR))
+    }
+}
+
+/// `path` as one that begins at `top`, if it is `top` or lies beneath.
+fn beneath(path: &Path, top: &Path) -> Option<PathBuf> {
+    path.strip_prefix(top).ok().map(|inside| Path::new("/").join(inside))
+}
+
 /// A guest's dpkg database.
 #[derive(Debug)]
 pub struct Database<'r> {
     root: &'r Root,
+    /// The root that `admindir` is resolved in.
+    seen_from: Root,
     admindir: PathBuf,
+    /// The same directory as a path of the guest.
+    inside: Option<PathBuf>,
+    has_status: bool,
     info: Option<OwnedFd>,
     packages: Vec<Package>,
 }
 
 impl<'r> Database<'r> {
-    /// Reads the packages of the database in `admindir`, a path of the guest.
+    /// Reads the packages of the database in `admindir`, that of the guest at `root`.
     ///
     /// # Errors
-    /// Where there is no `status`, or something cannot be read.
-    pub fn open(root: &'r Root, admindir: &Path) -> Result<Database<'r>, Error> {
-        let at = |name: &str| admindir.join(name);
-        let status = root.read(&at("status")).map_err(|source| Error { path: at("status"), source })?;
-        let journal = read_journal(root, &at("updates"))?;
-        let info = optional(root.open_dir(&at("info")), &at("info"))?;
-        let files = std::iter::once(&status).chain(&journal).map(Vec::as_slice);
-        Ok(Database { root, admindir: admindir.to_path_buf(), info, packages: status::packages(files) })
+    /// Where something is there that cannot be read.
+    pub fn open(root: &'r Root, admindir: &Admindir) -> Result<Database<'r>, Error> {
+        let Admindir { seen_from, path: dir, inside } = admindir;
+        let at = |name: &str| dir.join(name);
+        let seen_from = seen_from.as_ref().unwrap_or(root).try_clone();
+        let seen_from = seen_from.map_err(|source| Error { path: dir.clone(), source })?;
+        let status = optional(seen_from.read(&at("status")), &at("status"))?;
+        let journal = read_journal(&seen_from, &at("updates"))?;
+        let info = optional(seen_from.open_dir(&at("info")), &at("info"))?;
+        let packages = status::packages(status.iter().chain(&journal).map(Vec::as_slice));
+        let (has_status, admindir, inside) = (status.is_some(), dir.clone(), inside.clone());
+        Ok(Database { root, seen_from, admindir, inside, has_status, info, packages })
     }
 
-    /// The root the database belongs to.
+    /// Whether dpkg has ever written one.
+    pub fn exists(&self) -> bool {
+        self.has_status
+    }
+
+    /// The root that its packages are installed in.
     pub fn root(&self) -> &'r Root {
         self.root
     }
@@ -106,10 +178,10 @@ impl<'r> Database<'r> {
         Ok(statoverride::parse(&self.read("statoverride")?))
     }
 
-    /// The files the database keeps of `packages`, as paths of the guest.
+    /// The files the database keeps of `packages`, as paths of the guest; none if they lie outside.
     pub fn info_files(&self, packages: &BTreeSet<PackageId>) -> Result<Vec<PathBuf>, Error> {
-        let Some(info) = &self.info else { return Ok(Vec::new()) };
-        let path = self.admindir.join("info");
+        let (Some(info), Some(inside)) = (&self.info, &self.inside) else { return Ok(Vec::new()) };
+        let path = inside.join("info");
         let names = names(info).map_err(|source| Error { path: path.clone(), source })?;
         let is_of = |name: &OsStr| {
             let name = name.as_bytes();
@@ -149,7 +221,7 @@ impl<'r> Database<'r> {
 
     fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
         let path = self.admindir.join(name);
-        Ok(optional(self.root.read(&path), &path)?.unwrap_or_default())
+        Ok(optional(self.seen_from.read(&path), &path)?.unwrap_or_default())
     }
 }
 
@@ -198,18 +270,56 @@ mod tests {
     }
 
     #[test]
-    fn no_status_is_an_error_that_names_it() {
+    fn no_status_is_an_empty_database() {
         let guest = Guest::new();
-        let error = Database::open(&guest.root(), Path::new("/nowhere")).unwrap_err();
-        assert!(error.to_string().contains("/nowhere/status"), "{error}");
+        for path in ["/nowhere", "/var/lib"] {
+            let (root, admindir) = (guest.root(), Admindir::of_guest(Path::new(path)));
+            let database = Database::open(&root, &admindir).unwrap();
+            assert!(database.packages().is_empty() && !database.exists(), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_there_and_cannot_be_read_is_an_error_that_names_it() {
+        let guest = Guest::new();
+        std::fs::create_dir_all(guest.path("/db/status")).unwrap();
+        guest.write("/file", b"");
+        for (path, named) in [("/db", "/db/status"), ("/file", "/file/status")] {
+            let (root, admindir) = (guest.root(), Admindir::of_guest(Path::new(path)));
+            let error = Database::open(&root, &admindir).unwrap_err();
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_directory_of_the_process_is_found_in_the_guest_or_outside() {
+        let guest = guest();
+        std::os::unix::fs::symlink("var/lib/dpkg", guest.path("/db")).unwrap();
+        let root = guest.root();
+        for path in ["/var/lib/dpkg", "/db", "/var/../var/lib/./dpkg"] {
+            let admindir = Admindir::of_process(&root, &guest.path(path)).unwrap();
+            assert!(admindir.outside().is_none() && admindir.is_usual(), "{path}");
+            let database = Database::open(&root, &admindir).unwrap();
+            let id = PackageId { name: "libc6-dev".into(), arch: "amd64".into() };
+            let list = database.info_files(&BTreeSet::from([id])).unwrap();
+            assert_eq!(list, [Path::new("/var/lib/dpkg/info/libc6-dev.list")], "{path}");
+        }
+        let other = Guest::new();
+        other.install("a", "all", "", &["/usr/bin/a"]);
+        let outside = Admindir::of_process(&root, &other.path("/var/lib/dpkg")).unwrap();
+        assert!(outside.outside().is_some() && !outside.is_usual());
+        let database = Database::open(&root, &outside).unwrap();
+        assert_eq!(ids(database.packages()), ["a:all"]);
+        let known: BTreeSet<_> = database.packages().iter().map(|package| package.id.clone()).collect();
+        assert!(database.info_files(&known).unwrap().is_empty());
     }
 
     #[test]
     fn a_status_alone_is_a_database() {
         let guest = Guest::new();
         guest.write("/db/status", b"Package: a\nArchitecture: all\nStatus: install ok installed\n");
-        let root = guest.root();
-        let database = Database::open(&root, Path::new("/db")).unwrap();
+        let (root, admindir) = (guest.root(), Admindir::of_guest(Path::new("/db")));
+        let database = Database::open(&root, &admindir).unwrap();
         let a = &database.packages()[0];
         assert!(database.list(a).unwrap().is_empty());
         assert!(database.diversions().unwrap().is_empty());
@@ -299,8 +409,14 @@ mod tests {
         let guest = guest();
         std::os::unix::fs::symlink("/var/lib/dpkg", guest.path("/db")).unwrap();
         let root = guest.root();
-        assert_eq!(Database::open(&root, Path::new("/db")).unwrap().packages().len(), 3);
+        let count = |path: &str| {
+            let admindir = Admindir::of_guest(Path::new(path));
+            Database::open(&root, &admindir).unwrap().packages().len()
+        };
+        assert_eq!(count("/db"), 3);
+        std::os::unix::fs::symlink("/var/../../../../var/lib/dpkg", guest.path("/up")).unwrap();
+        assert_eq!(count("/up"), 3);
         std::os::unix::fs::symlink("/etc/../../../../etc", guest.path("/etc-link")).unwrap();
-        assert!(Database::open(&root, Path::new("/etc-link")).is_err());
+        assert_eq!(count("/etc-link"), 0);
     }
 }

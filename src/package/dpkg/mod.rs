@@ -17,7 +17,7 @@ use crate::report::{Reason, Shown};
 
 pub use changes::Change;
 pub use command_line::Invocation;
-pub use database::Database;
+pub use database::{Admindir, Database};
 pub use listed::Listed;
 pub use plan::Plan;
 pub use status::Package;
