@@ -12,8 +12,6 @@ use super::inode::Inode;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::inode::Inode;
-
 /// Enough descriptors for a supervisor.
 const DESCRIPTORS: u64 = 1024;
 
@@ -126,14 +124,6 @@ impl Processes {
             line.push(process);
         }
         Ok(line)
-    }
-
-    /// The numbers of all processes.
-    pub fn numbers(&self) -> io::Result<Vec<i32>> {
-        // A detached procfs is not open for reading.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let names = super::state::names(rustix::fs::openat(&self.proc, ".", flags, Mode::empty())?)?;
-        Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
     }
 
     /// What the process has mapped into its memory, a line each (`proc_pid_maps(5)`).

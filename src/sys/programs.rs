@@ -49,7 +49,7 @@ impl Programs {
         spared.insert(own);
         let program = |pid| Inode::of(processes.program(pid).ok()?).ok().map(|inode| inode.id);
         if let Some(ours) = program(own) {
-            let numbers = processes.numbers().unwrap_or_default();
+            let numbers = processes.all().unwrap_or_default();
             spared.extend(numbers.into_iter().filter(|&pid| program(pid) == Some(ours)));
         }
         Programs { spared, ..Programs::default() }
@@ -74,7 +74,7 @@ impl Programs {
         let mut by_inode: HashMap<u64, Vec<Mapping>> = HashMap::new();
         // If nothing can be seen of processes, nobody else looks for them either.
         let Ok(processes) = Processes::open() else { return Loaded { processes: None, by_inode } };
-        for pid in processes.numbers().unwrap_or_default() {
+        for pid in processes.all().unwrap_or_default() {
             if self.spared.contains(&pid) {
                 continue;
             }
