@@ -3,8 +3,13 @@
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// As many threads as there are processors.
+use crate::sys::filter;
+
+/// As many threads as there are processors; one where a filter forbids threads, or what counts processors.
 pub fn processors() -> usize {
+    if ![libc::SYS_clone3, libc::SYS_statx].into_iter().all(filter::permits) {
+        return 1;
+    }
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 

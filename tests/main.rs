@@ -7,6 +7,7 @@ mod containers;
 mod detach;
 mod dpkg_roots;
 mod farm;
+mod filters;
 mod guests;
 mod interruption;
 mod mounts;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use cow_hooks::detach::survey::Surveyor;
 use cow_hooks::hook;
-use cow_hooks::hook::pre::{Decision, Run, refuse, shared_below, unknown};
+use cow_hooks::hook::pre::{Decision, Run, Start, refuse, shared_below, unknown};
 use cow_hooks::package::PackageSpec;
 use cow_hooks::package::apt::Stream;
 use cow_hooks::package::dpkg::{Change, Database, Invocation, Plan};
@@ -51,9 +51,11 @@ pub fn apt() -> Decision {
         .map(|process| member(process.id, if covers { Cover::Planned } else { Cover::Nothing }));
     // Each dpkg is supervised by its own hook, which has the rights over it that this one has over its shell.
     let shell = caller.caller.ancestors.first().map(|process| process.id);
-    let supervise = |apt: ProcessId| supervise::may_supervise(shell.unwrap_or(apt).pid);
+    let may = |apt: ProcessId| supervise::may_supervise(shell.unwrap_or(apt).pid);
     let chroot = chroot_of(&stream);
-    prepare(&caller, "apt", apt, &supervise, |_| (Change::of_stream(&stream, chroot.as_deref()), Vec::new()))
+    prepare(&caller, "apt", apt, Supervise { may: &may, begin: &|_| Ok(()) }, |_| {
+        (Change::of_stream(&stream, chroot.as_deref()), Vec::new())
+    })
 }
 
 /// dpkg's `pre-invoke`: what its command line says, unless apt's hook has planned for it.
@@ -89,7 +91,7 @@ pub fn dpkg() -> Decision {
         &caller,
         "dpkg",
         dpkg.map(|id| member(id, Cover::Planned)),
-        &begin,
+        Supervise { may: &|dpkg| supervise::may_supervise(dpkg.pid), begin: &begin },
         |database| match &invocation {
             Some(invocation) => Change::of_invocation(invocation, database, &base),
             None => (
@@ -115,11 +117,17 @@ fn everything(database: &Database<'_>) -> Vec<Change> {
     database.packages().iter().map(|package| Change::Configure(spec(&package.id))).collect()
 }
 
+/// Whether the process that this is about can be supervised, and what begins it.
+struct Supervise<'a> {
+    may: &'a dyn Fn(ProcessId) -> Result<(), supervise::Error>,
+    begin: &'a dyn Fn(ProcessId) -> Result<(), supervise::Error>,
+}
+
 fn prepare(
     caller: &DpkgCaller,
     front_end: &str,
     member: Option<Member>,
-    supervise: &dyn Fn(ProcessId) -> Result<(), supervise::Error>,
+    supervise: Supervise<'_>,
     changes: impl FnOnce(&Database<'_>) -> (Vec<Change>, Vec<String>),
 ) -> Decision {
     let root = &caller.caller.root;
@@ -153,10 +161,10 @@ fn prepare(
     }
     let guest = Guest { root, policy: &policy };
     let run = Run { guest, front_end, program: "dpkg", member };
-    let supervise = member.map(|member| move || supervise(member.id));
-    let supervise =
-        supervise.as_ref().map(|supervise| supervise as &dyn Fn() -> Result<(), supervise::Error>);
-    run.prepare(&manager, supervise, |surveyor| collect(surveyor, &plan, &policy))
+    let collect = |surveyor: &mut Surveyor<'_>| collect(surveyor, &plan, &policy);
+    let Some(member) = member else { return run.prepare(&manager, None, collect) };
+    let (may, begin) = (|| (supervise.may)(member.id), || (supervise.begin)(member.id));
+    run.prepare(&manager, Some(Start { may: &may, begin: &begin }), collect)
 }
 
 /// A unified file that dpkg would change outside of the root it installs into, where nothing is made private: its

@@ -16,7 +16,7 @@ use rustix::fs::OFlags;
 
 use self::elements::Elements;
 use self::ffi::{Action, Plugin, Transaction};
-use crate::hook::pre::{Decision, Run, refuse, shared_below};
+use crate::hook::pre::{Decision, Run, Start, refuse, shared_below};
 use crate::hook::{self, post};
 use crate::logging;
 use crate::policy::{Mode, Policy};
@@ -164,9 +164,10 @@ impl CowHooks {
         // Before there is a filter: it is for the threads that come after it.
         let outside = Outside::begin().inspect_err(|e| log::debug!("{e}")).ok();
         let supervised = Cell::new(false);
-        let supervise = || self.supervise().map(|()| supervised.set(true));
+        let begin = || self.supervise().map(|()| supervised.set(true));
+        let supervise = Start { may: &supervise::may_supervise_this_thread, begin: &begin };
         let run = self.target.run(member);
-        let decision = run.prepare(&elements, Some(&supervise), |surveyor| {
+        let decision = run.prepare(&elements, Some(supervise), |surveyor| {
             surveyor.paths(&planned);
             surveyor.behind_symlinks(elements.regular());
             surveyor.patterns(&policy.prepare);

@@ -9,8 +9,9 @@ use rustix::fs::OFlags;
 
 use super::survey::{Found, Unseen};
 use crate::report::{Reason, Shown};
+use crate::supervise;
 use crate::sys::root::Root;
-use crate::sys::{filesystem, swap};
+use crate::sys::{filesystem, filter, swap};
 
 /// Room an inode, its directory entry and its extended attributes may take beside its data.
 const OVERHEAD: u64 = 4096;
@@ -28,6 +29,14 @@ pub enum Refusal {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+    /// A filter of the container's or the service's forbids a system call that private copies need.
+    #[error("{}: a system call filter forbids {call}, without which there is no private copy", Shown(path))]
+    Forbidden {
+        /// A file that needs one.
+        path: PathBuf,
+        /// The name of the call.
+        call: &'static str,
     },
     /// The filesystem is read-only.
     #[error("{}: the filesystem is mounted read-only", Shown(path))]
@@ -68,7 +77,7 @@ pub enum Refusal {
     },
     /// The policy wants the run supervised, and it cannot be.
     #[error("the run cannot be supervised: {0}")]
-    Unsupervised(crate::supervise::Error),
+    Unsupervised(supervise::Error),
     /// The intents could not be made durable.
     #[error(transparent)]
     Ledger(#[from] crate::ledger::Error),
@@ -84,6 +93,9 @@ impl Refusal {
                     .into()
             }
             Refusal::Unseen(_) => "raise the limit of open files (`ulimit -n`), or free some memory".into(),
+            Refusal::Forbidden { call, .. } => {
+                format!("let the filter of the container or the service pass {call}")
+            }
             Refusal::ReadOnly { .. } => "mount it read-write".into(),
             Refusal::Space { needed, available, .. } => {
                 format!(
@@ -96,6 +108,7 @@ impl Refusal {
             }
             Refusal::Copy { .. } => "mend the cause, then try again".into(),
             Refusal::State { path, .. } => format!("make {} writable for root", Shown(path)),
+            Refusal::Unsupervised(e @ supervise::Error::Lost(_)) => e.remedy().into(),
             Refusal::Unsupervised(e) => {
                 format!("{}, or set `supervise` in cow-hooks.toml to auto", e.remedy())
             }
@@ -111,6 +124,9 @@ fn is_full(e: &io::Error) -> bool {
 /// Refuses what cannot be carried through for all of `unified`. `reserve` is what copies of them must leave free; none
 /// where they are not to be copied beforehand.
 pub fn check(root: &Root, unified: &[Found], reserve: Option<u64>) -> Result<(), Refusal> {
+    if let (Some(found), Some(call)) = (unified.first(), filter::against_copies()) {
+        return Err(Refusal::Forbidden { path: found.place.path(), call });
+    }
     let mut by_mount: HashMap<(u64, u64), Vec<&Found>> = HashMap::new();
     for found in unified {
         by_mount.entry((found.inode.id.dev, found.inode.mount)).or_default().push(found);

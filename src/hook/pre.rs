@@ -39,8 +39,14 @@ impl From<Decision> for ExitCode {
     }
 }
 
-/// Begins to supervise a run.
-pub type Start<'a> = dyn Fn() -> Result<(), supervise::Error> + 'a;
+/// How a run is supervised.
+#[derive(Clone, Copy)]
+pub struct Start<'a> {
+    /// Whether it could be.
+    pub may: &'a dyn Fn() -> Result<(), supervise::Error>,
+    /// Begins.
+    pub begin: &'a dyn Fn() -> Result<(), supervise::Error>,
+}
 
 /// A run of a package manager that is about to begin.
 #[derive(Clone, Copy, Debug)]
@@ -62,11 +68,14 @@ impl<'a> Run<'a> {
     pub fn prepare(
         &self,
         manager: &dyn PackageManager,
-        supervise: Option<&Start<'_>>,
+        supervise: Option<Start<'_>>,
         collect: impl FnOnce(&mut Surveyor<'a>),
     ) -> Decision {
         let needed = || self.guest.has_protected(manager);
-        match self.begin_with(supervise.map(|start| Supervise { needed: &needed, start }), collect) {
+        match self.begin_with(
+            supervise.map(|Start { may, begin }| Supervise { may, needed: &needed, start: begin }),
+            collect,
+        ) {
             Err(refusal) => self.refuse(&[refusal.to_string()], &refusal.remedy()),
             Ok(begun) => {
                 self.report(&begun);

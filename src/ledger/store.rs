@@ -90,7 +90,7 @@ impl Store {
 
     /// Opens the ledger if there is one; a fresh one where it was lost, and the stash still holds what it knew of.
     pub fn existing_ledger(&self) -> Result<Option<Ledger>, super::Error> {
-        if !self.ledger.exists() {
+        if !is_there(&self.ledger) {
             if state::names(&self.stash).map_or(true, |names| names.is_empty()) {
                 return Ok(None);
             }
@@ -101,7 +101,7 @@ impl Store {
 
     /// The ledger as it is, to be read only; none where it is missing or cannot be read.
     pub fn view_ledger(&self) -> Option<Ledger> {
-        if !self.ledger.exists() {
+        if !is_there(&self.ledger) {
             return None;
         }
         Ledger::view(&self.ledger).inspect_err(|e| log::warn!("{e}")).ok()
@@ -354,6 +354,11 @@ fn read_list(dir: &OwnedFd, file: &OsStr) -> io::Result<BTreeSet<PathBuf>> {
 fn area_path(root: &Root) -> PathBuf {
     let top = Path::new(STATE_DIR);
     if root.is_own() { top.to_path_buf() } else { top.join("host") }
+}
+
+/// Whether something has this path. The standard library asks by `statx(2)`, which a filter may forbid.
+fn is_there(path: &Path) -> bool {
+    rustix::fs::stat(path).is_ok()
 }
 
 /// Where the ledger of work on this root lies, as a path of the calling process.

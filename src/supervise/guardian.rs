@@ -1,5 +1,6 @@
 //! The process that is always there: it keeps the listener open while workers come and go.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,34 +21,46 @@ const SHORT: Duration = Duration::from_secs(1);
 /// So many workers in a row: there is no use in another.
 const ENOUGH: u32 = 5;
 
-/// Serves a listener until nobody is supervised any more. `begun` is called when it listens.
-pub fn guard(listener: OwnedFd, options: &Options, begun: impl FnOnce()) {
-    signal::ignore();
-    let _ = rustix::process::chdir("/");
-    let _ = rustix::thread::set_name(c"cow-run");
-    process::spare_me();
-    process::lift_limits();
-    let prepared = (Listener::new(listener), InFlight::new(), Processes::open());
-    let (Ok(listener), Ok(calls), Ok(processes)) = prepared else { return };
-    let Ok(own) = processes.own() else { return };
-    begun();
-    let mut failures = 0;
-    while failures < ENOUGH {
-        let start = Instant::now();
-        let worker = process::child(|| worker::work(&listener, options, own.id, &calls));
-        process::fall_silent();
-        if worker.and_then(process::wait).is_ok_and(|code| code == Some(0)) {
-            return;
-        }
-        // Their protection speaks for itself, once it is there again.
-        let answer = if is_in_order(own.id) { Answer::Continue } else { Answer::Failed(Errno::PERM) };
-        for id in calls.left() {
-            let _ = listener.answer(id, answer);
-        }
-        failures = if start.elapsed() < SHORT { failures + 1 } else { 0 };
+/// A guardian that has all it needs but a listener.
+#[derive(Debug)]
+pub struct Guardian {
+    calls: InFlight,
+    own: ProcessId,
+}
+
+impl Guardian {
+    /// Makes the calling process a guardian.
+    pub fn new() -> io::Result<Guardian> {
+        signal::ignore();
+        let _ = rustix::process::chdir("/");
+        let _ = rustix::thread::set_name(c"cow-run");
+        process::spare_me();
+        process::lift_limits();
+        Ok(Guardian { calls: InFlight::new()?, own: Processes::open()?.own()?.id })
     }
-    log::error!("the supervisor cannot go on; unified files are protected, but no longer made private");
-    worker::let_all_pass(&listener);
+
+    /// Serves a listener until nobody is supervised any more. `begun` is called when it listens.
+    pub fn guard(&self, listener: OwnedFd, options: &Options, begun: impl FnOnce()) {
+        let Ok(listener) = Listener::new(listener) else { return };
+        begun();
+        let mut failures = 0;
+        while failures < ENOUGH {
+            let start = Instant::now();
+            let worker = process::child(|| worker::work(&listener, options, self.own, &self.calls));
+            process::fall_silent();
+            if worker.and_then(process::wait).is_ok_and(|code| code == Some(0)) {
+                return;
+            }
+            // Their protection speaks for itself, once it is there again.
+            let answer = if is_in_order(self.own) { Answer::Continue } else { Answer::Failed(Errno::PERM) };
+            for id in self.calls.left() {
+                let _ = listener.answer(id, answer);
+            }
+            failures = if start.elapsed() < SHORT { failures + 1 } else { 0 };
+        }
+        log::error!("the supervisor cannot go on; unified files are protected, but no longer made private");
+        worker::let_all_pass(&listener);
+    }
 }
 
 /// Whether what a dead worker had begun is ended now. In a process of its own, as the worker's work is.

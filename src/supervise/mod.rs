@@ -23,7 +23,8 @@ mod start;
 mod worker;
 
 pub use self::start::{
-    Error, Supervised, is_supervised, may_supervise, process, serve, this_thread, this_thread_by,
+    Error, Supervised, is_supervised, may_supervise, may_supervise_this_thread, process, serve, this_thread,
+    this_thread_by,
 };
 
 use crate::policy::Policy;

@@ -10,10 +10,11 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
-use super::{Options, guardian};
+use super::Options;
+use super::guardian::Guardian;
 use crate::report::Reason;
 use crate::sys::seccomp::{self, Question, program};
-use crate::sys::{process, remote};
+use crate::sys::{filter, process, remote};
 
 /// Who supervises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,9 @@ pub enum Error {
     /// Another program listens to the calls of the process, or traces it: a container's manager, a debugger.
     #[error("another program supervises its system calls already")]
     ForeignListener,
+    /// A filter of the container's or the service's forbids this system call.
+    #[error("a system call filter forbids {0}")]
+    Forbidden(&'static str),
     /// The kernel or the container lets us have no filter.
     #[error("no system call filter can be installed: {}", Reason(.0))]
     Filter(#[source] io::Error),
@@ -50,6 +54,9 @@ impl Error {
         match self {
             Error::ForeignListener => {
                 "switch its system call interception off, or prepare the files with cow-prepare"
+            }
+            Error::Forbidden(_) => {
+                "let the filter of the container or the service pass it, or prepare the files with cow-prepare"
             }
             Error::Filter(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 "run it as root, with CAP_SYS_ADMIN in the container"
@@ -76,33 +83,58 @@ pub fn this_thread(options: Options) -> Result<Supervised, Error> {
     if is_supervised() {
         return Ok(Supervised::Already);
     }
-    Supervisor::fork(options)?.listen(install())
+    available()?;
+    Supervisor::fork(options)?.listen(install)
 }
 
 /// Supervises the calling thread, as [`this_thread`], from any process: `command` is to call [`serve`].
-pub fn this_thread_by(command: Command) -> Result<Supervised, Error> {
+pub fn this_thread_by(mut command: Command) -> Result<Supervised, Error> {
     if seccomp::ask(Question::LookAgain) {
         return Ok(Supervised::Already);
     }
-    Supervisor::run(command)?.listen(install())
+    available()?;
+    unless_lost(|| Supervisor::run(&mut command)?.listen(install))
 }
 
 /// Supervises the process `pid`, which waits for a child that is, or waits for, the calling process. `command` is to
 /// call [`serve`].
-pub fn process(pid: i32, command: Command) -> Result<Supervised, Error> {
+pub fn process(pid: i32, mut command: Command) -> Result<Supervised, Error> {
     if is_supervised() {
         return Ok(Supervised::Already);
     }
-    let supervisor = Supervisor::run(command)?;
-    supervisor.listen(remote::listen_in(pid, &program::program(), seccomp::KILLABLE).map_err(why))
+    available()?;
+    let listen = || remote::listen_in(pid, &program::program(), seccomp::KILLABLE).map_err(why);
+    unless_lost(|| Supervisor::run(&mut command)?.listen(listen))
+}
+
+/// Begins, and once more where the listener is lost: the later filter is the one that is asked.
+fn unless_lost(mut begin: impl FnMut() -> Result<Supervised, Error>) -> Result<Supervised, Error> {
+    match begin() {
+        Err(Error::Lost(_)) => begin(),
+        begun => begun,
+    }
+}
+
+/// Whether [`this_thread_by`] could supervise the calling thread, if it has the privileges.
+pub fn may_supervise_this_thread() -> Result<(), Error> {
+    if is_supervised() { Ok(()) } else { available() }
 }
 
 /// Whether [`process()`] could supervise the process `pid`, once it waits for a child.
 pub fn may_supervise(pid: i32) -> Result<(), Error> {
+    if is_supervised() {
+        return Ok(());
+    }
+    available()?;
+    remote::may_listen_in(pid).map_err(why)
+}
+
+/// Whether this machine can supervise at all, and no filter forbids what that needs.
+fn available() -> Result<(), Error> {
     if seccomp::calls::ABIS.is_empty() {
         return Err(Error::Processor);
     }
-    if is_supervised() { Ok(()) } else { remote::may_listen_in(pid).map_err(why) }
+    filter::against_supervision().map_or(Ok(()), |call| Err(Error::Forbidden(call)))
 }
 
 /// What [`this_thread_by`] and [`process()`] start: the supervisor, whose socket is standard input. Returns when it goes on by itself.
@@ -118,35 +150,40 @@ struct Supervisor {
 
 impl Supervisor {
     fn fork(options: Options) -> Result<Supervisor, Error> {
-        if seccomp::calls::ABIS.is_empty() {
-            return Err(Error::Processor);
-        }
         let (ours, theirs) = pair()?;
         process::detached(move || guard(&theirs, &options)).map_err(Error::Supervisor)?;
-        Ok(Supervisor { socket: ours })
+        Supervisor { socket: ours }.rehearsed()
     }
 
-    fn run(mut command: Command) -> Result<Supervisor, Error> {
-        if seccomp::calls::ABIS.is_empty() {
-            return Err(Error::Processor);
-        }
+    fn run(command: &mut Command) -> Result<Supervisor, Error> {
         let (ours, theirs) = pair()?;
         let status = command.stdin(theirs).stdout(Stdio::null()).status().map_err(Error::Supervisor)?;
         if status.success() {
-            return Ok(Supervisor { socket: ours });
+            return Supervisor { socket: ours }.rehearsed();
         }
         Err(Error::Supervisor(io::Error::other(format!("{} failed", command.get_program().display()))))
     }
 
-    /// Hands the listener over. Without one the supervisor ends.
-    fn listen(self, listener: Result<OwnedFd, Error>) -> Result<Supervised, Error> {
-        let listener = listener?;
-        send(&self.socket, listener.as_fd()).map_err(Error::Lost)?;
-        drop(listener);
-        match rustix::io::retry_on_intr(|| rustix::io::read(&self.socket, &mut [0; 1][..])) {
-            Ok(1) => Ok(Supervised::Now),
-            Ok(_) => Err(Error::Lost(io::ErrorKind::BrokenPipe.into())),
-            Err(e) => Err(Error::Lost(e.into())),
+    /// Hands another descriptor over: once there is a filter, nothing may fail that can fail before.
+    fn rehearsed(self) -> Result<Supervisor, Error> {
+        match self.hand_over(self.socket.as_fd()) {
+            Ok(()) => Ok(self),
+            Err(e) => Err(Error::Supervisor(e)),
+        }
+    }
+
+    /// Hands the listener over that `listen` makes. Without one the supervisor ends.
+    fn listen(self, listen: impl FnOnce() -> Result<OwnedFd, Error>) -> Result<Supervised, Error> {
+        self.hand_over(listen()?.as_fd()).map_err(Error::Lost)?;
+        Ok(Supervised::Now)
+    }
+
+    /// Sends a descriptor, and waits until the supervisor has done with it what it is for.
+    fn hand_over(&self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        send(&self.socket, descriptor)?;
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.socket, &mut [0; 1][..]))? {
+            1 => Ok(()),
+            _ => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }
 }
@@ -154,10 +191,15 @@ impl Supervisor {
 /// The supervisor's life, in a process of its own.
 fn guard(socket: &OwnedFd, options: &Options) {
     process::keep_only(&[socket.as_fd()], options.talk.is_some());
-    // Nothing comes where the filter could not be installed.
+    let Ok(guardian) = Guardian::new() else { return };
+    let answer = || rustix::io::write(socket, b"!");
+    // Nothing comes after the first where the filter could not be installed.
+    if receive(socket).is_err() || answer().is_err() {
+        return;
+    }
     let Ok(listener) = receive(socket) else { return };
-    guardian::guard(listener, options, || {
-        let _ = rustix::io::write(socket, b"!");
+    guardian.guard(listener, options, || {
+        let _ = answer();
         let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
     });
 }
@@ -171,6 +213,7 @@ fn why(e: io::Error) -> Error {
     match e.raw_os_error() {
         Some(libc::EBUSY) => Error::ForeignListener,
         _ if e.kind() == io::ErrorKind::ResourceBusy => Error::ForeignListener,
+        _ if e.kind() == io::ErrorKind::BrokenPipe => Error::Lost(e),
         _ => Error::Filter(e),
     }
 }

@@ -31,6 +31,7 @@ use nix::sys::fanotify::{
 };
 use nix::sys::signal::SigSet;
 
+use super::filter;
 use super::inode::{Inode, InodeId};
 use super::lease::Lease;
 use super::process::{Processes, SystemCall};
@@ -126,6 +127,10 @@ struct Generation {
 
 impl Gate {
     fn new() -> io::Result<Gate> {
+        let needed = [libc::SYS_fanotify_init, libc::SYS_fanotify_mark, libc::SYS_mlockall, libc::SYS_clone3];
+        if !needed.into_iter().all(filter::permits) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         let group = || {
             let flags = InitFlags::FAN_CLASS_PRE_CONTENT
                 | InitFlags::FAN_CLOEXEC

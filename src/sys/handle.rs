@@ -8,6 +8,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
+use super::filter;
+
 /// As large as any filesystem's handle (`MAX_HANDLE_SZ`, `linux/exportfs.h`).
 const MAX_HANDLE: usize = 128;
 
@@ -41,6 +43,9 @@ impl Handle {
     }
 
     fn get(dir: impl AsFd, name: &OsStr, flags: libc::c_int) -> io::Result<Handle> {
+        if !filter::permits(libc::SYS_name_to_handle_at) {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
         let name = CString::new(name.as_bytes())?;
         let mut raw = Raw { bytes: MAX_HANDLE as libc::c_uint, kind: 0, data: [0; MAX_HANDLE] };
         let mut mount = 0;
@@ -78,6 +83,9 @@ impl Handle {
     /// # Errors
     /// `ESTALE` where the inode is no more; `EPERM` without `CAP_DAC_READ_SEARCH`; `EINVAL` for bytes that are no handle.
     pub fn open(&self, on: impl AsFd) -> io::Result<OwnedFd> {
+        if !filter::permits(libc::SYS_open_by_handle_at) {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
         let (kind, data) = self.0.split_at_checked(4).ok_or_else(invalid)?;
         let kind = libc::c_int::from_le_bytes(kind.try_into().map_err(|_| invalid())?);

@@ -1,12 +1,15 @@
-//! What one `statx(2)` call says about a file.
+//! What one `statx(2)` call says about a file; or, where a filter forbids that, what several others say.
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, FileType, Statx, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
 use serde::Serialize;
+
+use super::filter;
 
 /// Identifies an inode on this machine while it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -137,6 +140,9 @@ impl Inode {
     }
 
     fn statx(dir: impl AsFd, name: &OsStr, flags: AtFlags) -> io::Result<Inode> {
+        if !filter::permits(libc::SYS_statx) {
+            return Self::without_statx(dir, name, flags);
+        }
         let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
         Ok(Inode::from(&rustix::fs::statx(dir, name, flags, mask)?))
     }
@@ -146,12 +152,66 @@ impl Inode {
         self.mount_root && self.kind != Kind::Directory
     }
 
+    /// As from `statx(2)`, where a filter forbids that; without the mount.
+    fn without_statx(dir: impl AsFd, name: &OsStr, flags: AtFlags) -> io::Result<Inode> {
+        let stat = rustix::fs::statat(&dir, name, flags)?;
+        let file_type = FileType::from_raw_mode(stat.st_mode);
+        let attributes = if file_type.is_file() || file_type.is_dir() {
+            attributes(dir, name, flags, file_type.is_dir())?
+        } else {
+            IFlags::empty()
+        };
+        let time = |secs, nanos| Time { secs, nanos };
+        Ok(Inode {
+            id: InodeId { dev: stat.st_dev, ino: stat.st_ino },
+            mount: 0,
+            kind: Kind::from(file_type),
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+            size: stat.st_size.cast_unsigned(),
+            allocated: stat.st_blocks.cast_unsigned().saturating_mul(512),
+            atime: time(stat.st_atime, stat.st_atime_nsec as u32),
+            mtime: time(stat.st_mtime, stat.st_mtime_nsec as u32),
+            ctime: time(stat.st_ctime, stat.st_ctime_nsec as u32),
+            immutable: attributes.contains(IFlags::IMMUTABLE),
+            append_only: attributes.contains(IFlags::APPEND),
+            mount_root: false,
+        })
+    }
+
     /// Whether this is the inode that `earlier` saw, with its content, owner and mode.
     ///
     /// The time of its last change says nothing: any guest's window changes that.
     pub fn same_content_as(&self, earlier: &Inode) -> bool {
         let key = |inode: &Inode| (inode.id, inode.size, inode.mtime, inode.mode, inode.uid, inode.gid);
         key(self) == key(earlier)
+    }
+}
+
+/// The flags of a file or a directory, which has to be opened for that if it is not open already.
+fn attributes(dir: impl AsFd, name: &OsStr, flags: AtFlags, is_dir: bool) -> io::Result<IFlags> {
+    let flags = if flags.contains(AtFlags::SYMLINK_NOFOLLOW) { OFlags::NOFOLLOW } else { OFlags::empty() };
+    let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let read = if name.is_empty() {
+        match rustix::fs::ioctl_getflags(&dir) {
+            // Open with `O_PATH`.
+            Err(Errno::BADF) if is_dir => {
+                rustix::fs::ioctl_getflags(rustix::fs::openat(&dir, ".", flags, Mode::empty())?)
+            }
+            Err(Errno::BADF) => {
+                let path = format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd());
+                rustix::fs::ioctl_getflags(rustix::fs::open(path, flags, Mode::empty())?)
+            }
+            read => read,
+        }
+    } else {
+        rustix::fs::ioctl_getflags(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+    };
+    match read {
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => Ok(IFlags::empty()),
+        other => Ok(other?),
     }
 }
 

@@ -3,7 +3,7 @@
 //! It knows no policy: where a file is (`root`, `resolve`, `tree`), what it is (`inode`, `attributes`, `xattr`, `handle`), how a
 //! private copy is made (`copy`, `metadata`), how a name changes its inode (`swap`, with `lock`, `lease` and `gate`; `iunlink`), what
 //! the filesystem and the process table say (`filesystem`, `process`, `programs`, `mounts`, `page`), our own files (`state`), a root directory
-//! that another thread cannot change (`outside`, `view`), other processes whose calls wait for us (`seccomp`, `task`;
+//! that another thread cannot change (`outside`, `view`), other processes whose calls wait for us (`seccomp`, `task`; `filter` for what forbids calls of our own;
 //! `remote` for those that did not ask for it).
 //! Everything works on descriptors.
 
@@ -13,6 +13,7 @@ pub mod attributes;
 pub mod copy;
 pub mod dedupe;
 pub mod filesystem;
+pub mod filter;
 #[cfg(test)]
 pub mod fnmatch;
 pub mod gate;

@@ -9,6 +9,8 @@ use std::thread::JoinHandle;
 
 use rustix::thread::UnshareFlags;
 
+use super::filter;
+
 type Work = Box<dyn FnOnce() + Send>;
 
 /// The thread; ended when this is dropped.
@@ -26,6 +28,9 @@ impl Outside {
     /// # Errors
     /// Where no thread can be started, or it may not have a root of its own (`unshare(2)` behind a filter).
     pub fn begin() -> io::Result<Outside> {
+        if ![libc::SYS_unshare, libc::SYS_clone3].into_iter().all(filter::permits) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         let (queue, works) = mpsc::channel::<Work>();
         let (begun, has_begun) = mpsc::channel();
         let thread = std::thread::Builder::new().name("outside".into()).spawn(move || {

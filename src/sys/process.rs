@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use super::inode::Inode;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
+use super::filter;
 /// Enough descriptors for a supervisor.
 const DESCRIPTORS: u64 = 1024;
 
@@ -72,6 +72,9 @@ impl Processes {
             if candidate.own().is_ok() {
                 return Ok(candidate);
             }
+        }
+        if ![libc::SYS_fsopen, libc::SYS_fsconfig, libc::SYS_fsmount].into_iter().all(filter::permits) {
+            return Err(io::ErrorKind::NotFound.into());
         }
         let fs = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_create(&fs)?;
@@ -192,7 +195,8 @@ impl Processes {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.proc, format!("{pid}/{file}"), flags, Mode::empty())?;
         let mut content = Vec::new();
-        std::fs::File::from(fd).read_to_end(&mut content)?;
+        // A file by itself asks for its size first.
+        std::fs::File::from(fd).take(u64::MAX).read_to_end(&mut content)?;
         Ok(content)
     }
 }

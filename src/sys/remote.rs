@@ -10,14 +10,18 @@
 //!   then it is stopped as soon as we have let it go, and its parent is told at once.
 //! - The wait is not patched up but made again and interrupted again, for on 64-bit Arm only the kernel knows what a
 //!   signal would change about it. A child that has ended meanwhile is found by it.
+//! - It sends us the listener by a socket (`unix(7)`, `SCM_RIGHTS`). Before it gets the filter, which nobody can take
+//!   away again, it has sent us another descriptor in the same way.
 //! - The listener is closed there as soon as we have it. Were it left open, then after our end whoever makes a call
 //!   that is to be notified would wait for ever; so such calls fail with `ENOSYS`.
 //!
-//! There is no way back once its registers are changed. Where we end or fail from there on until it has its wait back,
-//! it is killed (`PTRACE_O_EXITKILL`): else it would take our result for that of its wait, or run behind a filter
-//! nobody listens to.
+//! A call of ours that fails there changes nothing: it gets its registers back. Only where we end while they are
+//! changed, or cannot give them back, it is killed (`PTRACE_O_EXITKILL`): else it would take our result for that of its
+//! wait. So where a filter of somebody else's may kill us, all of it is done with children of ours first.
 
 #![allow(unsafe_code)]
+
+mod channel;
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -28,7 +32,7 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 #[cfg(target_arch = "aarch64")]
 #[path = "remote/aarch64.rs"]
@@ -38,13 +42,17 @@ mod arch;
 mod arch;
 
 use self::arch::Registers;
-use super::process::{Processes, Status};
+use self::channel::{Channel, Image};
+use super::filter;
+use super::process::{self, Processes, Status};
 use super::signal::Held;
 
 /// How long a process may take to come to its wait, and then to stop.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long it may take for a system call of ours. It is killed after that, so nothing but a broken machine takes it.
 const BOUND: Duration = Duration::from_secs(30);
+/// How often it tries to send the listener, which has worked with another descriptor just before.
+const TRIES: u32 = 100;
 /// How long we look again at once before we sleep.
 const SPIN: Duration = Duration::from_millis(1);
 
@@ -62,7 +70,7 @@ const SYSTEM_CALL_STOP: i32 = libc::SIGTRAP | 0x80;
 /// Installs a seccomp filter with a listener in the process `pid`, which waits for a child, and returns the listener.
 ///
 /// `flags` are added to `SECCOMP_FILTER_FLAG_NEW_LISTENER`. The filter is for that process and the children it starts
-/// from then on. `program` must let `close(2)` pass.
+/// from then on. `program` must let `close(2)` and `sendmsg(2)` pass.
 ///
 /// At most `PATIENCE` is spent until the process waits; the calling process is sent a `SIGCHLD` whenever it stops.
 /// Signals that end programs are held back meanwhile. Where the caller is killed all the same, the other process
@@ -82,12 +90,14 @@ const SYSTEM_CALL_STOP: i32 = libc::SIGTRAP | 0x80;
 /// - `ResourceBusy`: it is traced, or has a filter with a listener;
 /// - `PermissionDenied`: we may not trace it; or it may not install filters, for want of `CAP_SYS_ADMIN` in its user
 ///   namespace and of `no_new_privs`; or a filter forbids this;
-/// - `InvalidInput`: the kernel does not take `program` or `flags`, or `program` does not let `close(2)` pass;
+/// - `InvalidInput`: the kernel does not take `program` or `flags`, or `program` does not let `close(2)` or `sendmsg(2)`
+///   pass;
 /// - `NotFound`: it has ended;
 /// - `TimedOut`: it does not come to a stop;
-/// - others as from `pidfd_getfd(2)`, `process_vm_writev(2)`, `ptrace(2)` and `seccomp(2)`.
+/// - others as from `process_vm_writev(2)`, `ptrace(2)`, `seccomp(2)`, `socket(2)`, `connect(2)` and `sendmsg(2)`.
 ///
-/// It is killed where it does not get through a system call in `BOUND`, or where we cannot take the listener.
+/// With `BrokenPipe` alone it has the filter, and the listener is lost. It is killed where it does not get through a
+/// system call in `BOUND`.
 pub fn listen_in(pid: i32, program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<OwnedFd> {
     listen_within(PATIENCE, pid, program, flags)
 }
@@ -101,19 +111,21 @@ pub fn listen_in(pid: i32, program: &[libc::sock_filter], flags: libc::c_ulong) 
 /// As [`listen_in`].
 pub fn may_listen_in(pid: i32) -> io::Result<()> {
     untraced(&fit(&Processes::open()?, pid)?, pid)?;
-    let pidfd = open(pid)?;
-    // The permission comes before the descriptor (`__pidfd_fget` of `kernel/pid.c`), which nobody has.
-    match rustix::process::pidfd_getfd(&pidfd, i32::MAX, PidfdGetfdFlags::empty()) {
-        Ok(_) | Err(rustix::io::Errno::BADF) => {}
-        Err(e) => return Err(e.into()),
+    // Who may read its memory may trace it (`PTRACE_MODE_ATTACH` of `linux/ptrace.h`). Nothing is at this address.
+    let nothing = RemoteIoVec { base: 0, len: 1 };
+    match process_vm_readv(Pid::from_raw(pid), &mut [IoSliceMut::new(&mut [0])], &[nothing]) {
+        Ok(_) | Err(nix::errno::Errno::EFAULT) => {}
+        Err(e) => return Err(if_ended(e)),
     }
-    // It is the same permission. But ptrace(2) as a whole may be forbidden.
+    // But ptrace(2) as a whole may be forbidden.
     match ptrace::interrupt(Pid::from_raw(pid)) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
         Err(e) => return Err(e.into()),
     }
     let allow = libc::BPF_RET | libc::BPF_K;
-    rehearse(&[libc::sock_filter { code: allow as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW }], 0)
+    let program = [libc::sock_filter { code: allow as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW }];
+    rehearse(&program, 0)?;
+    rehearse_tracing(&program, 0)
 }
 
 fn listen_within(
@@ -125,6 +137,7 @@ fn listen_within(
     let processes = Processes::open()?;
     let pidfd = open(pid)?;
     rehearse(program, flags)?;
+    rehearse_tracing(program, flags)?;
     let deadline = Instant::now() + patience;
     let trace = || loop {
         match attempt(&processes, pidfd.as_fd(), pid, program, flags) {
@@ -171,32 +184,16 @@ fn attempt(
         return Err(not_waiting(pid));
     }
 
-    let len = image(0, program)?.len() as u64;
+    let channel = Channel::open()?;
+    let len = Image::new(0, program, channel.address())?.bytes.len() as u64;
     let room = arch::stack(&saved).saturating_sub(RED_ZONE + len) & !15;
-    let image = image(room, program)?;
-    let kept = target.read(room, image.len())?;
-    target.write(room, &image)?;
-    // Something to make room for the listener with.
-    let reserved = pidfd.try_clone_to_owned()?;
+    let image = Image::new(room, program, channel.address())?;
+    let kept = target.read(room, image.bytes.len())?;
+    target.write(room, &image.bytes)?;
 
     target.change()?;
-    let filter = libc::c_ulong::from(libc::SECCOMP_SET_MODE_FILTER);
-    let install = [filter, flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER, room];
-    let listener = match target.call(&saved, at, libc::SYS_seccomp, install)? {
-        Err(e) => Err(e),
-        Ok(fd) => {
-            drop(reserved);
-            match rustix::process::pidfd_getfd(pidfd, fd as i32, PidfdGetfdFlags::empty()) {
-                Ok(listener) if is_listener(listener.as_fd()) => {
-                    // It cannot fail: `program` lets it pass.
-                    let _ = target.call(&saved, at, libc::SYS_close, [fd as u64, 0, 0])?;
-                    Ok(listener)
-                }
-                Ok(_) | Err(rustix::io::Errno::BADF) => Err(pretended()),
-                Err(e) => return Err(e.into()),
-            }
-        }
-    };
+    let listener =
+        Caller { target: &mut target, saved: &saved, at }.send_listener(&image, &channel, flags)?;
     // Nobody needs what is below the stack; only who looks for traces would see any.
     let _ = target.write(room, &kept);
     target.run(&arch::again(&saved, at))?;
@@ -235,22 +232,6 @@ fn untraced(status: &Status, pid: i32) -> io::Result<()> {
 fn is_native(head: &[u8; 20]) -> bool {
     let machine = u16::from_ne_bytes([head[18], head[19]]);
     head.starts_with(b"\x7fELF") && head[4] == libc::ELFCLASS64 && machine == arch::MACHINE
-}
-
-/// The argument of `seccomp(2)` and the program behind it, to lie at `address`.
-fn image(address: u64, program: &[libc::sock_filter]) -> io::Result<Vec<u8>> {
-    let len = u16::try_from(program.len()).map_err(|_| ErrorKind::InvalidInput)?;
-    let mut image = vec![0; size_of::<libc::sock_fprog>()];
-    let pointer = address + image.len() as u64;
-    image[std::mem::offset_of!(libc::sock_fprog, len)..][..size_of::<u16>()]
-        .copy_from_slice(&len.to_ne_bytes());
-    image[std::mem::offset_of!(libc::sock_fprog, filter)..].copy_from_slice(&pointer.to_ne_bytes());
-    for step in program {
-        image.extend(step.code.to_ne_bytes());
-        image.extend([step.jt, step.jf]);
-        image.extend(step.k.to_ne_bytes());
-    }
-    Ok(image)
 }
 
 /// Why a process stopped.
@@ -385,22 +366,6 @@ impl<'fd> Target<'fd> {
         self.registers()
     }
 
-    /// Has it make a system call of ours by the instruction `at`; what comes of it.
-    fn call(
-        &mut self,
-        saved: &Registers,
-        at: u64,
-        number: libc::c_long,
-        arguments: [u64; 3],
-    ) -> io::Result<io::Result<i64>> {
-        let after = self.run(&arch::calling(saved, at, number, arguments))?;
-        Ok(match arch::result(&after, at) {
-            None => Err(ErrorKind::Interrupted.into()),
-            Some(error @ -4095..0) => Err(of_seccomp(-error as i32)),
-            Some(result) => Ok(result),
-        })
-    }
-
     fn registers(&self) -> io::Result<Registers> {
         ptrace::getregs(self.pid).map_err(if_ended)
     }
@@ -463,6 +428,129 @@ impl Drop for Target<'_> {
     }
 }
 
+/// A process that makes system calls of ours.
+struct Caller<'t, 'fd> {
+    target: &'t mut Target<'fd>,
+    saved: &'t Registers,
+    /// Where the instruction is that makes them.
+    at: u64,
+}
+
+impl Caller<'_, '_> {
+    /// Has it install the filter and send the listener. It goes on whatever comes of that, but not of tracing it.
+    fn send_listener(
+        &mut self,
+        image: &Image,
+        channel: &Channel,
+        flags: libc::c_ulong,
+    ) -> io::Result<io::Result<OwnedFd>> {
+        let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        let socket = match self.call(libc::SYS_socket, [libc::AF_UNIX as u64, kind as u64, 0])? {
+            Ok(socket) => socket as u64,
+            Err(e) => return Ok(Err(e)),
+        };
+        let sent = self.send_through(socket, image, channel, flags)?;
+        // It cannot fail: `program` lets it pass.
+        let _ = self.call(libc::SYS_close, [socket, 0, 0])?;
+        Ok(sent)
+    }
+
+    fn send_through(
+        &mut self,
+        socket: u64,
+        image: &Image,
+        channel: &Channel,
+        flags: libc::c_ulong,
+    ) -> io::Result<io::Result<OwnedFd>> {
+        let address = [socket, image.address, channel.address().len() as u64];
+        if let Err(e) = self.call(libc::SYS_connect, address)? {
+            return Ok(Err(e));
+        }
+        let connection = match channel.accept(self.target.pid.as_raw()) {
+            Ok(connection) => connection,
+            Err(e) => return Ok(Err(e)),
+        };
+        // First any descriptor: while nothing is changed that cannot be changed back.
+        if let Err(e) = self.send(socket, socket, image)?.and_then(|()| connection.receive()) {
+            return Ok(Err(e));
+        }
+        let mode = libc::c_ulong::from(libc::SECCOMP_SET_MODE_FILTER);
+        let install = [mode, flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER, image.filter];
+        let listener = match self.call(libc::SYS_seccomp, install)? {
+            Ok(listener) => listener as u64,
+            Err(e) => return Ok(Err(of_seccomp(e))),
+        };
+        let mut sent = Err(ErrorKind::BrokenPipe.into());
+        for _ in 0..TRIES {
+            sent = self.send(socket, listener, image)?.and_then(|()| connection.receive());
+            if sent.is_ok() {
+                break;
+            }
+            std::thread::sleep(SPIN);
+        }
+        let listener_is = match sent {
+            Ok(sent) if is_listener(sent.as_fd()) => Ok(sent),
+            Ok(_) => return Ok(Err(pretended())),
+            Err(e) => Err(refusal(ErrorKind::BrokenPipe, format!("the listener was lost: {e}"))),
+        };
+        let _ = self.call(libc::SYS_close, [listener, 0, 0])?;
+        Ok(listener_is)
+    }
+
+    /// Has it send its descriptor `number`.
+    fn send(&mut self, socket: u64, number: u64, image: &Image) -> io::Result<io::Result<()>> {
+        self.target.write(image.descriptor, &(number as u32).to_ne_bytes())?;
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) as u64;
+        Ok(self.call(libc::SYS_sendmsg, [socket, image.message, flags])?.map(drop))
+    }
+
+    /// Has it make a system call; what comes of it.
+    fn call(&mut self, number: libc::c_long, arguments: [u64; 3]) -> io::Result<io::Result<i64>> {
+        let after = self.target.run(&arch::calling(self.saved, self.at, number, arguments))?;
+        Ok(match arch::result(&after, self.at) {
+            None => Err(ErrorKind::Interrupted.into()),
+            Some(error @ -4095..0) => Err(io::Error::from_raw_os_error(-error as i32)),
+            Some(result) => Ok(result),
+        })
+    }
+}
+
+/// Does all of it between children of ours, where a filter may forbid any part of it.
+fn rehearse_tracing(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<()> {
+    if !filter::is_in_force() {
+        return Ok(());
+    }
+    let tracer = process::child(|| match trace_a_child(program, flags) {
+        Ok(()) => 0,
+        Err(e) => e.raw_os_error().unwrap_or(libc::EIO),
+    })?;
+    match process::wait(tracer)? {
+        Some(0) => Ok(()),
+        Some(error) => Err(io::Error::from_raw_os_error(error)),
+        None => Err(refusal(ErrorKind::PermissionDenied, "a filter kills who traces")),
+    }
+}
+
+fn trace_a_child(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<()> {
+    let own = std::process::id() as i32;
+    let waiting = process::child(|| {
+        // Both end with this process.
+        let until = process::end_of(own);
+        let end =
+            process::child(|| i32::from(until.is_ok_and(|end| has_ended(end.as_fd(), PollTimeout::NONE))));
+        end.and_then(process::wait).ok().flatten().unwrap_or(0)
+    })?;
+    let (processes, pidfd, begun) = (Processes::open()?, open(waiting)?, Instant::now());
+    loop {
+        match attempt(&processes, pidfd.as_fd(), waiting, program, flags) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock && begun.elapsed() < PATIENCE => {
+                std::thread::sleep(SPIN);
+            }
+            done => return done.map(drop),
+        }
+    }
+}
+
 /// Installs the filter in a child of ours that does nothing else, to learn whether it can be done.
 fn rehearse(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| ErrorKind::InvalidInput)?;
@@ -490,18 +578,21 @@ fn rehearse(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<(
         }
     };
     match (in_time?, status) {
-        (false, _) => Err(refusal(ErrorKind::InvalidInput, "the filter does not let close(2) pass")),
+        (false, _) => {
+            Err(refusal(ErrorKind::InvalidInput, "the filter does not let close(2) and sendmsg(2) pass"))
+        }
         (true, WaitStatus::Exited(_, 0)) => Ok(()),
-        (true, WaitStatus::Exited(_, code)) => Err(of_seccomp(code)),
+        (true, WaitStatus::Exited(_, code)) => Err(of_seccomp(io::Error::from_raw_os_error(code))),
         (true, _) => Err(refusal(ErrorKind::PermissionDenied, "a filter kills who calls seccomp(2)")),
     }
 }
 
-/// Installs the filter in the calling process and closes the listener; 0 or an error number.
+/// Installs the filter in the calling process, sends the listener to itself and closes it; 0 or an error number.
 ///
 /// For a child of a process with several threads: makes nothing but system calls.
 fn install_here(argument: &libc::sock_fprog, flags: libc::c_ulong) -> libc::c_int {
     let errno = || io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+    let pair = channel::pair();
     let flags = flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
     // SAFETY: changes the calling process alone, which ends after this; the argument and its program outlive the call.
     let fd = unsafe {
@@ -513,8 +604,12 @@ fn install_here(argument: &libc::sock_fprog, flags: libc::c_ulong) -> libc::c_in
         return errno();
     }
     // SAFETY: a descriptor that has just been opened; where it is none, nothing comes of it.
-    if !is_listener(unsafe { BorrowedFd::borrow_raw(fd as i32) }) {
+    let listener = unsafe { BorrowedFd::borrow_raw(fd as i32) };
+    if !is_listener(listener) {
         return libc::ENOSYS;
+    }
+    if let Err(e) = pair.and_then(|pair| channel::pass(&pair, listener)) {
+        return e.raw_os_error();
     }
     // SAFETY: nobody else has this descriptor.
     if unsafe { libc::close(fd as i32) } < 0 { libc::EINVAL } else { 0 }
@@ -565,11 +660,11 @@ fn if_ended(error: impl Into<io::Error>) -> io::Error {
     if error.raw_os_error() == Some(libc::ESRCH) { ended() } else { error }
 }
 
-fn of_seccomp(number: i32) -> io::Error {
-    match number {
-        libc::EACCES => unprivileged(),
-        libc::EBUSY => refusal(ErrorKind::ResourceBusy, "a filter with a listener is in place"),
-        number => io::Error::from_raw_os_error(number),
+fn of_seccomp(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EACCES) => unprivileged(),
+        Some(libc::EBUSY) => refusal(ErrorKind::ResourceBusy, "a filter with a listener is in place"),
+        _ => error,
     }
 }
 

@@ -9,6 +9,7 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
 
+use super::filter;
 use super::inode::{Inode, InodeId, Kind};
 use super::process::Processes;
 
@@ -132,6 +133,9 @@ impl Task {
     /// Without `CONFIG_KCMP` they count as two.
     pub fn is_one_file(&self, a: i32, b: i32) -> bool {
         const KCMP_FILE: libc::c_int = 0;
+        if !filter::permits(libc::SYS_kcmp) {
+            return false;
+        }
         // SAFETY: only numbers are passed.
         unsafe { libc::syscall(libc::SYS_kcmp, self.tid, self.tid, KCMP_FILE, a, b) == 0 }
     }

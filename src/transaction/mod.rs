@@ -3,6 +3,7 @@
 //! Whoever starts takes part as a *member*; a nested hook (dpkg's, under apt's) joins what is open. When the last
 //! member leaves, the run is settled.
 
+pub mod course;
 pub mod members;
 pub mod recover;
 pub mod settle;
@@ -11,6 +12,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use self::course::Course;
 use self::members::{Cover, Member, Members};
 use self::recover::Recovered;
 use self::settle::Settled;
@@ -24,9 +26,9 @@ use crate::package::PackageManager;
 use crate::policy::{self, Policy};
 use crate::report::{Reason, Shown};
 use crate::supervise;
-use crate::sys::filesystem;
 use crate::sys::process::{ProcessId, Processes};
 use crate::sys::root::Root;
+use crate::sys::{filesystem, filter};
 
 /// How long a hook waits for another one of the same guest; that one may be copying thousands of files.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -115,6 +117,8 @@ pub struct Purpose<'a> {
 /// How a run is supervised.
 #[derive(Clone, Copy)]
 pub struct Supervise<'a> {
+    /// Whether it could be.
+    pub may: &'a dyn Fn() -> Result<(), supervise::Error>,
     /// Whether there is anything to protect, where nothing that the run is known to touch is unified.
     pub needed: &'a dyn Fn() -> bool,
     /// Begins.
@@ -135,7 +139,9 @@ impl<'a> Guest<'a> {
         collect: impl FnOnce(&mut Surveyor<'a>),
     ) -> Result<Begun, Refusal> {
         let mut begun = Begun::default();
-        let open = if purpose.dry_run { None } else { self.existing()? };
+        // Nothing of ours can be written then, and what is unified is refused.
+        let writes = filter::against_copies().is_none();
+        let open = if purpose.dry_run || !writes { None } else { self.existing()? };
         if let Some((store, _lock)) = &open
             && let Some(mut ledger) = store.existing_ledger()?
         {
@@ -151,7 +157,7 @@ impl<'a> Guest<'a> {
         if begun.survey.unified.is_empty() || purpose.dry_run || begun.supervised {
             // A root that is only worked on from outside is left without a trace.
             let leaves_traces = self.root.is_own() || open.is_some();
-            let joins = !purpose.dry_run && !begun.supervised && leaves_traces;
+            let joins = !purpose.dry_run && !begun.supervised && leaves_traces && writes;
             if let Some(member) = purpose.member.filter(|_| joins) {
                 let joined = Store::open(self.root).and_then(|store| Members::open(&store)?.join(member));
                 // Only a matter of speed: nested hooks look again.
@@ -186,18 +192,18 @@ impl<'a> Guest<'a> {
         Ok(begun)
     }
 
-    /// Has the run supervised, if the policy and what is unified allow it: without protection a path that comes to mean
-    /// another file between the supervisor's look and the kernel's would do harm.
+    /// Has the run supervised, if that is its course.
     fn supervise(self, purpose: &Purpose<'_>, unified: &[Found]) -> Result<bool, Refusal> {
-        let Some(supervise) = purpose.supervise.filter(|_| self.policy.supervise != policy::Supervise::Never)
-        else {
-            return Ok(false);
-        };
-        let protected = unified.iter().all(|found| found.inode.immutable);
-        if !self.root.is_own() || !protected || unified.is_empty() && !(supervise.needed)() {
-            return Ok(false);
+        let Some(supervise) = purpose.supervise else { return Ok(false) };
+        match self.course(unified, supervise.needed, supervise.may) {
+            Course::Supervised => {}
+            Course::Unneeded => return Ok(false),
+            Course::Prepared(why) => {
+                log::debug!("not supervised: {why}");
+                return Ok(false);
+            }
+            Course::Refused(refusal) => return Err(refusal),
         }
-        preflight::check(self.root, unified, None)?;
         // First: what comes after is supervised, if this very process is to be.
         let store = Store::open(self.root).map_err(|e| Error::state("", e))?;
         if let Some(member) = purpose.member {
@@ -215,7 +221,9 @@ impl<'a> Guest<'a> {
         if opened {
             ledger.forget_run(run)?;
         }
-        if self.policy.supervise == policy::Supervise::Always {
+        // Where the supervisor is lost what it was to answer fails.
+        let lost = matches!(e, supervise::Error::Lost(_));
+        if lost || self.policy.supervise == policy::Supervise::Always {
             return Err(Refusal::Unsupervised(e));
         }
         log::debug!("not supervised: {e}");
@@ -287,8 +295,12 @@ impl<'a> Guest<'a> {
 
     /// These processes have run, as far as they are members. Settles, unless somebody else still takes part.
     ///
-    /// Where the ledger was never needed, only new files are handed over, and only if the host has begun to unify.
+    /// Where the ledger was never needed, only new files are handed over, and only if the host has begun to unify. Where
+    /// a filter forbids what settling needs, that is left to a later run.
     pub fn finish(self, done: &[ProcessId], manager: &dyn PackageManager) -> Result<Option<Settled>, Error> {
+        if filter::against_copies().is_some() {
+            return Ok(None);
+        }
         let Some((store, _lock)) = self.existing()? else { return Ok(None) };
         let members = Members::open(&store).map_err(|e| Error::state("members", e))?;
         let (since, alive) =

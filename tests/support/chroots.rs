@@ -103,8 +103,9 @@ impl Chroots {
         output
     }
 
+    /// Asserts that nobody else has noticed what was done in the first one, and that nothing is left of it.
     #[track_caller]
-    fn assert_clean(&self, line: &str) {
+    pub fn assert_clean(&self, line: &str) {
         assert_same(&self.neighbour, &picture(&self.pair.path("g2")), line);
         self.pair.assert_settled(line);
         let g1 = self.pair.path("g1");

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::num::NonZero;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +17,7 @@ use super::diversions::Diversion;
 use super::status::{Package, State, Want};
 use crate::package::deb::{self, Control, Kind};
 use crate::package::{PackageId, PackageSpec, sort_paths};
+use crate::parallel;
 use crate::sys::root::{Root, relative};
 
 /// dpkg's own temporary names beside a file it unpacks. They exist beforehand where a run was interrupted.
@@ -130,7 +130,7 @@ impl Plan {
             })
             .collect();
         let mut news = Vec::with_capacity(archives.len());
-        for result in read_all(&archives) {
+        for result in parallel::map(parallel::processors(), &archives, |archive| read_archive(archive)) {
             match result {
                 Ok(new) => news.push(new),
                 Err(e) => self.warnings.push(e.to_string()),
@@ -153,21 +153,6 @@ impl Plan {
         self.trees.extend(modules.filter_map(|path| Some(path.parent()?.join("__pycache__"))));
         sort_paths(&mut self.trees);
     }
-}
-
-/// Reads each archive, on as many threads as there are processors.
-fn read_all(archives: &[&Path]) -> Vec<Result<New, deb::Error>> {
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let share = archives.len().div_ceil(threads).max(1);
-    if archives.len() == share {
-        return archives.iter().map(|path| read_archive(path)).collect();
-    }
-    std::thread::scope(|scope| {
-        let read = |chunk: &[&Path]| chunk.iter().map(|path| read_archive(path)).collect::<Vec<_>>();
-        let workers: Vec<_> = archives.chunks(share).map(|chunk| scope.spawn(move || read(chunk))).collect();
-        let joined = workers.into_iter().map(|worker| worker.join());
-        joined.flat_map(|read| read.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-    })
 }
 
 /// A new version's files, from the payload only where the control member has no list.

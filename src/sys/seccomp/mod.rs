@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
+use super::filter;
+
 /// A flag of filters: calls that were received are interrupted by fatal signals alone (Linux 5.19).
 pub const KILLABLE: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
 
@@ -191,6 +193,10 @@ pub const HERE: i64 = 0x0063_6f77;
 ///
 /// `false` where nobody answers who knows the question.
 pub fn ask(question: Question) -> bool {
+    // Where there is no filter nobody answers; and one of somebody else's may kill who asks.
+    if !filter::is_in_force() || !filter::permits(libc::SYS_openat2) {
+        return false;
+    }
     let nothing = std::ptr::null::<libc::c_void>();
     // SAFETY: the kernel looks at the size first, which is too large for any structure, and touches no memory.
     let answer =
@@ -206,4 +212,27 @@ pub fn question(call: &Call) -> Option<Question> {
     let asked = call.arguments[3];
     let is = |question: &Question| asked == QUESTION | *question as u64 && call.arguments[1] == 0;
     [Question::IsThere, Question::LetPass, Question::LookAgain].into_iter().find(is)
+}
+
+#[cfg(test)]
+pub mod testing {
+    //! Filters of somebody else's.
+
+    /// Puts the calling thread behind a filter that does this with one system call.
+    pub fn forbid(number: libc::c_long, action: u32) {
+        let step = |code, k| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+        let program = [
+            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+            libc::sock_filter { jf: 1, ..step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number as u32) },
+            step(libc::BPF_RET | libc::BPF_K, action),
+            step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+        ];
+        let argument = libc::sock_fprog { len: 4, filter: program.as_ptr().cast_mut() };
+        // SAFETY: the program is read, and outlives the call.
+        unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+            let mode = libc::SECCOMP_SET_MODE_FILTER;
+            assert_eq!(libc::syscall(libc::SYS_seccomp, mode, 0, &raw const argument), 0);
+        }
+    }
 }
