@@ -549,7 +549,7 @@ fn privileged_status_counts_what_there_is() {
                 "  verdict        unified (immutable)",
                 "  protection     immutable",
                 "  package        pkg",
-                "  next           made private before pkg is upgraded, configured or removed",
+                "  next           made private when a package manager is about to change it (copy on write)",
             ][..],
         ),
         ("/usr/bin/file-2", &["  package        pkg"]),

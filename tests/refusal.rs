@@ -72,8 +72,19 @@ fn privileged_without_the_capability() {
         let guests = guests(kind);
         let reason = "the immutable flag cannot be cleared: Operation not permitted\n";
         let remedy = "give the guest CAP_LINUX_IMMUTABLE in the initial user namespace";
-        refused(&guests, &DROP, reason, remedy);
-        refused(&guests, &["unshare", "--user", "--map-root-user"], reason, remedy);
+        for wrapper in [&DROP[..], &["unshare", "--user", "--map-root-user"]] {
+            refused(&guests, wrapper, reason, remedy);
+            let status = text(&chroot(wrapper, &guests.first(), "cow-status").output().unwrap());
+            let expected =
+                "  supervision    none, a run that touches unified files is refused: /usr/bin/file-";
+            assert!(status.contains(expected) && status.contains(reason.trim()), "{status}");
+            assert!(status.contains(&format!("  remedy         {remedy}")), "{status}");
+            let mut command = chroot(wrapper, &guests.first(), "cow-status");
+            let status = text(&command.arg("/usr/bin/file-0").output().unwrap());
+            let expected =
+                "  next           upgrade, configuration and removal of pkg are refused: /usr/bin/file-0: ";
+            assert!(status.contains(expected) && status.contains(remedy), "{status}");
+        }
     }
 }
 

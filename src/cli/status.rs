@@ -77,8 +77,9 @@ fn collect(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<(Report, E
     let mut resolver = Resolver::new(guest.root);
     if arguments.paths.is_empty() {
         report.guest = Some(summary::State::read(guest)?);
-        report.supervision = Some(Supervision::of(guest));
-        report.trees.push(summary::Tree::walk(guest, PathBuf::from("/"), &mut exit));
+        let tree = summary::Tree::walk(guest, PathBuf::from("/"), &mut exit);
+        report.supervision = Some(Supervision::of(guest, &tree.examples));
+        report.trees.push(tree);
     }
     for path in &arguments.paths {
         let path = guest_path(guest.root, path)?;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::supervision;
+use crate::detach::preflight::Refusal;
 use crate::detach::survey::{Found, Surveyor};
 use crate::inspect::{Verdict, inspect};
 use crate::ledger::store::{self, Store};
@@ -14,6 +16,7 @@ use crate::package::owners::Owners;
 use crate::report::{Shown, json_path, size};
 use crate::sys::inode::Inode;
 use crate::transaction::Guest;
+use crate::transaction::course::Course;
 
 /// What is to be said of a file.
 #[derive(Debug, Serialize)]
@@ -53,6 +56,7 @@ pub fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec<File>>
     for left in survey.left {
         verdicts.insert(left.path, left.verdict);
     }
+    let course = supervision::course(guest, &survey.unified);
     let mut files = Vec::new();
     for path in paths {
         let dir = guest.root.open_dir(path.parent().unwrap_or(Path::new("/")))?;
@@ -61,7 +65,7 @@ pub fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec<File>>
         let packages: Vec<String> = owners.of(path).map(str::to_owned).collect();
         let stashed = stashed.contains(path);
         files.push(File {
-            next: next(guest, path, verdict, &packages, stashed),
+            next: next(guest, path, verdict, &packages, stashed, &course),
             path: path.clone(),
             verdict,
             inode: inode.id.ino,
@@ -78,8 +82,22 @@ pub fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec<File>>
 }
 
 /// What the next transaction would do with the file.
-fn next(guest: Guest<'_>, path: &Path, verdict: Verdict, packages: &[String], stashed: bool) -> String {
+fn next(
+    guest: Guest<'_>,
+    path: &Path,
+    verdict: Verdict,
+    packages: &[String],
+    stashed: bool,
+    course: &Course,
+) -> String {
     if verdict.is_unified() {
+        match course {
+            Course::Refused(refusal) => return refused(packages, refusal),
+            Course::Supervised if !packages.is_empty() || guest.policy.prepare.matches(path) => {
+                return "made private when a package manager is about to change it (copy on write)".into();
+            }
+            _ => {}
+        }
         if guest.policy.prepare.matches(path) {
             return "made private before every transaction (the policy's prepare list)".into();
         }
@@ -104,6 +122,14 @@ fn next(guest: Guest<'_>, path: &Path, verdict: Verdict, packages: &[String], st
         }
         _ => "nothing".into(),
     }
+}
+
+fn refused(packages: &[String], refusal: &Refusal) -> String {
+    let runs = match packages {
+        [] => "a package manager's run that touches it is".to_owned(),
+        packages => format!("upgrade, configuration and removal of {} are", packages.join(", ")),
+    };
+    format!("{runs} refused: {refusal}; {}", refusal.remedy())
 }
 
 fn stashed(guest: Guest<'_>) -> anyhow::Result<Vec<PathBuf>> {

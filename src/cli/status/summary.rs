@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::detach::survey::{Surveyor, Tally};
+use crate::detach::survey::{Found, Surveyor, Tally};
 use crate::exit::Exit;
 use crate::inspect::Verdict;
 use crate::ledger::store::{self, STATE_DIR, Store};
@@ -32,6 +32,9 @@ pub struct Tree {
     on_read_only_mounts: u64,
     /// Directories on other filesystems or mounts, which are not looked into.
     other_filesystems: u64,
+    /// A unified file of each mount.
+    #[serde(skip)]
+    pub examples: Vec<Found>,
 }
 
 impl Tree {
@@ -54,6 +57,7 @@ impl Tree {
             mount_points: 0,
             on_read_only_mounts: 0,
             other_filesystems: 0,
+            examples: Vec::new(),
             path,
         };
         let mut seen: HashSet<InodeId> = HashSet::new();
@@ -63,6 +67,10 @@ impl Tree {
         };
         for found in survey.unified.iter().filter(|found| found.place.dir.starts_with(&tree.path)) {
             add(&mut tree.unified, found.inode.id, found.inode.size);
+            let place = |found: &Found| (found.inode.id.dev, found.inode.mount, found.inode.immutable);
+            if !tree.examples.iter().any(|example| place(example) == place(found)) {
+                tree.examples.push(found.clone());
+            }
         }
         for found in survey.linked.iter().filter(|found| found.place.dir.starts_with(&tree.path)) {
             add(&mut tree.private, found.inode.id, found.inode.size);

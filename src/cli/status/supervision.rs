@@ -1,49 +1,73 @@
-//! Whether package managers run with copy on write here.
+//! How package managers run here: what a hook would do.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 
+use crate::detach::survey::Found;
 use crate::policy;
 use crate::supervise;
 use crate::sys::process::Processes;
 use crate::transaction::Guest;
+use crate::transaction::course::Course;
 
 /// What the policy says, and what the kernel and the container make of it.
 #[derive(Debug, Serialize)]
 pub struct Supervision {
     supervised: bool,
+    /// A run that touches unified files is refused.
+    refused: bool,
     policy: policy::Supervise,
-    /// Why not.
+    /// Why it is not supervised, or refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// What a person can do about a refusal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
 }
 
 impl Supervision {
-    /// Asks what a hook would ask; changes nothing.
-    pub fn of(guest: Guest<'_>) -> Supervision {
-        let policy = guest.policy.supervise;
-        let reason = match policy {
-            policy::Supervise::Never => Some("the policy says never".to_owned()),
-            _ if !guest.root.is_own() => Some("only from within the guest".to_owned()),
-            _ => available().err().map(|e| e.to_string()),
+    /// Asks what a hook would ask of a run that touches these unified files; changes nothing.
+    pub fn of(guest: Guest<'_>, unified: &[Found]) -> Supervision {
+        let (reason, remedy) = match course(guest, unified) {
+            Course::Unneeded | Course::Supervised => (None, None),
+            Course::Prepared(why) => (Some(why.to_string()), None),
+            Course::Refused(refusal) => (Some(refusal.to_string()), Some(refusal.remedy())),
         };
-        Supervision { supervised: reason.is_none(), policy, reason }
+        Supervision {
+            supervised: reason.is_none(),
+            refused: remedy.is_some(),
+            policy: guest.policy.supervise,
+            reason,
+            remedy,
+        }
     }
 
     /// Prints it for a person.
     pub fn print(&self, out: &mut dyn Write) -> io::Result<()> {
-        match &self.reason {
-            None => writeln!(out, "  supervision    package managers run with copy on write"),
-            Some(reason) => {
+        match (&self.reason, &self.remedy) {
+            (None, _) => writeln!(out, "  supervision    package managers run with copy on write"),
+            (Some(reason), None) => {
                 writeln!(out, "  supervision    none, files are made private beforehand: {reason}")
+            }
+            (Some(reason), Some(remedy)) => {
+                writeln!(
+                    out,
+                    "  supervision    none, a run that touches unified files is refused: {reason}"
+                )?;
+                writeln!(out, "  remedy         {remedy}")
             }
         }
     }
 }
 
+/// The course of a run that touches these unified files.
+pub fn course(guest: Guest<'_>, unified: &[Found]) -> Course {
+    guest.course(unified, &|| true, &may_supervise)
+}
+
 /// Whether a caller of ours could be supervised: the nearest with a single thread, as package managers are.
-fn available() -> Result<(), supervise::Error> {
+fn may_supervise() -> Result<(), supervise::Error> {
     let ancestors = Processes::open().and_then(|processes| processes.ancestors()).unwrap_or_default();
     for process in ancestors {
         match supervise::may_supervise(process.id.pid) {
