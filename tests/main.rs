@@ -9,6 +9,7 @@ mod dpkg_roots;
 mod farm;
 mod filters;
 mod guests;
+mod hard_links;
 mod interruption;
 mod mounts;
 mod pool;

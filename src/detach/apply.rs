@@ -383,9 +383,10 @@ impl Detacher<'_> {
             let _ = temporary.unlink();
         }
         let (change, kept) = result?;
+        let copy = if kept { name.inode()? } else { None };
         // The inode's ctime is final only when all its names are in place.
-        let copy = if kept && names == 1 { name.inode()? } else { None };
-        let copy = copy.map(|inode| Copy { ino: inode.id.ino, ctime: inode.ctime });
+        let ctime = |inode: &Inode| (names == 1).then_some(inode.ctime);
+        let copy = copy.map(|inode| Copy { ino: inode.id.ino, ctime: ctime(&inode) });
         Ok(Swapped { change, kept, copy })
     }
 

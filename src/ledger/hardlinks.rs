@@ -1,8 +1,8 @@
 //! Which names of a guest were hard links of one another before their inode was shared.
 //!
 //! Unification gives equal files one inode, so afterwards nothing tells two equal files of a guest from two names of
-//! one. Whoever writes to one name of a file expects to see it under the others, and nowhere else: so `cow-unify` writes
-//! down what it finds, in the guest, before it links.
+//! one. Whoever writes to one name of a file expects to see it under the others, and nowhere else: so whoever gives names
+//! of a guest to a shared inode writes down first which of them are one file. What is not shared any more is forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::store::STATE_DIR;
+use crate::sys::inode::{Inode, InodeId, Kind, Time};
 use crate::sys::resolve::is_absent;
 use crate::sys::root::{Root, read_at};
 use crate::sys::state;
@@ -40,6 +41,13 @@ impl HardLinks {
         }
     }
 
+    /// Tells what is written down there from what was before: none where nothing is.
+    pub fn version(root: &Root) -> Option<(InodeId, Time)> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let inode = Inode::of(root.open_at(&Path::new(STATE_DIR).join(FILE), flags).ok()?).ok()?;
+        Some((inode.id, inode.ctime))
+    }
+
     fn read_in(dir: impl AsFd) -> io::Result<HardLinks> {
         match read_at(dir, OsStr::new(FILE)) {
             Ok(content) => Ok(HardLinks::parse(&content)),
@@ -51,13 +59,27 @@ impl HardLinks {
     /// Writes down in a guest that each of `files` is one file with these names, and that of the `others` each is a file
     /// of its own. A guest without our hooks has no use for it.
     pub fn note(root: &Root, files: &[BTreeSet<PathBuf>], others: &[PathBuf]) -> io::Result<()> {
-        let Some(dir) = state_dir(root)? else { return Ok(()) };
-        let before = HardLinks::read_in(&dir)?;
-        let mut after = before.clone();
-        after.known = true;
-        files.iter().flatten().chain(others).for_each(|name| after.forget(name));
-        files.iter().for_each(|names| after.add(names.clone()));
-        if after == before { Ok(()) } else { state::replace(&dir, OsStr::new(FILE), &after.content()) }
+        change(root, true, |links| links.set(files, others))
+    }
+
+    /// As [`HardLinks::note`], in a guest of which all was written down: only who has seen all of it can say that what is
+    /// not there is a file of its own.
+    pub fn follow(root: &Root, files: &[BTreeSet<PathBuf>], others: &[PathBuf]) -> io::Result<()> {
+        if files.is_empty() && others.is_empty() {
+            return Ok(());
+        }
+        change(root, false, |links| links.set(files, others))
+    }
+
+    /// Forgets names that are gone or have other files, and files that nobody outside of the guest shares: the filesystem
+    /// tells which names these have. Nothing that is about to be shared again may be among them.
+    pub fn prune(root: &Root) -> io::Result<()> {
+        change(root, false, |links| {
+            let mut eye = Eye { root, dir: None };
+            let before = std::mem::take(&mut links.files);
+            links.first.clear();
+            before.into_values().flat_map(|names| eye.shared(names)).for_each(|names| links.add(names));
+        })
     }
 
     /// Whether a name that is in no group is known to be a file of its own.
@@ -79,6 +101,11 @@ impl HardLinks {
     /// What two names of one inode have in common where they are one file.
     pub fn file<'a>(&'a self, name: &'a Path) -> Option<&'a Path> {
         self.known.then(|| self.first.get(name).map_or(name, PathBuf::as_path))
+    }
+
+    fn set(&mut self, files: &[BTreeSet<PathBuf>], others: &[PathBuf]) {
+        files.iter().flatten().chain(others).for_each(|name| self.forget(name));
+        files.iter().for_each(|names| self.add(names.clone()));
     }
 
     fn add(&mut self, names: BTreeSet<PathBuf>) {
@@ -119,6 +146,64 @@ impl HardLinks {
             }
         }
         links
+    }
+}
+
+/// Changes what is written down in a guest; where nothing is, only if that is to `begin`.
+fn change(root: &Root, begin: bool, work: impl FnOnce(&mut HardLinks)) -> io::Result<()> {
+    let Some(dir) = state_dir(root)? else { return Ok(()) };
+    let before = HardLinks::read_in(&dir)?;
+    if !before.known && !begin {
+        return Ok(());
+    }
+    let mut after = before.clone();
+    after.known = true;
+    work(&mut after);
+    if after == before { Ok(()) } else { state::replace(&dir, OsStr::new(FILE), &after.content()) }
+}
+
+/// Looks at names of a guest; the last directory stays open.
+struct Eye<'a> {
+    root: &'a Root,
+    dir: Option<(PathBuf, OwnedFd)>,
+}
+
+impl Eye<'_> {
+    /// These names of one file, by the files that are shared with others; all of them, where that cannot be seen.
+    fn shared(&mut self, names: BTreeSet<PathBuf>) -> Vec<BTreeSet<PathBuf>> {
+        let mut files: BTreeMap<InodeId, (u32, BTreeSet<PathBuf>)> = BTreeMap::new();
+        for name in &names {
+            match self.inode(name) {
+                Ok(inode) if inode.kind == Kind::Regular => {
+                    let (nlink, names) = files.entry(inode.id).or_default();
+                    *nlink = inode.nlink;
+                    names.insert(name.clone());
+                }
+                Ok(_) => {}
+                Err(e) if is_absent(&e) => {}
+                Err(_) => return vec![names],
+            }
+        }
+        files
+            .into_values()
+            .filter(|(nlink, names)| *nlink as usize > names.len())
+            .map(|(_, names)| names)
+            .collect()
+    }
+
+    fn inode(&mut self, path: &Path) -> io::Result<Inode> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        match &self.dir {
+            Some((open, dir)) if open == parent => Inode::at(dir, name),
+            _ => {
+                let dir = self.root.open_at(parent, OFlags::PATH | OFlags::DIRECTORY)?;
+                let inode = Inode::at(&dir, name);
+                self.dir = Some((parent.to_path_buf(), dir));
+                inode
+            }
+        }
     }
 }
 
@@ -166,6 +251,38 @@ mod tests {
         assert_eq!(links.file(Path::new("/a")), Some(Path::new("/a")));
         HardLinks::note(&root, &[], &["/b".into()]).unwrap();
         assert_eq!(HardLinks::read(&root).unwrap().of(Path::new("/c")).count(), 0);
+    }
+
+    #[test]
+    fn what_nobody_began_to_write_down_is_not_followed() {
+        let (_dir, root) = guest();
+        HardLinks::follow(&root, &[names(&["/a", "/b"])], &[]).unwrap();
+        assert!(!HardLinks::read(&root).unwrap().are_known());
+        HardLinks::note(&root, &[], &[]).unwrap();
+        HardLinks::follow(&root, &[names(&["/a", "/b"])], &[]).unwrap();
+        assert_eq!(HardLinks::read(&root).unwrap().of(Path::new("/a")).count(), 2);
+    }
+
+    #[test]
+    fn what_is_not_shared_is_forgotten() {
+        let (dir, root) = guest();
+        let path = |name: &str| dir.path().join(name);
+        for files in [["a", "b", "c", "elsewhere"], ["d", "e", "f", "g"]] {
+            std::fs::write(path(files[0]), b"x").unwrap();
+            files[1..].iter().for_each(|name| std::fs::hard_link(path(files[0]), path(name)).unwrap());
+        }
+        HardLinks::note(&root, &[names(&["/a", "/b", "/c", "/gone"]), names(&["/d", "/e", "/f", "/g"])], &[])
+            .unwrap();
+        HardLinks::prune(&root).unwrap();
+        let links = HardLinks::read(&root).unwrap();
+        assert_eq!(links.all().collect::<Vec<_>>(), [&names(&["/a", "/b", "/c"])]);
+        for name in ["b", "c"] {
+            std::fs::remove_file(path(name)).unwrap();
+            std::fs::write(path(name), b"x").unwrap();
+        }
+        HardLinks::prune(&root).unwrap();
+        assert_eq!(HardLinks::read(&root).unwrap().all().count(), 0);
+        assert!(HardLinks::read(&root).unwrap().are_known());
     }
 
     #[test]

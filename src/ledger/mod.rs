@@ -118,8 +118,8 @@ pub struct Intent {
 pub struct Copy {
     /// Its inode number.
     pub ino: u64,
-    /// When its inode last changed.
-    pub ctime: Time,
+    /// When its inode last changed; none where more of its names were to come.
+    pub ctime: Option<Time>,
 }
 
 /// One name the ledger knows.
@@ -273,8 +273,8 @@ impl Ledger {
                 update.execute(params![
                     id,
                     copy.map(|c| c.ino as i64),
-                    copy.map(|c| c.ctime.secs),
-                    copy.map(|c| c.ctime.nanos),
+                    copy.and_then(|c| c.ctime).map(|time| time.secs),
+                    copy.and_then(|c| c.ctime).map(|time| time.nanos),
                 ])?;
             }
             let mut delete = db.prepare("DELETE FROM entry WHERE id = ?1")?;
@@ -470,8 +470,8 @@ fn read_entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
     let copy = match row.get::<_, Option<i64>>("copy_ino")? {
         None => None,
         Some(ino) => {
-            let ctime = Time { secs: row.get("copy_ctime_s")?, nanos: row.get("copy_ctime_ns")? };
-            Some(Copy { ino: ino as u64, ctime })
+            let ctime = row.get::<_, Option<i64>>("copy_ctime_s")?.zip(row.get("copy_ctime_ns")?);
+            Some(Copy { ino: ino as u64, ctime: ctime.map(|(secs, nanos)| Time { secs, nanos }) })
         }
     };
     let intent = Intent {

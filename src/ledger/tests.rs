@@ -25,7 +25,7 @@ fn what_was_recorded_is_read_back_by_the_next_process() {
     let mut strange = intent("x");
     strange.place.name = odd.clone();
     let entries = ledger.record(&[intent("bash"), strange]).unwrap();
-    let copy = Copy { ino: 5, ctime: Time { secs: -1, nanos: 999_999_999 } };
+    let copy = Copy { ino: 5, ctime: Some(Time { secs: -1, nanos: 999_999_999 }) };
     ledger.detached(&[(entries[0].id, Some(copy))], &[]).unwrap();
     drop(ledger);
 

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::links::Links;
 use crate::detach::Unwatched;
 use crate::detach::apply::{Detacher, Manner, Outcome};
 use crate::detach::preflight::Refusal;
@@ -26,6 +27,7 @@ use crate::sys::resolve::Place;
 use crate::sys::root::Root;
 use crate::sys::{filesystem, gate, state, tree};
 use crate::transaction::recover;
+use crate::transaction::settle::prune_links;
 
 /// How long another window of an inode is waited for.
 pub const LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -260,6 +262,19 @@ impl Journal {
             keep: true,
         };
         Ok(self.ledger.record_replaced(&intent)?)
+    }
+
+    /// Writes down which names of shared files are one file now, unless others keep the lock.
+    pub fn write_links(&mut self, links: &mut Links, patience: Duration) -> Result<(), Error> {
+        let _lock = self.store.lock(patience)?;
+        Ok(links.write_down()?)
+    }
+
+    /// Forgets what is written down of names that are not shared any more.
+    pub fn prune_links(&mut self) -> Result<(), Error> {
+        let _lock = self.store.lock(self.patience)?;
+        prune_links(&self.root, &self.store);
+        Ok(())
     }
 
     /// All windows are closed for good: that becomes durable, and is forgotten. `changed` is handed to the host.

@@ -5,12 +5,14 @@
 //! trusted: each name is looked at again before it is used.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::ledger::hardlinks::HardLinks;
 use crate::ledger::store::STATE_DIR;
 use crate::report::Reason;
-use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::sys::inode::{Inode, InodeId, Kind, Time};
 use crate::sys::root::Root;
 use crate::sys::tree::{self, Descend};
 
@@ -25,7 +27,13 @@ pub struct Links {
     /// Which of the files an inode was that has lost this name.
     former: HashMap<(InodeId, PathBuf), usize>,
     parted: HashSet<InodeId>,
+    /// There is more to know than is written down.
+    is_changed: bool,
+    /// When that was written down last, and how long it took.
+    written: Option<(Instant, Duration)>,
     before: Option<HardLinks>,
+    /// Of what is written down, what was read.
+    version: Option<(InodeId, Time)>,
     several: Option<HashMap<u64, Vec<PathBuf>>>,
 }
 
@@ -33,17 +41,20 @@ impl Links {
     /// Of the guest at `root`.
     pub fn new(root: Root) -> Links {
         let (files, file, former, parted) = (Vec::new(), HashMap::new(), HashMap::new(), HashSet::new());
-        Links { root, files, file, former, parted, before: None, several: None }
+        let (is_changed, written, before, version, several) = (false, None, None, None, None);
+        Links { root, files, file, former, parted, is_changed, written, before, version, several }
     }
 
     /// `inode`, whose name `name` is, has got another.
     pub fn linked(&mut self, inode: &Inode, name: &Path, other: PathBuf) {
         let file = self.known_file(inode, name).unwrap_or_else(|| self.add([name.to_path_buf()].into()));
         self.enter(other, file);
+        self.is_changed = true;
     }
 
     /// A name of `inode` was moved.
     pub fn moved(&mut self, inode: &Inode, from: &Path, to: PathBuf) {
+        self.is_changed = true;
         match self.known_file(inode, from) {
             Some(file) => {
                 self.files[file].remove(from);
@@ -55,6 +66,7 @@ impl Links {
 
     /// The names of two files were exchanged.
     pub fn exchanged(&mut self, one: (&Inode, &Path), other: (&Inode, &Path)) {
+        self.is_changed = true;
         let files = [one, other].map(|(inode, name)| self.known_file(inode, name));
         for (file, name) in [(files[0], other.1), (files[1], one.1)] {
             match file {
@@ -75,6 +87,7 @@ impl Links {
         }
         for file in 0..self.files.len() {
             let moved: Vec<PathBuf> = self.files[file].iter().filter_map(below).collect();
+            self.is_changed |= !moved.is_empty();
             moved.into_iter().for_each(|name| self.enter(name, file));
         }
     }
@@ -87,6 +100,7 @@ impl Links {
     /// `inode` has lost a name.
     pub fn removed(&mut self, inode: &Inode, name: &Path) {
         if let Some(file) = self.known_file(inode, name) {
+            self.is_changed = true;
             self.files[file].remove(name);
             self.former.insert((inode.id, name.to_path_buf()), file);
         }
@@ -100,6 +114,7 @@ impl Links {
 
     /// The names of the file that `name` is, or last was.
     pub fn names(&mut self, inode: &Inode, name: &Path) -> Vec<PathBuf> {
+        self.refresh();
         let known = self.file.get(name).copied();
         let former = self.former.get(&(inode.id, name.to_path_buf()));
         match known {
@@ -116,9 +131,55 @@ impl Links {
         self.before().are_known()
     }
 
+    /// Whether there is something to write down.
+    pub fn is_changed(&self) -> bool {
+        self.is_changed
+    }
+
+    /// Whether there is something to write down, and little time has gone into that.
+    pub fn is_due(&self) -> bool {
+        self.is_changed && self.written.is_none_or(|(at, took)| at.elapsed() > RARELY * took)
+    }
+
+    /// Writes down what is known. The caller holds the lock of the guest's store.
+    pub fn write_down(&mut self) -> io::Result<()> {
+        self.refresh();
+        if !std::mem::take(&mut self.is_changed) {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let several: Vec<BTreeSet<PathBuf>> =
+            self.files.iter().filter(|names| names.len() > 1).cloned().collect();
+        let single = self.file.iter().filter(|(_, file)| file.is_none()).map(|(name, _)| name.clone());
+        let written = HardLinks::follow(&self.root, &several, &single.collect::<Vec<_>>());
+        self.written = Some((Instant::now(), begun.elapsed()));
+        written
+    }
+
+    /// Others write down what they do: settling, a host.
+    fn refresh(&mut self) {
+        let Some(old) = self.before.take_if(|_| HardLinks::version(&self.root) != self.version) else {
+            return;
+        };
+        let new = self.before().clone();
+        let (was, is): (HashSet<_>, HashSet<_>) = (old.all().collect(), new.all().collect());
+        for names in was.difference(&is) {
+            let known: Vec<&PathBuf> = names.iter().filter(|name| self.file.contains_key(*name)).collect();
+            known.into_iter().for_each(|name| self.leave(name.clone()));
+        }
+        for names in is.difference(&was) {
+            if names.iter().any(|name| self.file.contains_key(name)) {
+                self.add((*names).clone());
+            }
+        }
+    }
+
     fn before(&mut self) -> &HardLinks {
-        self.before.get_or_insert_with(|| {
-            let read = HardLinks::read(&self.root).inspect_err(|e| log::debug!("hard links: {}", Reason(e)));
+        let Links { before, version, root, .. } = self;
+        before.get_or_insert_with(|| {
+            // First: what is read then is no older.
+            *version = HardLinks::version(root);
+            let read = HardLinks::read(root).inspect_err(|e| log::debug!("hard links: {}", Reason(e)));
             read.unwrap_or_default()
         })
     }
@@ -161,6 +222,9 @@ impl Links {
         }
     }
 }
+
+/// How much more time goes by between writing than goes into it.
+const RARELY: u32 = 20;
 
 /// Names that are read at most: some ten milliseconds.
 const MOST: usize = 20_000;
@@ -244,6 +308,33 @@ mod tests {
         assert_eq!(names(&mut links, &inode, "/c/h"), [""; 0]);
         links.moved(&inode, Path::new("/other"), "/b/h".into());
         assert_eq!(names(&mut links, &inode, "/equal"), ["/equal"]);
+    }
+
+    #[test]
+    fn what_others_write_down_meanwhile_is_known() {
+        let (_guest, mut links, inode) = guest(true);
+        links.linked(&inode, Path::new("/f"), "/h".into());
+        assert_eq!(names(&mut links, &inode, "/h"), ["/d/g", "/f", "/h"]);
+        let root = links.root.try_clone().unwrap();
+        HardLinks::note(&root, &[["/f", "/equal"].map(PathBuf::from).into()], &["/d/g".into()]).unwrap();
+        assert_eq!(names(&mut links, &inode, "/f"), ["/equal", "/f"]);
+        assert_eq!(names(&mut links, &inode, "/d/g"), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_done_is_written_down() {
+        let (_guest, mut links, inode) = guest(true);
+        links.linked(&inode, Path::new("/equal"), "/new".into());
+        links.moved(&inode, Path::new("/d/g"), "/h".into());
+        links.write_down().unwrap();
+        let written = HardLinks::read(&links.root).unwrap();
+        let all: Vec<Vec<_>> =
+            written.all().map(|names| names.iter().map(|n| n.to_str().unwrap()).collect()).collect();
+        assert_eq!(all, [["/equal", "/new"], ["/f", "/h"]]);
+        let (_guest, mut links, inode) = guest(false);
+        links.linked(&inode, Path::new("/equal"), "/new".into());
+        links.write_down().unwrap();
+        assert!(!HardLinks::read(&links.root).unwrap().are_known());
     }
 
     #[test]

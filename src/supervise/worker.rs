@@ -7,13 +7,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::Errno;
 
 use super::Options;
 use super::caller::Caller;
-use super::journal::{self, Journal};
+use super::journal::{self, Journal, LOCK_PATIENCE};
 use super::links::Links;
 use super::recent::Recent;
 use crate::report::{Reason, size};
@@ -142,6 +143,7 @@ impl<'a> Supervisor<'a> {
             ];
             while poll(&mut polled, PollTimeout::NONE).is_err() {}
         }
+        self.write_links(self.options.policy.lock_timeout);
         self.report();
         process::fall_silent();
         while !hung_up(self.listener, PollTimeout::NONE) {}
@@ -180,6 +182,10 @@ impl<'a> Supervisor<'a> {
             }
             Caller::new(self, call, &known.task, root, view).answer(shape)
         });
+        // A package manager's hook asks for it when it is needed.
+        if !self.options.keep && self.links().is_due() {
+            self.write_links(Duration::ZERO);
+        }
         done.unwrap_or_else(|e| {
             if let Some(errno @ (Errno::NOSPC | Errno::DQUOT)) = Errno::from_io_error(&e) {
                 return Answer::Failed(errno);
@@ -227,6 +233,8 @@ impl<'a> Supervisor<'a> {
             passing.retain(|id| *id != process && id.is_alive(Some(&self.processes)));
             if question == Question::LetPass {
                 passing.push(process);
+                drop(passing);
+                self.write_links(LOCK_PATIENCE);
             }
         }
         Answer::Done(seccomp::HERE)
@@ -285,9 +293,22 @@ impl<'a> Supervisor<'a> {
 
     /// Nobody is supervised any more: what was recorded is put in order.
     fn end(&self) {
+        self.write_links(self.options.policy.lock_timeout);
         let changed = std::mem::take(&mut *lock(&self.changed));
         if let Some(journal) = lock(&self.journal).as_mut() {
+            journal.prune_links().unwrap_or_else(|e| log::debug!("hard links: {e}"));
             journal.close(&changed).unwrap_or_else(|e| log::warn!("{e}"));
+        }
+    }
+
+    /// Lets those who come later know which names are one file.
+    fn write_links(&self, patience: Duration) {
+        if !self.links().is_changed() {
+            return;
+        }
+        if let Some(journal) = lock(&self.journal).as_mut() {
+            let written = journal.write_links(&mut self.links(), patience);
+            written.unwrap_or_else(|e| log::debug!("hard links: {e}"));
         }
     }
 

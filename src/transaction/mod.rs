@@ -189,6 +189,9 @@ impl<'a> Guest<'a> {
             let detached = begun.outcome.detached.iter().cloned().collect();
             store.spool(&detached).map_err(Error::spool).unwrap_or_else(|e| log::warn!("{e}"));
         }
+        if purpose.member.is_none() {
+            settle::prune_links(self.root, &store);
+        }
         Ok(begun)
     }
 

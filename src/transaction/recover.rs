@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Error;
 use crate::ledger::store::Store;
-use crate::ledger::{Entry, Ledger, State, Window};
+use crate::ledger::{Copy, Entry, Ledger, State, Window};
 use crate::report::{Reason, Shown};
 use crate::sys::handle::Handle;
 use crate::sys::inode::Inode;
@@ -57,7 +57,7 @@ pub fn recover(
     for entry in entries.iter().filter(|entry| entry.state != State::Detached) {
         match end(root, store, entry, patience, &mut recovered) {
             Ok(End::Over) => over.push(entry.id),
-            Ok(End::Detached) => detached.push((entry.id, None)),
+            Ok(End::Detached) => detached.push((entry.id, private_copy(root, entry))),
             Err(e) => recovered.failed.push(format!("{}: {}", Shown(&entry.intent.place.path()), Reason(e))),
         }
     }
@@ -135,6 +135,13 @@ fn end(
         recovered.done += 1;
     }
     Ok(if is_detached { End::Detached } else { End::Over })
+}
+
+/// The file that has the name now: what is written down of its hard links is true of it.
+fn private_copy(root: &Root, entry: &Entry) -> Option<Copy> {
+    let dir = root.open_dir(&entry.intent.place.dir).ok()?;
+    let inode = Inode::at(dir, &entry.intent.place.name).ok()?;
+    Some(Copy { ino: inode.id.ino, ctime: None })
 }
 
 /// Closes the windows that dead supervisors announced; returns the supervisors that are owed nothing any more.

@@ -1,12 +1,16 @@
 //! The end of a transaction: what has not changed goes back to the inode it came from, what is new is handed over.
 
-use std::collections::{BTreeSet, HashSet};
-use std::ffi::OsStr;
+mod together;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+pub use self::together::prune_links;
+use self::together::{Unit, units};
 use super::{Error, Guest};
 use crate::ledger::store::Store;
 use crate::ledger::{Entry, Ledger, State};
@@ -14,7 +18,7 @@ use crate::package::Packages;
 use crate::parallel;
 use crate::policy::Policy;
 use crate::report::{Reason, Shown};
-use crate::sys::inode::{Inode, Kind};
+use crate::sys::inode::{Inode, InodeId, Kind};
 use crate::sys::lease::Lease;
 use crate::sys::programs::Programs;
 use crate::sys::resolve::is_absent;
@@ -42,8 +46,13 @@ pub struct Settled {
 /// What becomes of one detached name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// The original takes its name back; the private copy as it was judged.
-    Restore(Inode),
+    /// The original takes its name back.
+    Restore {
+        /// The private file as it was judged.
+        now: Inode,
+        /// It is the copy that we made.
+        ours: bool,
+    },
     /// It stays private, and the stash lets go of the original.
     Drop { changed: bool },
     /// Too early.
@@ -64,7 +73,8 @@ pub fn settle(
     let judge = |entry: &Entry| {
         if again.contains(&entry.id) { Ok(Fate::Drop { changed: false }) } else { settling.judge(entry) }
     };
-    let fates = parallel::map(parallel::processors(), &entries, judge);
+    let mut fates = parallel::map(parallel::processors(), &entries, judge);
+    settling.keep_together(&entries, &mut fates);
     let mut work = Vec::new();
     let (mut changed, mut later) = (BTreeSet::new(), BTreeSet::new());
     for (entry, fate) in entries.iter().zip(fates) {
@@ -77,32 +87,37 @@ pub fn settle(
     let states: Vec<_> = work
         .iter()
         .map(|(entry, fate)| {
-            (entry.id, if matches!(fate, Fate::Restore(_)) { State::Restoring } else { State::Dropping })
+            (entry.id, if matches!(fate, Fate::Restore { .. }) { State::Restoring } else { State::Dropping })
         })
         .collect();
+    let units = units(&work);
+    // First: of a name that was about to be shared again, recovery takes for true what is written down.
+    settling.note_links(&entries, &units);
     ledger.set_state(&states)?;
 
     let held = Held::back();
-    let ended =
-        parallel::map(parallel::processors(), &work, |(entry, fate)| settling.carry_out(entry, *fate));
+    let ended = parallel::map(parallel::processors(), &units, |unit| settling.carry_out(unit));
     let (mut over, mut back) = (Vec::new(), Vec::new());
-    for ((entry, fate), ended) in work.iter().zip(ended) {
-        let path = entry.intent.place.path();
+    for (unit, ended) in units.iter().zip(ended) {
+        let paths = unit.entries.iter().map(|entry| entry.intent.place.path());
         match ended {
             Ok(true) => {
-                over.push(entry.id);
-                match fate {
-                    Fate::Restore(_) => settled.restored += 1,
-                    Fate::Drop { changed: true } => drop(changed.insert(path)),
+                over.extend(unit.entries.iter().map(|entry| entry.id));
+                match unit.fate {
+                    Fate::Restore { .. } => settled.restored += unit.entries.len() as u64,
+                    Fate::Drop { changed: true } => changed.extend(paths),
                     _ => {}
                 }
             }
             Ok(false) => {
-                back.push((entry.id, entry.copy));
-                later.insert(path);
+                back.extend(unit.entries.iter().map(|entry| (entry.id, entry.copy)));
+                later.extend(paths);
             }
-            // The entry keeps its state: recovery ends it.
-            Err(e) => settled.failed.push(format!("{}: {}", Shown(&path), Reason(e))),
+            // The entries keep their state: recovery ends them.
+            Err(e) => {
+                let reason = Reason(e).to_string();
+                settled.failed.extend(paths.map(|path| format!("{}: {reason}", Shown(&path))));
+            }
         }
     }
     if !work.is_empty() {
@@ -114,6 +129,7 @@ pub fn settle(
     let new = changed.union(&packages.unpacked).filter(|path| !later.contains(*path));
     (settled.unified, settled.new) = settling.hand_over(new)?;
     settled.postponed = later.len() as u64;
+    prune_links(guest.root, store);
     Ok(settled)
 }
 
@@ -176,12 +192,14 @@ impl<'a> Settling<'a> {
         if self.stays_private(&path) {
             return Ok(Fate::Drop { changed: false });
         }
-        let untouched = entry.copy.is_some_and(|copy| copy.ino == now.id.ino && copy.ctime == now.ctime);
+        let copy = entry.copy.filter(|copy| copy.ino == now.id.ino);
+        let untouched = copy.is_some_and(|copy| copy.ctime == Some(now.ctime));
         let same = untouched
             || (identity::same_metadata(&now, &original, Mtime::Match)
                 && identity::same(&name.open()?, &stashed.open()?, Mtime::Match)?);
+        let ours = copy.is_some_and(|copy| untouched || copy.ctime.is_none());
         let restore = same && !self.is_in_use(name.name, &now);
-        Ok(if restore { Fate::Restore(now) } else { Fate::Drop { changed: true } })
+        Ok(if restore { Fate::Restore { now, ours } } else { Fate::Drop { changed: true } })
     }
 
     /// Whether a name is none that packages own for good.
@@ -190,18 +208,36 @@ impl<'a> Settling<'a> {
     }
 
     /// Carries a fate out. `false` where it has to wait: somebody is writing.
-    fn carry_out(&self, entry: &Entry, fate: Fate) -> Result<bool, swap::Error> {
-        let stashed = entry.stashed();
-        let stashed = Name { dir: self.store.stash(), name: &stashed };
-        match fate {
-            Fate::Restore(judged) => self.restore(entry, stashed, &judged),
-            _ => swap::unlink_shared(stashed, self.guest.policy.lock_timeout).map(|_| true),
+    fn carry_out(&self, unit: &Unit<'_>) -> Result<bool, swap::Error> {
+        if let Fate::Restore { now, .. } = unit.fate {
+            return self.restore(&unit.entries, &now);
         }
+        for entry in &unit.entries {
+            let name = entry.stashed();
+            swap::unlink_shared(
+                Name { dir: self.store.stash(), name: &name },
+                self.guest.policy.lock_timeout,
+            )?;
+        }
+        Ok(true)
     }
 
-    fn restore(&self, entry: &Entry, stashed: Name<'_>, judged: &Inode) -> Result<bool, swap::Error> {
-        let dir = self.guest.root.open_dir(&entry.intent.place.dir)?;
-        let name = Name { dir: dir.as_fd(), name: &entry.intent.place.name };
+    /// Gives the original the names back that one private file has.
+    fn restore(&self, entries: &[&Entry], judged: &Inode) -> Result<bool, swap::Error> {
+        let temporary: Vec<[OsString; 2]> =
+            entries.iter().map(|entry| [entry.stashed(), entry.temporary()]).collect();
+        let dirs = entries.iter().map(|entry| self.guest.root.open_dir(&entry.intent.place.dir));
+        let dirs = dirs.collect::<io::Result<Vec<OwnedFd>>>()?;
+        let stash = self.store.stash();
+        let all = entries.iter().zip(temporary.iter().zip(&dirs));
+        let names: Vec<Names<'_>> = all
+            .map(|(entry, ([stashed, kept], dir))| Names {
+                name: Name { dir: dir.as_fd(), name: &entry.intent.place.name },
+                stashed: Name { dir: stash, name: stashed },
+                kept: Name { dir: stash, name: kept },
+            })
+            .collect();
+        let Some(Names { name, stashed, .. }) = names.first() else { return Ok(true) };
         let private = name.open()?;
         let lease = match Lease::take(private.as_fd()) {
             Ok(Some(lease)) => Some(lease),
@@ -211,27 +247,26 @@ impl<'a> Settling<'a> {
         };
         let unchanged = || -> io::Result<bool> {
             let leased = lease.as_ref().map_or(Ok(true), Lease::unbroken)?;
-            Ok(leased && Inode::of(&private)?.same_content_as(judged))
+            let now = Inode::of(&private)?;
+            // One more name that it has got would be cut off from these.
+            Ok(leased && now.same_content_as(judged) && now.nlink == judged.nlink)
         };
         if !unchanged()? || name.inode()?.is_none_or(|inode| inode.id != judged.id) {
             return Ok(false);
         }
         let shared = Shared::lock_at(stashed.dir, stashed.name, self.guest.policy.lock_timeout)?;
         let original = shared.inode()?.id;
-        // The private copy keeps a name until it is certain that no writer has it.
-        let kept = entry.temporary();
-        let kept = Name { dir: stashed.dir, name: &kept };
-        match shared.change_names(|| stashed.displace(name, judged.id, Some(kept))) {
-            // Another file has the name by now.
+        match shared.change_names(|| displace_all(&names, judged.id, original)) {
+            // Another file has a name by now.
             Err(swap::Error::Unchanged(e)) if e.raw_os_error() == Some(libc::ESTALE) => return Ok(false),
             changed => changed?,
         };
         if !unchanged()? {
-            // A writer came in between: it has the private copy open, so that must have the name.
-            shared.change_names(|| kept.displace(name, original, Some(stashed)))?;
+            // A writer came in between: it has the private copy open, so that must have the names.
+            shared.change_names(|| names.iter().try_for_each(|names| names.give_back(original)))?;
             return Ok(false);
         }
-        kept.unlink().map_err(io::Error::from)?;
+        names.iter().try_for_each(|names| names.kept.unlink()).map_err(io::Error::from)?;
         Ok(true)
     }
 
@@ -251,12 +286,13 @@ impl<'a> Settling<'a> {
         Ok((unified.len() as u64, new.len() as u64))
     }
 
-    /// Those of the paths that may be unified; and of these, apart, those that programs were loaded from.
+    /// Those of the paths that may be unified: private files all names of which are known. And of these, apart, those that
+    /// programs were loaded from.
     fn eligible<'p>(
         &self,
         paths: impl Iterator<Item = &'p PathBuf>,
     ) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
-        let (mut eligible, mut in_use) = (BTreeSet::new(), BTreeSet::new());
+        let mut files: HashMap<InodeId, (u32, bool, Vec<PathBuf>)> = HashMap::new();
         let mut last: Option<(PathBuf, io::Result<OwnedFd>)> = None;
         for path in paths.filter(|path| !self.stays_private(path)) {
             let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { continue };
@@ -265,13 +301,46 @@ impl<'a> Settling<'a> {
             }
             let Some((_, Ok(fd))) = &last else { continue };
             let Ok(Some(inode)) = (Name { dir: fd.as_fd(), name }).inode() else { continue };
-            let fits = inode.kind == Kind::Regular && inode.size > 0 && inode.nlink == 1;
+            let fits = inode.kind == Kind::Regular && inode.size > 0 && !inode.immutable;
             if fits && !inode.is_mounted_on() {
-                if self.is_in_use(name, &inode) { &mut in_use } else { &mut eligible }.insert(path.clone());
+                let (_, in_use, names) = files.entry(inode.id).or_insert((inode.nlink, false, Vec::new()));
+                *in_use |= self.is_in_use(name, &inode);
+                names.push(path.clone());
+            }
+        }
+        let (mut eligible, mut in_use) = (BTreeSet::new(), BTreeSet::new());
+        for (nlink, is_in_use, names) in files.into_values() {
+            if nlink as usize == names.len() {
+                if is_in_use { &mut in_use } else { &mut eligible }.extend(names);
             }
         }
         (eligible, in_use)
     }
+}
+
+/// A name that the original is to take back, with those that the two files have in the stash meanwhile.
+struct Names<'a> {
+    name: Name<'a>,
+    stashed: Name<'a>,
+    /// The private copy's, until it is certain that no writer has it.
+    kept: Name<'a>,
+}
+
+impl Names<'_> {
+    fn give_back(&self, original: InodeId) -> rustix::io::Result<()> {
+        self.kept.displace(self.name, original, Some(self.stashed))
+    }
+}
+
+/// Gives all the names of the file `private` to the original, or none.
+fn displace_all(names: &[Names<'_>], private: InodeId, original: InodeId) -> rustix::io::Result<()> {
+    for (at, Names { name, stashed, kept }) in names.iter().enumerate() {
+        if let Err(e) = stashed.displace(*name, private, Some(*kept)) {
+            names[..at].iter().try_for_each(|names| names.give_back(original))?;
+            return Err(e);
+        }
+    }
+    Ok(())
 }
 
 /// Lets go of every original in the stash: all names stay private, and wait for the host.

@@ -7,6 +7,7 @@ pub mod chroots;
 pub mod cowops;
 pub mod pair;
 pub mod strace;
+pub mod tiny;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

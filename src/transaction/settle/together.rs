@@ -1,0 +1,104 @@
+//! Names of one file stay so: all of them go back to one original, or none, and it is written down which these are.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use super::{Fate, Settling};
+use crate::ledger::Entry;
+use crate::ledger::hardlinks::HardLinks;
+use crate::ledger::store::Store;
+use crate::report::Reason;
+use crate::sys::inode::{Inode, InodeId};
+use crate::sys::root::Root;
+use crate::sys::state;
+use crate::sys::swap::Name;
+
+/// Names that have one fate, and one file.
+pub(super) struct Unit<'e> {
+    pub entries: Vec<&'e Entry>,
+    pub fate: Fate,
+}
+
+/// What is to be carried out in one step: names of one private file go back together.
+pub(super) fn units<'e>(work: &[(&'e Entry, Fate)]) -> Vec<Unit<'e>> {
+    let mut units: Vec<Unit<'e>> = Vec::with_capacity(work.len());
+    let mut known: HashMap<InodeId, usize> = HashMap::new();
+    for &(entry, fate) in work {
+        let file = if let Fate::Restore { now, .. } = fate { Some(now.id) } else { None };
+        if let Some(&at) = file.and_then(|file| known.get(&file)) {
+            units[at].entries.push(entry);
+            continue;
+        }
+        known.extend(file.map(|file| (file, units.len())));
+        units.push(Unit { entries: vec![entry], fate });
+    }
+    units
+}
+
+impl Settling<'_> {
+    /// What the package manager made hard links stays so: all names of a private file go back to one original, or none.
+    pub(super) fn keep_together(&self, entries: &[Entry], fates: &mut [io::Result<Fate>]) {
+        let mut files: BTreeMap<InodeId, Vec<usize>> = BTreeMap::new();
+        for (at, fate) in fates.iter().enumerate() {
+            if let Ok(Fate::Restore { now, .. }) = fate {
+                files.entry(now.id).or_default().push(at);
+            }
+        }
+        for (file, names) in files {
+            let original = entries[names[0]].intent.original.ino;
+            let goes_back = |&at: &usize| {
+                let all = |now: Inode| now.nlink as usize == names.len();
+                matches!(fates[at], Ok(Fate::Restore { now, .. }) if all(now))
+                    && entries[at].intent.original.ino == original
+            };
+            if names.iter().all(goes_back) {
+                continue;
+            }
+            let waits = |(entry, fate): (&Entry, &io::Result<Fate>)| {
+                matches!(fate, Ok(Fate::Postpone)) && self.inode(entry).is_ok_and(|now| now == Some(file))
+            };
+            let some_wait = entries.iter().zip(&*fates).any(waits);
+            for at in names {
+                fates[at] = Ok(if some_wait { Fate::Postpone } else { Fate::Drop { changed: true } });
+            }
+        }
+    }
+
+    /// Which file the entry's name has now.
+    fn inode(&self, entry: &Entry) -> io::Result<Option<InodeId>> {
+        let dir = self.guest.root.open_dir(&entry.intent.place.dir)?;
+        let inode = Name { dir: dir.as_fd(), name: &entry.intent.place.name }.inode()?;
+        Ok(inode.map(|inode| inode.id))
+    }
+
+    /// Writes down which names are one file before their inode is shared: those that the package manager made so. Of the
+    /// copies that we made it is known.
+    pub(super) fn note_links(&self, entries: &[Entry], units: &[Unit<'_>]) {
+        let mut copies: HashMap<u64, usize> = HashMap::new();
+        entries
+            .iter()
+            .filter_map(|entry| entry.copy)
+            .for_each(|copy| *copies.entry(copy.ino).or_default() += 1);
+        let (mut several, mut single) = (Vec::new(), Vec::new());
+        for Unit { entries, fate } in units {
+            let Fate::Restore { now, ours } = fate else { continue };
+            if *ours && copies.get(&now.id.ino) == Some(&entries.len()) {
+                continue;
+            }
+            let names: BTreeSet<PathBuf> = entries.iter().map(|entry| entry.intent.place.path()).collect();
+            if names.len() > 1 { several.push(names) } else { single.extend(names) }
+        }
+        let noted = HardLinks::follow(self.guest.root, &several, &single);
+        noted.unwrap_or_else(|e| log::warn!("hard links: {}", Reason(e)));
+    }
+}
+
+/// Forgets which names were hard links of shared files, as far as they are not shared any more; while originals wait to
+/// come back, that is not known.
+pub fn prune_links(root: &Root, store: &Store) {
+    let pruned = state::names(store.stash())
+        .and_then(|waiting| if waiting.is_empty() { HardLinks::prune(root) } else { Ok(()) });
+    pruned.unwrap_or_else(|e| log::debug!("hard links: {}", Reason(e)));
+}
