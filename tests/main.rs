@@ -11,6 +11,7 @@ mod filters;
 mod guests;
 mod hard_links;
 mod interruption;
+mod let_go;
 mod mounts;
 mod pool;
 mod prepare;

@@ -171,6 +171,7 @@ struct RecoveryReport {
     orphans: u64,
     shared_again: u64,
     handed_over: u64,
+    let_go: Vec<String>,
     failed: Vec<String>,
 }
 
@@ -180,6 +181,10 @@ fn recover(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<Exit> {
     let nothing = recovered.is_nothing() && settled == Default::default();
     let Recovered { done, undone, protected, orphans, mut failed } = recovered;
     failed.extend(settled.failed);
+    let let_go = settled.let_go;
+    for name in &let_go {
+        log::warn!("{name}");
+    }
     for problem in &failed {
         log::error!("{problem}");
     }
@@ -188,7 +193,8 @@ fn recover(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<Exit> {
     let mut out = io::stdout().lock();
     // Nobody reads: nothing to tell.
     let _ = if arguments.json {
-        let report = RecoveryReport { done, undone, protected, orphans, shared_again, handed_over, failed };
+        let report =
+            RecoveryReport { done, undone, protected, orphans, shared_again, handed_over, let_go, failed };
         serde_json::to_writer(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
     } else if arguments.quiet > 0 {
         Ok(())

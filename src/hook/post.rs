@@ -13,7 +13,7 @@ pub fn report(done: Result<Option<Settled>, Error>) {
 }
 
 fn tell(settled: &Settled) {
-    for problem in &settled.failed {
+    for problem in settled.let_go.iter().chain(&settled.failed) {
         log::warn!("{problem}");
     }
     let mut parts = Vec::new();

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 pub use self::together::prune_links;
-use self::together::{Unit, units};
+use self::together::{Unit, leave_to_others, units};
 use super::{Error, Guest};
 use crate::ledger::store::Store;
 use crate::ledger::{Entry, Ledger, State};
@@ -39,6 +39,8 @@ pub struct Settled {
     pub postponed: u64,
     /// Names with new content that wait for the host.
     pub new: u64,
+    /// Names that stay private for good, each with its reason: they are somebody else's to change.
+    pub let_go: Vec<String>,
     /// Names that could not be settled, each with its reason.
     pub failed: Vec<String>,
 }
@@ -55,6 +57,12 @@ enum Fate {
     },
     /// It stays private, and the stash lets go of the original.
     Drop { changed: bool },
+    /// The same, for what somebody keeps from changing.
+    LetGo {
+        /// The file as it was judged.
+        now: Inode,
+        why: &'static str,
+    },
     /// Too early.
     Postpone,
 }
@@ -75,6 +83,7 @@ pub fn settle(
     };
     let mut fates = parallel::map(parallel::processors(), &entries, judge);
     settling.keep_together(&entries, &mut fates);
+    leave_to_others(&mut fates);
     let mut work = Vec::new();
     let (mut changed, mut later) = (BTreeSet::new(), BTreeSet::new());
     for (entry, fate) in entries.iter().zip(fates) {
@@ -104,6 +113,7 @@ pub fn settle(
             Ok(true) => {
                 over.extend(unit.entries.iter().map(|entry| entry.id));
                 match unit.fate {
+                    Fate::LetGo { why, .. } => settled.let_go.extend(paths.map(|path| let_go(&path, why))),
                     Fate::Restore { .. } => settled.restored += unit.entries.len() as u64,
                     Fate::Drop { changed: true } => changed.extend(paths),
                     _ => {}
@@ -113,10 +123,18 @@ pub fn settle(
                 back.extend(unit.entries.iter().map(|entry| (entry.id, entry.copy)));
                 later.extend(paths);
             }
-            // The entries keep their state: recovery ends them.
+            Err(swap::Error::Unchanged(e)) if will_not_change(&e) && settling.forget(unit) => {
+                let why = Reason(e).to_string();
+                over.extend(unit.entries.iter().map(|entry| entry.id));
+                settled.let_go.extend(paths.map(|path| let_go(&path, &why)));
+            }
             Err(e) => {
-                let reason = Reason(e).to_string();
+                let reason = Reason(&e).to_string();
                 settled.failed.extend(paths.map(|path| format!("{}: {reason}", Shown(&path))));
+                // Of the others recovery takes care.
+                if matches!(e, swap::Error::Unchanged(_)) && matches!(unit.fate, Fate::Restore { .. }) {
+                    back.extend(unit.entries.iter().map(|entry| (entry.id, entry.copy)));
+                }
             }
         }
     }
@@ -192,6 +210,14 @@ impl<'a> Settling<'a> {
         if self.stays_private(&path) {
             return Ok(Fate::Drop { changed: false });
         }
+        let above = Inode::of(&dir)?;
+        // Something is mounted on the name, or above it.
+        if now.mount != above.mount || !self.store.reaches(&above) {
+            return Ok(Fate::Drop { changed: true });
+        }
+        if let Some(why) = kept_from_changing(&now, &above) {
+            return Ok(Fate::LetGo { now, why });
+        }
         let copy = entry.copy.filter(|copy| copy.ino == now.id.ino);
         let untouched = copy.is_some_and(|copy| copy.ctime == Some(now.ctime));
         let same = untouched
@@ -212,14 +238,23 @@ impl<'a> Settling<'a> {
         if let Fate::Restore { now, .. } = unit.fate {
             return self.restore(&unit.entries, &now);
         }
+        self.drop_originals(unit)?;
+        Ok(true)
+    }
+
+    fn drop_originals(&self, unit: &Unit<'_>) -> Result<(), swap::Error> {
         for entry in &unit.entries {
             let name = entry.stashed();
-            swap::unlink_shared(
-                Name { dir: self.store.stash(), name: &name },
-                self.guest.policy.lock_timeout,
-            )?;
+            let stashed = Name { dir: self.store.stash(), name: &name };
+            swap::unlink_shared(stashed, self.guest.policy.lock_timeout)?;
         }
-        Ok(true)
+        Ok(())
+    }
+
+    /// Lets go of originals that cannot have their names back. `false` if that cannot be done.
+    fn forget(&self, unit: &Unit<'_>) -> bool {
+        let dropped = self.drop_originals(unit);
+        dropped.inspect_err(|e| log::debug!("the stash: {}", Reason(e))).is_ok()
     }
 
     /// Gives the original the names back that one private file has.
@@ -316,6 +351,26 @@ impl<'a> Settling<'a> {
         }
         (eligible, in_use)
     }
+}
+
+/// What keeps a name from another file, if that is the administrator's doing, or another program's.
+fn kept_from_changing(file: &Inode, dir: &Inode) -> Option<&'static str> {
+    match (file, dir) {
+        (Inode { immutable: true, .. }, _) => Some("it is immutable now"),
+        (Inode { append_only: true, .. }, _) => Some("it is append-only now"),
+        (_, Inode { immutable: true, .. }) => Some("its directory is immutable now"),
+        (_, Inode { append_only: true, .. }) => Some("its directory is append-only now"),
+        _ => None,
+    }
+}
+
+/// Whether it is of no use to try again.
+fn will_not_change(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EXDEV | libc::EBUSY))
+}
+
+fn let_go(path: &Path, why: &str) -> String {
+    format!("{}: {why}; it stays as it is, and is not shared again", Shown(path))
 }
 
 /// A name that the original is to take back, with those that the two files have in the stash meanwhile.

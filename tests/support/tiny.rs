@@ -142,8 +142,10 @@ impl Tiny {
         install_libraries(&first, &plugin);
         fs::create_dir_all(first.join("usr/lib")).unwrap();
         run(Command::new("cp").args(["-a", "/usr/lib/rpm"]).arg(first.join("usr/lib")));
-        fs::copy(plugin, first.join("usr/lib/rpm/cowhooks.so")).unwrap();
-        let macros = "%_dbpath /var/lib/rpm\n%__transaction_cowhooks /usr/lib/rpm/cowhooks.so\n";
+        fs::create_dir_all(first.join("usr/lib/rpm/plugins")).unwrap();
+        fs::copy(plugin, first.join("usr/lib/rpm/plugins/cowhooks.so")).unwrap();
+        let macros = "%_dbpath /var/lib/rpm\n%__plugindir /usr/lib/rpm/plugins\n\
+                      %__transaction_cowhooks %{__plugindir}/cowhooks.so\n";
         fs::write(first.join("usr/lib/rpm/macros.d/macros.tests"), macros).unwrap();
         fs::create_dir_all(first.join("var/lib/rpm")).unwrap();
         run(Command::new("cp").args(["-a", "--update"]).arg(first.join(".")).arg(self.path("g2")));
