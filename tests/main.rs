@@ -32,6 +32,7 @@ mod run_random;
 mod supervised;
 mod support;
 mod unify;
+mod unify_deep;
 mod unify_failures;
 mod unify_interruption;
 mod unify_race;

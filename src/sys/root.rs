@@ -13,9 +13,15 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::filter;
+use super::inode::Inode;
 
 /// The largest file that is read whole, in bytes: what a guest holds is not to fill the host's memory.
 const MOST_READ: usize = 256 << 20;
+/// The longest path that is opened in one call, in bytes (`PATH_MAX` without the zero at its end).
+const IN_ONE_CALL: usize = 4095;
+/// The longest path that is opened at all. Nobody works with such, but a guest can make paths without end, and each
+/// directory below is opened from the root.
+const LONGEST: usize = 8 * 4096;
 
 /// An open guest root.
 #[derive(Debug)]
@@ -53,26 +59,55 @@ impl Root {
         rustix::fs::fstat(&self.fd).map(|s| (s.st_dev, s.st_ino)).ok() == id(Path::new("/"))
     }
 
-    /// Opens `path`, beneath the root. Symlinks are followed inside the root unless `flags` has `NOFOLLOW`.
+    /// Opens `path`, beneath the root. Symlinks are followed inside the root unless `flags` has `NOFOLLOW`; none is in a
+    /// path that is longer than the kernel takes at once: only walks come to such, and their paths have none.
     ///
     /// # Errors
     /// As `openat2(2)`; `ELOOP` for a magic link or a final symlink with `NOFOLLOW`.
     pub fn open_at(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        // openat2(2) refuses flags that mean nothing to it.
-        let harmless = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NOCTTY };
-        let flags = flags | harmless | OFlags::CLOEXEC;
+        let path = relative(path);
+        if path.as_os_str().len() > IN_ONE_CALL {
+            return self.open_in_pieces(path, flags);
+        }
         // Out of its own root no process can be led.
         if !filter::permits(libc::SYS_openat2) && self.is_own() {
-            return Ok(rustix::fs::openat(&self.fd, relative(path), flags, Mode::empty())?);
+            // As openat2(2), which refuses flags that mean nothing to it.
+            let harmless = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NOCTTY };
+            return Ok(rustix::fs::openat(&self.fd, path, flags | harmless | OFlags::CLOEXEC, Mode::empty())?);
         }
+        open_beneath(&self.fd, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    }
+
+    fn open_in_pieces(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        if path.as_os_str().len() > LONGEST {
+            return Err(io::Error::other(format!(
+                "its path is longer than {LONGEST} bytes, and is not followed"
+            )));
+        }
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let mut rest = path.as_os_str().as_bytes();
+        let mut dir: Option<OwnedFd> = None;
         loop {
-            // EAGAIN: a rename raced with the resolution of `..`; openat2(2) asks the caller to try again.
-            match rustix::fs::openat2(&self.fd, relative(path), flags, Mode::empty(), resolve) {
-                Err(rustix::io::Errno::AGAIN) => continue,
-                other => return Ok(other?),
+            let from = dir.as_ref().map_or(self.fd.as_fd(), AsFd::as_fd);
+            if rest.len() <= IN_ONE_CALL {
+                return open_beneath(from, Path::new(OsStr::from_bytes(rest)), flags, resolve);
             }
+            let cut = rest[..=IN_ONE_CALL].iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+            let piece = Path::new(OsStr::from_bytes(&rest[..cut]));
+            let next = open_beneath(from, piece, OFlags::PATH | OFlags::DIRECTORY, resolve)?;
+            rest = &rest[cut + 1..];
+            dir = Some(next);
         }
+    }
+
+    /// Looks at `path`, beneath the root; it is not followed. What a symlink on the way makes of it is for the caller to
+    /// see.
+    pub fn look(&self, path: &Path) -> io::Result<Inode> {
+        let path = relative(path);
+        if path.as_os_str().len() > IN_ONE_CALL {
+            return Inode::of(self.open_in_pieces(path, OFlags::PATH | OFlags::NOFOLLOW)?);
+        }
+        Inode::at(&self.fd, path.as_os_str())
     }
 
     /// Opens the directory `path`, beneath the root, following symlinks inside it.
@@ -95,6 +130,19 @@ impl Root {
     /// `InvalidInput` where `path` is something else than a regular file; a FIFO never blocks.
     pub fn open_file(&self, path: &Path) -> io::Result<OwnedFd> {
         regular(self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK)?)
+    }
+}
+
+fn open_beneath(dir: impl AsFd, path: &Path, flags: OFlags, resolve: ResolveFlags) -> io::Result<OwnedFd> {
+    // openat2(2) refuses flags that mean nothing to it.
+    let harmless = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NOCTTY };
+    let flags = flags | harmless | OFlags::CLOEXEC;
+    loop {
+        // EAGAIN: a rename raced with the resolution of `..`; openat2(2) asks the caller to try again.
+        match rustix::fs::openat2(&dir, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN) => continue,
+            other => return Ok(other?),
+        }
     }
 }
 
@@ -182,6 +230,26 @@ pub fn fill(fd: impl AsFd, buf: &mut [u8], at: u64) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_of_any_length_are_opened_but_for_those_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let (mut at, mut path) = (root.fd.try_clone().unwrap(), PathBuf::from("/"));
+        let (name, flags) = ("x".repeat(255), OFlags::PATH | OFlags::DIRECTORY);
+        for _ in 0..40 {
+            rustix::fs::mkdirat(&at, &name, Mode::RWXU).unwrap();
+            at = rustix::fs::openat(&at, &name, flags, Mode::empty()).unwrap();
+            path.push(&name);
+            assert_eq!(Inode::of(root.open_dir(&path).unwrap()).unwrap().id, Inode::of(&at).unwrap().id);
+        }
+        rustix::fs::symlinkat("/", &at, "link").unwrap();
+        assert_eq!(root.look(&path.join("link")).unwrap().kind, super::super::inode::Kind::Symlink);
+        assert!(root.open_dir(&path.join("link")).is_err());
+        assert!(root.open_dir(&path.join("..")).is_ok());
+        let end = root.open_dir(&path.join("z".repeat(LONGEST))).unwrap_err();
+        assert!(!super::super::resolve::is_absent(&end), "{end}");
+    }
 
     #[test]
     fn a_file_without_end_is_not_read() {

@@ -132,6 +132,8 @@ pub struct Catalog {
     pub shared: u64,
     /// Names that are in quarantine.
     pub damaged: u64,
+    /// Directories that could not be read, from the caller's root, with the reason.
+    pub unread: Vec<(PathBuf, String)>,
     /// Directories that an earlier run may have seen, and that are not there any more: guest and path.
     pub gone: Vec<(u16, PathBuf)>,
     names: Vec<u8>,
@@ -197,6 +199,7 @@ impl Catalog {
         }));
         self.shared += part.shared;
         self.damaged += part.damaged;
+        self.unread.extend(part.unread);
         self.gone.extend(part.gone);
     }
 

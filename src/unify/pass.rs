@@ -232,6 +232,7 @@ impl Pass<'_> {
     }
 
     fn plan(&self, catalog: &mut Catalog, index: &Index, passed: &mut Passed) -> Vec<Work> {
+        passed.linked.failed.append(&mut catalog.unread);
         passed.shared_before = catalog.shared;
         passed.damaged = catalog.damaged;
         passed.looked_at = catalog.files.len() as u64;

@@ -19,7 +19,7 @@ use super::object::Index;
 use super::pool::Share;
 use super::scope::Eligible;
 use crate::parallel;
-use crate::report::{Reason, Shown};
+use crate::report::Reason;
 use crate::sys::inode::{Inode, InodeId, Kind};
 use crate::sys::mounts::MountPoints;
 use crate::sys::resolve::is_absent;
@@ -102,8 +102,7 @@ struct Scanner<'a, 'e> {
 impl Scanner<'_, '_> {
     /// Looks at what an earlier run left private in a directory. `false` where the directory has changed.
     fn unchanged(&self, path: &Path, row: &Row, part: &mut Catalog) -> bool {
-        let at = |path: &Path| Inode::at(&self.guest.root, relative(path).as_os_str());
-        match at(path) {
+        match self.guest.root.look(path) {
             Ok(inode)
                 if inode.kind == Kind::Directory
                     && self.is_ours(&inode)
@@ -124,7 +123,7 @@ impl Scanner<'_, '_> {
         let dir = part.add_dir(dir);
         for private in &row.private {
             let file = path.join(&private.name);
-            match at(&file) {
+            match self.guest.root.look(&file) {
                 Ok(inode) if inode.kind == Kind::Regular => {
                     self.add(part, dir, &private.name, &inode);
                     let same = inode.id.ino == private.ino && nanoseconds(inode.ctime) == private.ctime;
@@ -152,7 +151,7 @@ impl Scanner<'_, '_> {
         match self.list(path, part, buffer, &mut below) {
             // Gone, or no longer a directory, since it was listed.
             Err(e) if is_absent(&e) => part.gone.push((self.number, path.to_path_buf())),
-            Err(e) => log::warn!("{}: {}", Shown(&self.guest.root.path().join(relative(path))), Reason(e)),
+            Err(e) => part.unread.push((self.outer_path(path), Reason(e).to_string())),
             Ok(()) => {}
         }
         below
@@ -212,6 +211,10 @@ impl Scanner<'_, '_> {
                 }
             }
         })
+    }
+
+    fn outer_path(&self, path: &Path) -> PathBuf {
+        self.guest.root.path().join(relative(path))
     }
 
     /// Whether a file or directory is on the filesystem and mount of the guest's root.
