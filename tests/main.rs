@@ -8,6 +8,7 @@ mod detach;
 mod dpkg_roots;
 mod farm;
 mod filters;
+mod full;
 mod guests;
 mod hard_links;
 mod interruption;

@@ -63,7 +63,7 @@ fn privileged_an_object_of_too_many_links_gets_a_second_inode() {
     if !privileged() {
         return;
     }
-    // ext4 allows 65000 links.
+    // ext4 allows 65000 links; some are left to those who need one for a moment.
     let farm = Farm::of_size("ext4", 2048);
     for number in 0..70_000 {
         let guest = if number % 2 == 0 { "g1" } else { "g2" };
@@ -80,7 +80,7 @@ fn privileged_an_object_of_too_many_links_gets_a_second_inode() {
         .map(|object| fs::metadata(farm.path(".cow-pool/objects").join(object)).unwrap().nlink())
         .collect();
     assert_eq!(links.iter().sum::<u64>(), 70_002);
-    assert!(links.iter().all(|&links| links <= 65_000));
+    assert!(links.iter().all(|&links| links <= 64_000));
     farm.assert_tidy();
 }
 

@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 pub use self::together::prune_links;
 use self::together::{Unit, leave_to_others, units};
 use super::{Error, Guest};
@@ -383,7 +385,11 @@ struct Names<'a> {
 
 impl Names<'_> {
     fn give_back(&self, original: InodeId) -> rustix::io::Result<()> {
-        self.kept.displace(self.name, original, Some(self.stashed))
+        match self.kept.displace(self.name, original, Some(self.stashed)) {
+            // It can have no more names: then the stash goes without.
+            Err(Errno::MLINK) => self.kept.displace(self.name, original, None),
+            given_back => given_back,
+        }
     }
 }
 

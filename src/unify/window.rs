@@ -38,6 +38,10 @@ struct Ready<'f> {
     attributes: xattr::Xattrs,
 }
 
+/// As many names as an object gets. ext4 allows 65 000, btrfs 65 535: package managers need some for a moment, for what
+/// they replace, and so do we.
+const MOST_NAMES: usize = 64_000;
+
 /// How far an inode's names have got.
 #[derive(Clone, Debug)]
 enum Stage {
@@ -161,16 +165,26 @@ impl Link<'_> {
 
     /// Links the names of every inode that is ready. Fails as a whole only if the object needs a window.
     fn link_all(&self, ready: &[Option<Ready<'_>>], stages: &mut [Stage]) -> rustix::io::Result<()> {
+        let mut names = self.inode.nlink as usize;
         for (ready, stage) in ready.iter().zip(stages) {
             let (Some(ready), Stage::Waiting) = (ready, &*stage) else { continue };
             // A writer who came meanwhile would only be turned away again.
             if !ready.quiet.holds() {
                 continue;
             }
+            // Another inode would have no more room than one that has only its name in the pool.
+            let is_empty = names <= 1;
+            if !is_empty && names + ready.names.len() > MOST_NAMES {
+                *stage = Stage::Full;
+                break;
+            }
             *stage = match self.link_names(ready) {
-                Ok(()) => Stage::Linked,
+                Ok(()) => {
+                    names += ready.names.len();
+                    Stage::Linked
+                }
                 Err((true, Errno::PERM)) => return Err(Errno::PERM),
-                Err((true, Errno::MLINK)) => {
+                Err((true, Errno::MLINK)) if !is_empty => {
                     *stage = Stage::Full;
                     break;
                 }
