@@ -213,8 +213,8 @@ impl<'a> Settling<'a> {
             return Ok(Fate::Drop { changed: false });
         }
         let above = Inode::of(&dir)?;
-        // Something is mounted on the name, or above it.
-        if now.mount != above.mount || !self.store.reaches(&above) {
+        // A mount lies between the name and the stash.
+        if !self.store.reaches(&above) {
             return Ok(Fate::Drop { changed: true });
         }
         if let Some(why) = kept_from_changing(&now, &above) {
