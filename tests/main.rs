@@ -32,6 +32,7 @@ mod run_race;
 mod run_random;
 mod supervised;
 mod support;
+mod system;
 mod unify;
 mod unify_deep;
 mod unify_failures;

@@ -1,4 +1,4 @@
-//! What is mounted on names of a guest, in any process's mount namespace.
+//! What is mounted where: on names of a guest, in any process's mount namespace; and what of a filesystem it is.
 //!
 //! A mount in another namespace cannot be seen from here, and the kernel drops it without a word when another file takes
 //! the name that it is on. What a process has mounted is in its `mountinfo` (`proc_pid_mountinfo(5)`), with paths from
@@ -83,6 +83,42 @@ fn look_up(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
     Err(failed.into())
 }
 
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Its number, as `statx(2)` gives it.
+    pub id: u64,
+    /// Major and minor number of the filesystem; the same for all subvolumes of btrfs.
+    pub device: String,
+    /// Which directory of the filesystem is mounted.
+    pub root: PathBuf,
+    /// Where.
+    pub point: PathBuf,
+}
+
+impl Mount {
+    fn parse(line: &[u8]) -> Option<Mount> {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+        let device = String::from_utf8(fields.nth(1)?.to_vec()).ok()?;
+        let root = PathBuf::from(OsString::from_vec(unescaped(fields.next()?)));
+        Some(Mount { id, device, root, point: mount_point(line)? })
+    }
+}
+
+/// The mounts that a process sees; `self` is the calling one.
+pub fn of(process: &str) -> io::Result<Vec<Mount>> {
+    let text = std::fs::read(format!("/proc/{process}/mountinfo"))?;
+    Ok(text.split(|&byte| byte == b'\n').filter_map(Mount::parse).collect())
+}
+
+/// Which filesystem a canonical path is on, and where there; `mount` is the number of its mount.
+pub fn place(mounts: &[Mount], mount: u64, path: &Path) -> Option<(String, PathBuf)> {
+    let mount = mounts.iter().find(|other| other.id == mount)?;
+    let below = path.strip_prefix(&mount.point).ok()?;
+    Some((mount.device.clone(), mount.root.components().chain(below.components()).collect()))
+}
+
 /// The fifth field of a line.
 fn mount_point(line: &[u8]) -> Option<PathBuf> {
     let field = line.split(|&byte| byte == b' ').nth(4)?;
@@ -114,6 +150,19 @@ mod tests {
             assert_eq!(mount_point(line.as_bytes()), None);
         }
         assert_eq!(unescaped(b"\\04\\x\\"), b"\\04\\x\\");
+    }
+
+    #[test]
+    fn a_path_has_a_place_in_its_filesystem() {
+        let line = b"36 35 98:0 /mnt1\\040x /mnt\\134y rw,noatime master:1 - ext3 /dev/root rw";
+        let mount = Mount::parse(line).unwrap();
+        let wanted = Mount { id: 36, device: "98:0".into(), root: "/mnt1 x".into(), point: "/mnt\\y".into() };
+        assert_eq!(mount, wanted);
+        let place = |path: &str| place(std::slice::from_ref(&mount), 36, Path::new(path));
+        assert_eq!(place("/mnt\\y/a"), Some(("98:0".into(), "/mnt1 x/a".into())));
+        assert_eq!(place("/mnt\\y").unwrap().1.as_os_str(), "/mnt1 x");
+        assert_eq!(place("/mnt"), None);
+        assert_eq!(Mount::parse(b""), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::filter;
-use super::inode::Inode;
+use super::inode::{Inode, InodeId};
 
 /// The largest file that is read whole, in bytes: what a guest holds is not to fill the host's memory.
 const MOST_READ: usize = 256 << 20;
@@ -28,6 +28,7 @@ const LONGEST: usize = 8 * 4096;
 pub struct Root {
     fd: OwnedFd,
     path: PathBuf,
+    borders: Vec<InodeId>,
 }
 
 impl Root {
@@ -35,17 +36,28 @@ impl Root {
     pub fn open(path: &Path) -> io::Result<Root> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Root { fd, path: path.to_path_buf() })
+        Ok(Root::from_fd(fd, path))
     }
 
     /// A root that is open already; `path` is for messages.
     pub fn from_fd(fd: OwnedFd, path: &Path) -> Root {
-        Root { fd, path: path.to_path_buf() }
+        Root { fd, path: path.to_path_buf(), borders: Vec::new() }
+    }
+
+    /// The same root without these directories and what is below them: a pool, other guests.
+    pub fn bounded(self, borders: Vec<InodeId>) -> Root {
+        Root { borders, ..self }
+    }
+
+    /// Whether an open directory below the root is none of the guest's.
+    pub fn is_border(&self, directory: impl AsFd) -> bool {
+        let is_border = |inode: Inode| self.borders.contains(&inode.id);
+        !self.borders.is_empty() && Inode::of(directory).is_ok_and(is_border)
     }
 
     /// The same root, once more.
     pub fn try_clone(&self) -> io::Result<Root> {
-        Ok(Root { fd: self.fd.try_clone()?, path: self.path.clone() })
+        Ok(Root { fd: self.fd.try_clone()?, path: self.path.clone(), borders: self.borders.clone() })
     }
 
     /// The path the root was opened by, for messages.

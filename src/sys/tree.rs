@@ -67,6 +67,7 @@ pub fn walk(
     while let Some((path, fd)) = waiting.pop() {
         let entered = fd.map_or_else(|| enter(root, &path, &home), |fd| Ok(Some(fd)));
         let listed = match entered {
+            Ok(Some(fd)) if path != top && root.is_border(&fd) => Ok(()),
             Ok(Some(fd)) => list(&path, &fd, &mut waiting, visit),
             Ok(None) => {
                 skipped(&path, None);

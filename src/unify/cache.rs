@@ -104,6 +104,17 @@ impl Cache {
         Ok(Cache(db))
     }
 
+    /// The paths of all guests that were ever looked at.
+    pub fn guests(&self) -> rusqlite::Result<Vec<PathBuf>> {
+        let mut select = self.0.prepare("SELECT path FROM guest")?;
+        let mut rows = select.query([])?;
+        let mut guests = Vec::new();
+        while let Some(row) = rows.next()? {
+            guests.push(PathBuf::from(bytes(row, 0)?));
+        }
+        Ok(guests)
+    }
+
     /// What is remembered of a guest, if it was seen with the same fingerprint; else nothing.
     pub fn load(&self, guest: &Guest, fingerprint: &[u8]) -> rusqlite::Result<Remembered> {
         let Some(id) = find(&self.0, guest, fingerprint)? else { return Ok(Remembered::new()) };

@@ -6,6 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::inside;
+use super::pool::Pool;
 use crate::detach::Watch;
 use crate::detach::preflight::Refusal;
 use crate::ledger::store::{Claim, Traces, claim, stashes};
@@ -23,8 +25,9 @@ pub enum Error {
     /// Its files could not be detached.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The root of the calling process, which holds the pool and all other guests as well.
-    #[error("{}: the root of this host is no guest of it", Shown(path))]
+    /// The root of the calling process, which holds the pool and all other guests as well: which they are, the pool
+    /// tells.
+    #[error("{}: the root of this host shares nothing with a pool that is known", Shown(path))]
     Own {
         /// The root.
         path: PathBuf,
@@ -50,7 +53,9 @@ impl Error {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Error::Refused(refusal) => Some(refusal.remedy()),
-            Error::Own { .. } => Some("`cow-prepare PATH...` detaches files of the host itself".into()),
+            Error::Own { .. } => {
+                Some("name the pool with --pool; `cow-prepare PATH...` detaches single files".into())
+            }
             Error::Busy { .. } => {
                 Some("wait for its end; after a kill, run `cow-prepare --recover` in the guest".into())
             }
@@ -65,12 +70,16 @@ impl Error {
 ///
 /// # Errors
 /// Nothing was changed. Names that could not be detached later on are in the result.
-pub fn detach(root: &Root, policy: &Policy, watch: &dyn Watch) -> Result<Begun, Error> {
+pub fn detach(root: &Root, pool: Option<&Pool>, policy: &Policy, watch: &dyn Watch) -> Result<Begun, Error> {
     let path = || root.path().to_path_buf();
     let at = |source| Error::At { path: path(), source };
-    if root.is_own() {
-        return Err(Error::Own { path: path() });
-    }
+    let own = root.is_own();
+    let bounded = match pool {
+        Some(pool) if own => root.try_clone().map_err(at)?.bounded(inside::neighbours(pool)),
+        None if own => return Err(Error::Own { path: path() }),
+        _ => root.try_clone().map_err(at)?,
+    };
+    let root = &bounded;
     let busy = matches!(claim(root, PATIENCE).map_err(at)?, Claim::Busy);
     if busy || stashes(root).map_err(at)? {
         return Err(Error::Busy { path: path() });
@@ -85,6 +94,7 @@ pub fn detach(root: &Root, policy: &Policy, watch: &dyn Watch) -> Result<Begun, 
         supervise: None,
     };
     let begun = Guest { root, policy }.begin(&purpose, |surveyor| surveyor.tree(Path::new("/")));
+    inside::retract(root).unwrap_or_else(|e| log::warn!("{}: {}", Shown(root.path()), Reason(e)));
     // The files are what matters: they are done.
     let removed = traces.remove(root, PATIENCE);
     removed.unwrap_or_else(|e| log::warn!("{}: {}", Shown(root.path()), Reason(e)));

@@ -7,12 +7,13 @@
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+use super::cache::Cache;
 use super::catalog::{Catalog, Guest};
 use super::changed::{Listed, found};
 use super::link::Fence;
@@ -24,7 +25,7 @@ use super::{Error, Silent, scan};
 use crate::ledger::store::STATE_DIR;
 use crate::policy::Policy;
 use crate::sys::handle::Handle;
-use crate::sys::inode::Inode;
+use crate::sys::inode::{Inode, InodeId};
 use crate::sys::resolve::is_absent;
 use crate::sys::root::{Root, read_at};
 use crate::sys::state;
@@ -47,11 +48,7 @@ struct Announcement {
 
 /// Tells a guest where the pool is, if it has our hooks.
 pub fn announce(pool: &Pool, options: &Options, root: &Root) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-    let state_dir = match root.open_at(Path::new(STATE_DIR), flags) {
-        Err(e) if is_absent(&e) => return Ok(()),
-        opened => opened?,
-    };
+    let Some(state_dir) = state_dir(root)? else { return Ok(()) };
     let handle = Handle::of(pool.root())?;
     let announcement = Announcement {
         handle: handle.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -64,6 +61,50 @@ pub fn announce(pool: &Pool, options: &Options, root: &Root) -> io::Result<()> {
     }
     let text = toml::to_string(&announcement).map_err(io::Error::other)?;
     state::replace(&state_dir, OsStr::new(FILE), text.as_bytes())
+}
+
+/// Where a guest is told of its pool; none where it has no hooks. The running system is told in any case: from
+/// inside it, nothing else says what belongs to its pool.
+fn state_dir(root: &Root) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    match root.open_at(Path::new(STATE_DIR), flags) {
+        Err(e) if is_absent(&e) && root.is_own() => state::make_dir(root, Path::new(STATE_DIR)).map(Some),
+        Err(e) if is_absent(&e) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// A guest has no pool any more.
+pub fn retract(root: &Root) -> io::Result<()> {
+    match root.open_dir(Path::new(STATE_DIR)) {
+        Err(e) if is_absent(&e) => Ok(()),
+        dir => state::remove(dir?, OsStr::new(FILE)),
+    }
+}
+
+/// The pool that the running system was told of; none where it lies outside of it, as it does for any guest.
+pub fn pool_of_system(root: &Root) -> Option<Pool> {
+    let state_dir = root.open_dir(Path::new(STATE_DIR)).ok()?;
+    let handle = Handle::from_bytes(&bytes(&read(&state_dir).ok()??.handle)?);
+    let dir = handle.open(&state_dir).ok()?;
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).ok()?;
+    let same = Inode::of(Root::open(&path).ok()?).ok()?.id == Inode::of(&dir).ok()?.id;
+    Pool::at(Root::from_fd(dir, &path)).ok().flatten().filter(|_| same)
+}
+
+/// Directories that lie in the running system and are none of it: its pool, and all guests that the pool knows.
+pub fn neighbours(pool: &Pool) -> Vec<InodeId> {
+    let known = match pool.cache_path().exists() {
+        true => Cache::open(&pool.cache_path()).and_then(|cache| cache.guests()),
+        false => Ok(Vec::new()),
+    };
+    let known = known.unwrap_or_else(|e| {
+        log::warn!("the pool's cache: {e}");
+        Vec::new()
+    });
+    let others = known.iter().filter_map(|path| Root::open(path).ok()).filter(|guest| !guest.is_own());
+    let ids = others.filter_map(|guest| Some(Inode::of(guest).ok()?.id));
+    ids.chain([pool.inode().id]).collect()
 }
 
 fn read(state_dir: impl AsFd) -> io::Result<Option<Announcement>> {

@@ -34,6 +34,7 @@ pub mod scan;
 pub mod scope;
 pub mod status;
 mod steps;
+pub mod system;
 pub mod verify;
 mod window;
 
@@ -113,6 +114,14 @@ pub enum Error {
         /// Why, and what to do.
         reason: String,
     },
+    /// The running system, which nobody asked for by name.
+    #[error("{}: holds the running system ({}), which is no guest", Shown(path), Shown(part))]
+    System {
+        /// The guest.
+        path: PathBuf,
+        /// What of the system it holds.
+        part: PathBuf,
+    },
     /// The cache, which is made anew where it can be.
     #[error("{}: {source}", Shown(path))]
     Cache {
@@ -145,6 +154,10 @@ impl Error {
                 "use --share hardlink, with another --pool if this one is made already"
             }
             Error::Settings { .. } => "leave the option out, or name another pool with --pool",
+            Error::System { .. } => {
+                "name guests; or say --unify-running-system: then files of this host's own programs become immutable, \
+                 its package manager needs cow-hooks, and `cow-unify detach` with this path undoes it"
+            }
             Error::At { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 "make room, and run it again"
             }

@@ -101,6 +101,9 @@ pub struct PassArguments {
     /// Unify set-id files and files with capabilities, too
     #[arg(long)]
     pub allow_setid: bool,
+    /// Take a guest that is, or holds, the running system: files of its own programs become immutable, too
+    #[arg(long)]
+    pub unify_running_system: bool,
     /// Only unify files with the file of the same path in this guest
     #[arg(long, value_name = "GUEST")]
     pub reference: Option<PathBuf>,

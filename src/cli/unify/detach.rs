@@ -15,6 +15,7 @@ use crate::report::{Reason, Shown, size};
 use crate::transaction::Begun;
 use crate::unify::catalog::Guest;
 use crate::unify::detach::detach;
+use crate::unify::inside;
 use crate::unify::names::outer_path;
 use crate::unify::pass::open_guest;
 use crate::unify::pool::Pool;
@@ -41,10 +42,11 @@ pub fn run(path: &Path, common: &Common) -> anyhow::Result<Exit> {
     // A pool is not needed; but nobody is to unify meanwhile.
     let pool = super::pool_path(common, &[path.to_path_buf()])
         .ok()
-        .and_then(|path| Pool::open(&path).ok().flatten());
+        .and_then(|path| Pool::open(&path).ok().flatten())
+        .or_else(|| inside::pool_of_system(&guest.root).filter(|_| guest.root.is_own()));
     let _lock = pool.as_ref().map(|pool| super::lock(pool, &host)).transpose()?;
     let bar = Bar::new(common.quiet > 0 || common.json);
-    let begun = match detach(&guest.root, &policy, &bar) {
+    let begun = match detach(&guest.root, pool.as_ref(), &policy, &bar) {
         Ok(begun) => begun,
         Err(refusal) => {
             log::error!("refused, nothing was made private: {refusal}");

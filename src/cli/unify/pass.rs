@@ -19,7 +19,7 @@ use crate::unify::link::Fence;
 use crate::unify::pass::{InUse, Options, Pass, Passed, check_reach};
 use crate::unify::pool::{Pool, Settings, Share};
 use crate::unify::rules::Rules;
-use crate::unify::{Error, identity::Mtime};
+use crate::unify::{Error, identity::Mtime, system};
 
 /// What happened, for machines.
 #[derive(Debug, Serialize)]
@@ -67,6 +67,11 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
     let policy = super::policy()?;
     let rules = rules(arguments, matches)?;
     let guests = super::open_guests(&arguments.guests)?;
+    for guest in guests.iter().filter(|_| !arguments.unify_running_system) {
+        if let Some(part) = system::part_of(guest) {
+            return Err(Error::System { path: guest.root.path().to_path_buf(), part }.into());
+        }
+    }
     let reference = arguments.reference.as_ref().map(|path| reference(&guests, path)).transpose()?;
     let (path, mut pool, settings) = pool(arguments, common)?;
     for guest in &guests {
