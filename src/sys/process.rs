@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::filter;
+use super::inode::Inode;
 /// Enough descriptors for a supervisor.
 const DESCRIPTORS: u64 = 1024;
 

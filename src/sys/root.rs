@@ -85,7 +85,12 @@ impl Root {
         if !filter::permits(libc::SYS_openat2) && self.is_own() {
             // As openat2(2), which refuses flags that mean nothing to it.
             let harmless = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NOCTTY };
-            return Ok(rustix::fs::openat(&self.fd, path, flags | harmless | OFlags::CLOEXEC, Mode::empty())?);
+            return Ok(rustix::fs::openat(
+                &self.fd,
+                path,
+                flags | harmless | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?);
         }
         open_beneath(&self.fd, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
     }
