@@ -3,7 +3,7 @@
 use crate::guests::{self, DEBS};
 use crate::support::booted::{Booted, Container};
 use crate::support::pair::{Scope, ours};
-use crate::support::privileged;
+use crate::support::{privileged, run, same_inode, text};
 
 /// Scripts write where no list foresees it, and what shares its inode is replaced, removed and added to.
 const LINES: [&str; 3] = [
@@ -58,4 +58,53 @@ fn privileged_a_service_whose_filter_kills_may_run_package_managers() {
         let output = booted.exits(125, &format!("{service} cow-run true"));
         assert!(output.contains("a system call filter forbids "), "{output}");
     });
+}
+
+/// The services that needrestart would restart, and the sessions.
+fn outdated(booted: &Booted) -> Vec<String> {
+    let found = booted.succeed("needrestart -b -r l");
+    let wants = |line: &&str| line.starts_with("NEEDRESTART-SVC") || line.starts_with("NEEDRESTART-SESS");
+    found.lines().filter(wants).map(str::to_owned).collect()
+}
+
+#[test]
+fn privileged_no_service_wants_a_restart_because_of_what_is_unified() {
+    const PACKAGES: &str = "cron cron-daemon-common openssh-server openssh-client openssh-sftp-server";
+    if !privileged() {
+        return;
+    }
+    let pair = guests::pair(Scope::Owned);
+    guests::install_in_second(&pair);
+    for guest in ["g1", "g2"] {
+        assert!(
+            pair.run_in(guest, "apt-get install needrestart && rm /usr/sbin/policy-rc.d").status.success()
+        );
+        pair.sources_in(guest, "newer");
+    }
+    let none = Vec::<String>::new();
+    let booted = ["g1", "g2"].map(|guest| Booted::new(Container::Nspawn, &pair.path(guest)));
+    for guest in &booted {
+        assert_eq!(outdated(guest), none, "booted");
+        let before = guest.succeed("systemctl show --property MainPID ssh cron");
+        guest.succeed(&format!("NEEDRESTART_SUSPEND=1 apt-get install --only-upgrade {PACKAGES}"));
+        assert_ne!(guest.succeed("systemctl show --property MainPID ssh cron"), before, "restarted");
+        assert_eq!(outdated(guest), none, "upgraded");
+    }
+    let all = [pair.path("g1"), pair.path("g2")];
+    let unify = |options: &[&str]| text(&run(pair.unify(options).args(&all)));
+    let said = unify(&["--changed"]);
+    assert!(said.contains(" used by running programs"), "{said}");
+    for guest in &booted {
+        assert_eq!(outdated(guest), none, "what has changed is linked");
+        guest.succeed("start-stop-daemon --status --exec /usr/sbin/sshd");
+    }
+    // A whole pass replaces what they run from, and says so.
+    let said = unify(&["--allow-setid"]);
+    assert!(said.contains(" running programs, which keep the replaced inodes until they end"), "{said}");
+    for guest in &booted {
+        assert!(!outdated(guest).is_empty(), "{said}");
+        guest.succeed("start-stop-daemon --status --exec /usr/sbin/sshd && systemctl restart ssh cron");
+        assert!(!outdated(guest).iter().any(|line| line.contains("ssh.") || line.contains("cron.")));
+    }
+    assert!(same_inode(&all[0].join("usr/sbin/sshd"), &all[1].join("usr/sbin/sshd")));
 }

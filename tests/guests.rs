@@ -34,7 +34,7 @@ pub fn pair(scope: Scope) -> Pair {
 }
 
 /// Installs cow-hooks in the second guest, too.
-fn install_in_second(pair: &Pair) {
+pub fn install_in_second(pair: &Pair) {
     run(Command::new("cp").args([pair.path("g1/root/cow-hooks.deb"), pair.path("g2/root/cow-hooks.deb")]));
     run(&mut pair.command_in("g2", "apt-get install /root/cow-hooks.deb"));
 }
