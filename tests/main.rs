@@ -36,6 +36,7 @@ mod system;
 mod unify;
 mod unify_deep;
 mod unify_failures;
+mod unify_flags;
 mod unify_interruption;
 mod unify_race;
 mod unify_room;

@@ -122,27 +122,6 @@ fn privileged_a_subvolume_or_mount_within_a_guest_is_left_alone() {
 }
 
 #[test]
-fn privileged_an_xfs_project_keeps_its_files_and_says_so() {
-    if !privileged() {
-        return;
-    }
-    let farm = Farm::new("xfs");
-    let (a, b) = farm.both("usr/bin/tool", "equal");
-    let (c, d) = farm.both("usr/project/tool", "other");
-    fs::rename(farm.path("g2/usr/project"), farm.path("g2/usr/aside")).unwrap();
-    fs::create_dir(farm.path("g2/usr/project")).unwrap();
-    run(Command::new("chattr").args(["-p", "42", "+P"]).arg(farm.path("g2/usr/project")));
-    let d2 = farm.write("g2/usr/project/tool", "other");
-    let before = seen(&d2);
-    let (code, said) = farm.refused(&["--scope", "all", "g1", "g2"]);
-    assert_eq!(code, 1, "{said}");
-    assert!(said.contains("g2/usr/project/tool"), "{said}");
-    assert!(same_inode(&a, &b) && seen(&d2) == before && inode(&d2).nlink == 1, "{said}");
-    let _ = (c, d);
-    farm.assert_tidy();
-}
-
-#[test]
 fn privileged_a_guest_in_a_guest_is_a_guest_of_its_own() {
     if !privileged() {
         return;

@@ -7,6 +7,7 @@ mod pass;
 mod status;
 mod verify;
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -139,10 +140,19 @@ fn print<R: Serialize>(
     }
 }
 
-/// Tells of a guest or file that something is wrong with.
-fn complain(problems: &[Problem]) {
+/// Tells of files that something is wrong with: one line for each reason, or for each file if each is to be named.
+fn complain(problems: &[Problem], common: &Common) {
+    let mut by_reason: BTreeMap<&str, Vec<&Path>> = BTreeMap::new();
     for problem in problems {
-        log::error!("{}: {}", Shown(&problem.path), problem.reason);
+        by_reason.entry(&problem.reason).or_default().push(&problem.path);
+    }
+    for (reason, paths) in by_reason {
+        match *paths {
+            [first, _, ..] if common.verbose == 0 => {
+                log::error!("{} files, such as {}: {reason}; -v names each", paths.len(), Shown(first));
+            }
+            _ => paths.iter().for_each(|path| log::error!("{}: {reason}", Shown(path))),
+        }
     }
 }
 

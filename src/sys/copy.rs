@@ -1,23 +1,19 @@
-//! A private copy of a file: data with its holes, owner, mode, extended attributes, times, inode flags.
+//! A private copy of a file: data with its holes, owner, mode, extended attributes, times, inode flags, project.
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{IFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::filter;
 use super::inode::Inode;
 use super::metadata::Metadata;
 use super::root::next_data;
+use super::traits::Traits;
 use super::xattr;
-
-/// Flags that must be set while a file is empty to have their effect (btrfs: compression, no copy on write).
-const FLAGS_BEFORE_DATA: IFlags = IFlags::COMPRESSED.union(IFlags::NOCOW);
-/// Flags that describe how a file is treated, and so belong to its copy.
-const FLAGS_AFTER_DATA: IFlags = IFlags::NODUMP.union(IFlags::NOATIME);
 
 /// Makes private copies on one filesystem, and remembers whether it can share blocks (`FICLONE`).
 #[derive(Debug)]
@@ -48,7 +44,7 @@ impl Copier {
     ) -> io::Result<(OwnedFd, u64)> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let copy = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
-        match self.fill(source, inode, &copy) {
+        match self.fill(source, inode, &copy, dir) {
             Ok(bytes) => Ok((copy, bytes)),
             Err(e) => {
                 let _ = rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty());
@@ -57,12 +53,12 @@ impl Copier {
         }
     }
 
-    fn fill(&self, source: &OwnedFd, inode: &Inode, copy: &OwnedFd) -> io::Result<u64> {
-        let wanted = inode_flags(source)?;
-        add_flags(copy, wanted & FLAGS_BEFORE_DATA)?;
+    fn fill(&self, source: &OwnedFd, inode: &Inode, copy: &OwnedFd, dir: BorrowedFd<'_>) -> io::Result<u64> {
+        let traits = Traits::of(source)?;
+        traits.give_first(copy)?;
         let bytes = self.data(source, inode, copy)?;
         Metadata { inode: *inode, xattrs: xattr::read(source)? }.write(copy, &Metadata::of(copy)?)?;
-        add_flags(copy, wanted & FLAGS_AFTER_DATA)?;
+        traits.give(copy, dir)?;
         Ok(bytes)
     }
 
@@ -157,24 +153,4 @@ fn through_memory(source: &OwnedFd, copy: &OwnedFd, mut at: u64, end: u64) -> io
         at += got as u64;
     }
     Ok(())
-}
-
-fn inode_flags(fd: impl AsFd) -> io::Result<IFlags> {
-    match rustix::fs::ioctl_getflags(fd) {
-        Ok(flags) => Ok(flags),
-        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => Ok(IFlags::empty()),
-        Err(e) => Err(e.into()),
-    }
-}
-
-fn add_flags(fd: impl AsFd, wanted: IFlags) -> io::Result<()> {
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    let present = inode_flags(&fd)?;
-    match rustix::fs::ioctl_setflags(&fd, present | wanted) {
-        // A hint the filesystem of the copy does not take.
-        Ok(()) | Err(Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
-        Err(e) => Err(e.into()),
-    }
 }

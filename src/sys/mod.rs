@@ -41,6 +41,7 @@ pub mod state;
 pub mod swap;
 pub mod task;
 pub mod times;
+pub mod traits;
 pub mod tree;
 pub mod view;
 pub mod xattr;

@@ -56,6 +56,10 @@ pub enum Unfit {
     LinkedElsewhere,
     /// It has names of different paths, and only files of the same path are wanted: they would no longer be hard links.
     SeveralNames,
+    /// Its directory or the pool is for files of another project (quota): no link can join them.
+    Project,
+    /// A copy does not get its inode flags or its project.
+    Flags,
     /// Somebody has it open for writing.
     Writer,
     /// It changed while it was looked at.
@@ -78,6 +82,8 @@ impl Unfit {
             Unfit::MountPoint => "mount points in the mount namespace of some process",
             Unfit::LinkedElsewhere => "hard links outside of what may be unified",
             Unfit::SeveralNames => "several names, which a reference guest leaves as they are",
+            Unfit::Project => "another project (quota) than their directory or the pool",
+            Unfit::Flags => "inode flags that no copy can have",
             Unfit::Writer => "open for writing",
             Unfit::Changed => "changed while it was looked at",
             Unfit::InUse => "used by running programs",

@@ -14,6 +14,7 @@ use crate::sys::inode::Inode;
 use crate::sys::lease::Lease;
 use crate::sys::resolve::is_absent;
 use crate::sys::swap::Name;
+use crate::sys::traits::{Traits, handed_on};
 use crate::sys::xattr::Xattrs;
 
 /// Files read by one thread in one go.
@@ -22,11 +23,22 @@ const CHUNK: usize = 32;
 /// What reading a file came to.
 pub type Read = Result<Digest, Unfit>;
 
+/// What keeps files that are read as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Files with capabilities are read, too.
+    pub allow_setid: bool,
+    /// Inodes are to be shared, by links.
+    pub links: bool,
+    /// The project that the pool gives all that is made in it, and without which nothing gets a link in it.
+    pub project: Option<u32>,
+}
+
 /// Reads files that are told by their place in `catalog.files`.
 pub fn digest(
     catalog: &Catalog,
     files: &[u32],
-    allow_setid: bool,
+    limits: Limits,
     threads: usize,
     watch: &dyn Watch,
 ) -> Vec<Read> {
@@ -37,7 +49,14 @@ pub fn digest(
         let results = chunk.iter().map(|&at| {
             let file = &catalog.files[at as usize];
             bytes += file.size;
-            let result = dirs.file(file).and_then(|opened| read(&opened, file, allow_setid));
+            let result = dirs.file(file).and_then(|opened| {
+                let project = if limits.links { Traits::of(&opened)?.project } else { 0 };
+                let strange = |handed_on: Option<u32>| handed_on.is_some_and(|only| only != project);
+                if limits.links && (strange(limits.project) || strange(dirs.handed_on(file)?)) {
+                    return Ok(Err(Unfit::Project));
+                }
+                read(&opened, file, limits.allow_setid)
+            });
             // What could not be opened, or is another file by now, is looked at again in the next run.
             result.unwrap_or(Err(Unfit::Changed))
         });
@@ -108,7 +127,7 @@ pub fn take_lease(file: &OwnedFd) -> io::Result<Option<Quiet<'_>>> {
 /// Directories of a catalog, kept open: files come in runs of neighbours, of as many guests as there are.
 pub struct Dirs<'c> {
     catalog: &'c Catalog,
-    open: HashMap<u32, Rc<OwnedFd>>,
+    open: HashMap<u32, (Rc<OwnedFd>, Option<Option<u32>>)>,
 }
 
 impl<'c> Dirs<'c> {
@@ -124,9 +143,20 @@ impl<'c> Dirs<'c> {
                 self.open.clear();
             }
             let opened = self.catalog.open_dir(self.catalog.dir(file))?;
-            self.open.insert(file.dir, Rc::new(opened));
+            self.open.insert(file.dir, (Rc::new(opened), None));
         }
-        self.open.get(&file.dir).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+        let found = self.open.get(&file.dir).map(|(dir, _)| Rc::clone(dir));
+        found.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The project that the directory of a file gives all that is made in it.
+    pub fn handed_on(&mut self, file: &File) -> io::Result<Option<u32>> {
+        let dir = self.of(file)?;
+        match self.open.get_mut(&file.dir) {
+            Some((_, Some(known))) => Ok(*known),
+            Some((_, unknown)) => Ok(*unknown.insert(handed_on(dir)?)),
+            None => handed_on(dir),
+        }
     }
 
     /// Opens a file.

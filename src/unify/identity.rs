@@ -1,7 +1,7 @@
 //! The one predicate: may these two files be one inode?
 //!
 //! They may where everything agrees that a guest could tell them apart by: what `stat(2)` shows, every extended
-//! attribute, every byte. For files that are not at hand at the same time the same question is put to digests.
+//! attribute, every inode flag that people set, the project, every byte. For files that are not at hand at the same time the same question is put to digests.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use crate::sys::inode::{Inode, Kind};
 use crate::sys::root::{self, fill};
+use crate::sys::traits::Traits;
 use crate::sys::xattr::{self, Xattrs};
 
 /// Whether files may differ in their time of modification.
@@ -35,10 +36,11 @@ pub fn same_metadata(a: &Inode, b: &Inode, mtime: Mtime) -> bool {
     both_regular && key(a) == key(b) && (mtime == Mtime::Ignore || a.mtime == b.mtime)
 }
 
-/// Whether two open regular files may be one inode: metadata, every extended attribute, every byte.
+/// Whether two open regular files may be one inode: metadata, every extended attribute, inode flags, every byte.
 pub fn same(a: impl AsFd, b: impl AsFd, mtime: Mtime) -> io::Result<bool> {
     Ok(same_metadata(&Inode::of(&a)?, &Inode::of(&b)?, mtime)
         && xattr::read(&a)? == xattr::read(&b)?
+        && Traits::of(&a)? == Traits::of(&b)?
         && root::same_content(a, b)?)
 }
 
@@ -74,12 +76,12 @@ pub fn short(data: &[u8]) -> u64 {
     digest.as_bytes().iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
-/// What of a file does not fit into its [`tag`]: content and extended attributes, as digests.
+/// What of a file does not fit into its [`tag`]: content, extended attributes and traits, as digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     /// BLAKE3 of all bytes; where many of them are zero in a row, of the others and of where they are.
     pub content: [u8; 32],
-    /// A digest of names and values of the extended attributes; 0 for none.
+    /// A digest of names and values of the extended attributes, and of flags and project; 0 for none.
     pub xattrs: u64,
 }
 
@@ -95,7 +97,8 @@ impl Digest {
         go_on: impl Fn() -> bool,
     ) -> io::Result<Option<Digest>> {
         let content = Content::default().of(&file, size, &go_on)?;
-        Ok(content.map(|content| Digest { content, xattrs: digest_xattrs(xattrs) }))
+        let xattrs = digest_xattrs(xattrs, Traits::of(&file)?.number());
+        Ok(content.map(|content| Digest { content, xattrs }))
     }
 
     /// The digest of an open file that nobody writes to, and what it was made of.
@@ -180,14 +183,19 @@ impl Content {
 }
 
 /// Each name and value with its length before it, so that no two sets are written alike.
-fn digest_xattrs(xattrs: &Xattrs) -> u64 {
-    if xattrs.is_empty() {
+fn digest_xattrs(xattrs: &Xattrs, traits: u64) -> u64 {
+    if xattrs.is_empty() && traits == 0 {
         return 0;
     }
     let mut encoded = Vec::new();
     for part in xattrs.iter().flat_map(|(name, value)| [name.as_bytes(), value]) {
         encoded.extend_from_slice(&(part.len() as u64).to_le_bytes());
         encoded.extend_from_slice(part);
+    }
+    if traits != 0 {
+        // No attribute has an empty name.
+        encoded.extend_from_slice(&0u64.to_le_bytes());
+        encoded.extend_from_slice(&traits.to_le_bytes());
     }
     short(&encoded)
 }
@@ -312,11 +320,16 @@ mod tests {
     #[test]
     fn attributes_are_told_apart_by_where_one_ends() {
         let set = |pairs: &[(&std::ffi::CStr, &[u8])]| {
-            digest_xattrs(&pairs.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect())
+            digest_xattrs(
+                &pairs.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect(),
+                0,
+            )
         };
         assert_eq!(set(&[]), 0);
         assert_ne!(set(&[(c"user.a", b"bc")]), set(&[(c"user.ab", b"c")]));
         assert_ne!(set(&[(c"user.a", b"")]), 0);
+        assert_ne!(digest_xattrs(&Xattrs::new(), 1), 0);
+        assert_ne!(digest_xattrs(&Xattrs::new(), 1), digest_xattrs(&Xattrs::new(), 2));
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::sys::handle::Handle;
 use crate::sys::inode::Inode;
 use crate::sys::signal::Held;
 use crate::sys::swap::{self, Name, Shared};
+use crate::sys::traits::Traits;
 use crate::sys::{filesystem, gate, iunlink, times, xattr};
 
 /// Names linked in one window, at most: somebody may wait for its end.
@@ -245,8 +246,8 @@ impl Linker<'_> {
                 continue;
             }
             match self.copy(&source, &inode, work) {
-                Ok(Some(copied)) => return Ok(Ok(Some(copied))),
-                Ok(None) => {}
+                Ok(Ok(copied)) => return Ok(Ok(Some(copied))),
+                Ok(Err(unfit)) => reason = unfit,
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {}
                 Err(e) => return Err(e),
             }
@@ -254,16 +255,17 @@ impl Linker<'_> {
         Ok(Err(reason))
     }
 
-    /// `None` where the copy is not what was read: somebody wrote meanwhile.
-    fn copy(&self, source: &OwnedFd, inode: &Inode, work: &Work) -> io::Result<Option<Copied>> {
+    /// Copies a file into the run's directory, and compares the copy with what was read.
+    fn copy(&self, source: &OwnedFd, inode: &Inode, work: &Work) -> io::Result<Result<Copied, Unfit>> {
         let name = temporary(self.run.numbers(1));
         let (copy, bytes) = Copier::default().copy(source, inode, self.run.dir(), &name)?;
         if work.object.describes(&copy, self.pool.settings.mtime)? {
             (self.done)(0, bytes);
-            return Ok(Some(Copied { name, bytes, allocated: Inode::of(&copy)?.allocated }));
+            return Ok(Ok(Copied { name, bytes, allocated: Inode::of(&copy)?.allocated }));
         }
         Name { dir: self.run.dir(), name: &name }.unlink()?;
-        Ok(None)
+        let lost = Traits::of(&copy)? != Traits::of(source)?;
+        Ok(Err(if lost { Unfit::Flags } else { Unfit::Changed }))
     }
 
     fn intents(&self, jobs: &[Job<'_>]) -> Vec<Intent> {

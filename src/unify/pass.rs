@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::cache::{Cache, Remembered};
 use super::catalog::{Catalog, File, Guest, Unfit};
+use super::digest::Limits;
 use super::identity::Digest;
 use super::link::{Fence, Linked};
 use super::object::Index;
@@ -25,6 +26,7 @@ use crate::sys::inode::{Inode, InodeId, Kind};
 use crate::sys::programs::Programs;
 use crate::sys::root::Root;
 use crate::sys::times::TICK;
+use crate::sys::traits;
 
 /// What is to be done.
 #[derive(Debug)]
@@ -253,8 +255,11 @@ impl Pass<'_> {
     }
 
     pub(super) fn planner(&self) -> Planner<'_> {
+        // A directory that cannot be asked says nothing; then links are tried.
+        let project = self.pool.and_then(|pool| traits::handed_on(pool.runs()).ok().flatten());
+        let links = self.settings.share == Share::Hardlink;
         Planner {
-            allow_setid: self.options.allow_setid,
+            limits: Limits { allow_setid: self.options.allow_setid, links, project },
             reference: self.options.reference.map(|at| at as u16),
             threads: self.options.threads,
             watch: self.watch,

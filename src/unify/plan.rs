@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Watch;
 use super::catalog::{Catalog, Unfit};
-use super::digest::digest;
+use super::digest::{Limits, digest};
 use super::identity::{self, Digest};
 use super::object::{Index, Object, ObjectName};
 
@@ -47,8 +47,8 @@ const STEP: usize = 1 << 14;
 
 /// How to plan.
 pub struct Planner<'a> {
-    /// Unify files with capabilities, too.
-    pub allow_setid: bool,
+    /// What keeps files as they are.
+    pub limits: Limits,
     /// The guest whose files alone are a model for the others.
     pub reference: Option<u16>,
     /// How many threads read.
@@ -71,7 +71,7 @@ impl Planner<'_> {
         unread.sort_unstable_by_key(|&at| catalog.files[at as usize].ino);
         self.watch.begin("reading", unread.len() as u64);
         for step in unread.chunks(STEP) {
-            let read = digest(catalog, step, self.allow_setid, self.threads, self.watch);
+            let read = digest(catalog, step, self.limits, self.threads, self.watch);
             for (&at, read) in step.iter().zip(read) {
                 let at = at as usize;
                 match read {
@@ -109,7 +109,7 @@ impl Planner<'_> {
         }
         let first = group[0];
         let differs = |at: &&u32| {
-            catalog.files[**at as usize].ino != catalog.files[first as usize].ino
+            catalog.id(&catalog.files[**at as usize]) != catalog.id(&catalog.files[first as usize])
                 || guest(at) != guest(&first)
         };
         known || group.iter().any(|at| differs(&at))
@@ -120,7 +120,8 @@ impl Planner<'_> {
             .filter_map(|names| Some((catalog.digest(&catalog.files[names[0] as usize])?, names)))
             .filter(|(_, names)| {
                 let file = &catalog.files[names[0] as usize];
-                file.unfit.is_none() && !file.shares_blocks && !index.holds(file.ino)
+                let is_object = self.limits.links && index.holds(file.ino);
+                file.unfit.is_none() && !file.shares_blocks && !is_object
             })
             .collect();
         equal.sort_unstable_by_key(|(digest, names)| (*digest, names[0]));
@@ -143,7 +144,7 @@ fn by_key(catalog: &Catalog) -> Vec<u32> {
         (0..catalog.files.len() as u32).filter(|&at| catalog.files[at as usize].unfit.is_none()).collect();
     order.sort_unstable_by_key(|&at| {
         let file = &catalog.files[at as usize];
-        (file.key, file.ino, at)
+        (file.key, catalog.id(file), at)
     });
     order
 }
@@ -155,7 +156,8 @@ fn groups<'o>(catalog: &Catalog, order: &'o [u32]) -> impl Iterator<Item = &'o [
 
 /// The names of each inode among files that are sorted by inode.
 fn inodes<'g>(catalog: &Catalog, group: &'g [u32]) -> impl Iterator<Item = &'g [u32]> {
-    group.chunk_by(|&a, &b| catalog.files[a as usize].ino == catalog.files[b as usize].ino)
+    // Subvolumes number their inodes alike.
+    group.chunk_by(|&a, &b| catalog.id(&catalog.files[a as usize]) == catalog.id(&catalog.files[b as usize]))
 }
 
 fn first_path(catalog: &Catalog, work: &Work) -> PathBuf {

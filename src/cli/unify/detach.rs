@@ -57,7 +57,7 @@ pub fn run(path: &Path, common: &Common) -> anyhow::Result<Exit> {
         }
     };
     let report = report(&guest, begun, common.verbose > 0);
-    super::complain(&report.failed);
+    super::complain(&report.failed, common);
     let exit = if report.failed.is_empty() { Exit::Done } else { Exit::Partial };
     Ok(super::print(common, &report, text, exit))
 }

@@ -60,7 +60,7 @@ pub fn run(dry_run: bool, common: &Common) -> anyhow::Result<Exit> {
         names: names.into_iter().map(named).collect(),
         failed: collected.failed.into_iter().map(|(path, reason)| Problem { path, reason }).collect(),
     };
-    super::complain(&report.failed);
+    super::complain(&report.failed, common);
     let exit = if report.failed.is_empty() { Exit::Done } else { Exit::Partial };
     Ok(super::print(common, &report, text, exit))
 }

@@ -251,7 +251,7 @@ fn report(arguments: &PassArguments, common: &Common, pool: Named, guests: u64, 
         repaired: mended,
     };
     tell_of_protection(&report);
-    super::complain(&report.failed);
+    super::complain(&report.failed, common);
     for guest in &report.skipped {
         log::warn!("{}: left out: {}", Shown(&guest.path), guest.reason);
     }

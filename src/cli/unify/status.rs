@@ -81,7 +81,7 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
         unprotected_objects: status.unprotected.len() as u64,
         failed,
     };
-    super::complain(&report.failed);
+    super::complain(&report.failed, common);
     if let Some(example) = status.unprotected.first() {
         super::warn_of_unprotected(report.unprotected_objects, example);
     }

@@ -91,7 +91,7 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     };
     let repaired = repairer.repair()?;
     let report = report(&pool, guests.len(), verified, repaired)?;
-    super::complain(&report.failed);
+    super::complain(&report.failed, common);
     for Named { path } in &report.contested {
         log::warn!("{}: somebody tried to write to it meanwhile: verify it again", Shown(path));
     }
