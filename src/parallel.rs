@@ -7,7 +7,8 @@ use crate::sys::filter;
 
 /// As many threads as there are processors; one where a filter forbids threads, or what counts processors.
 pub fn processors() -> usize {
-    if ![libc::SYS_clone3, libc::SYS_statx].into_iter().all(filter::permits) {
+    let needed = [libc::SYS_clone3, libc::SYS_statx, libc::SYS_sched_getaffinity];
+    if !needed.into_iter().all(filter::permits) {
         return 1;
     }
     std::thread::available_parallelism().map_or(1, NonZero::get)

@@ -51,7 +51,7 @@ macro_rules! probes {
 }
 
 /// Each fails with `EBADF`, `EFAULT`, `EINVAL` or `ESRCH`, or does nothing that outlives the child.
-static PROBES: [Probe; 60] = probes![
+static PROBES: [Probe; 65] = probes![
     Supervising ptrace SYS_ptrace [libc::PTRACE_CONT as u64, NONE],
     Supervising seccomp SYS_seccomp [libc::SECCOMP_GET_NOTIF_SIZES as u64],
     Supervising seccomp SYS_seccomp
@@ -74,6 +74,9 @@ static PROBES: [Probe; 60] = probes![
     Supervising shutdown SYS_shutdown [NONE],
     Supervising close_range SYS_close_range [1, 0],
     Supervising setsid SYS_setsid [],
+    Supervising prctl SYS_prctl [FLAGS],
+    Supervising pipe2 SYS_pipe2 [],
+    Supervising clock_nanosleep SYS_clock_nanosleep [FLAGS],
     Supervising prlimit64 SYS_prlimit64 [0, FLAGS],
     Supervising capget SYS_capget [],
     Supervising unshare SYS_unshare [libc::CLONE_FS as u64],
@@ -82,6 +85,7 @@ static PROBES: [Probe; 60] = probes![
     Supervising openat2 SYS_openat2 [NONE],
     Supervising statx SYS_statx [NONE, 0, 0, 0x8000_0000],
     Copying linkat SYS_linkat [NONE, 0, NONE, 0, FLAGS],
+    Copying renameat SYS_renameat [NONE, 0, NONE],
     Copying renameat2 SYS_renameat2 [NONE, 0, NONE, 0, FLAGS],
     Copying unlinkat SYS_unlinkat [NONE, 0, FLAGS],
     Copying mkdirat SYS_mkdirat [NONE],
@@ -113,6 +117,7 @@ static PROBES: [Probe; 60] = probes![
     Nothing copy_file_range SYS_copy_file_range [NONE, 0, NONE, 0, 0, FLAGS],
     Nothing mlockall SYS_mlockall [FLAGS],
     Nothing clone3 SYS_clone3 [],
+    Nothing sched_getaffinity SYS_sched_getaffinity [FLAGS, 0],
 ];
 
 /// What became of a call in the child.

@@ -127,7 +127,13 @@ struct Generation {
 
 impl Gate {
     fn new() -> io::Result<Gate> {
-        let needed = [libc::SYS_fanotify_init, libc::SYS_fanotify_mark, libc::SYS_mlockall, libc::SYS_clone3];
+        let needed = [
+            libc::SYS_fanotify_init,
+            libc::SYS_fanotify_mark,
+            libc::SYS_mlockall,
+            libc::SYS_clone3,
+            libc::SYS_prctl,
+        ];
         if !needed.into_iter().all(filter::permits) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }

@@ -28,7 +28,7 @@ impl Outside {
     /// # Errors
     /// Where no thread can be started, or it may not have a root of its own (`unshare(2)` behind a filter).
     pub fn begin() -> io::Result<Outside> {
-        if ![libc::SYS_unshare, libc::SYS_clone3].into_iter().all(filter::permits) {
+        if ![libc::SYS_unshare, libc::SYS_clone3, libc::SYS_prctl].into_iter().all(filter::permits) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         let (queue, works) = mpsc::channel::<Work>();

@@ -7,6 +7,7 @@ use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::*;
+use crate::sys::seccomp::testing::forbid;
 
 /// What the processes of the tests ask the filter for.
 const ASKED: libc::c_long = libc::SYS_getppid;
@@ -605,17 +606,6 @@ fn a_filter_that_cannot_be_is_found_out_before() {
 
 #[test]
 fn a_filter_that_is_in_the_way_is_found_out_by_a_child() {
-    let forbid = |action| {
-        [
-            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
-            libc::sock_filter {
-                jf: 1,
-                ..step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::SYS_seccomp as u32)
-            },
-            step(libc::BPF_RET | libc::BPF_K, action),
-            step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
-        ]
-    };
     for (action, error) in [
         (libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, ErrorKind::PermissionDenied),
         (libc::SECCOMP_RET_ERRNO, ErrorKind::Unsupported),
@@ -626,19 +616,41 @@ fn a_filter_that_is_in_the_way_is_found_out_by_a_child() {
         let pid = waiting.pid;
         // A thread of its own: the filter stays with it.
         let result = std::thread::spawn(move || {
-            let program = forbid(action);
-            let argument = libc::sock_fprog { len: 4, filter: program.as_ptr().cast_mut() };
-            let mode = libc::SECCOMP_SET_MODE_FILTER;
-            // SAFETY: the program is read, and outlives the call.
-            unsafe {
-                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-                assert_eq!(libc::syscall(libc::SYS_seccomp, mode, 0, &raw const argument), 0);
-            }
+            forbid(libc::SYS_seccomp, action);
             assert_eq!(may_listen_in(pid).unwrap_err().kind(), error);
             listen_in(pid, &notifying(ASKED), 0)
         });
         assert_eq!(kind(result.join().unwrap()), error, "{action:x}");
         waiting.goes_on_alone();
+    }
+}
+
+#[test]
+fn a_filter_that_is_in_the_way_of_tracing_is_found_out_by_children() {
+    let calls = [
+        libc::SYS_ptrace,
+        libc::SYS_process_vm_writev,
+        libc::SYS_socket,
+        libc::SYS_accept4,
+        libc::SYS_connect,
+        libc::SYS_getsockopt,
+        libc::SYS_sendmsg,
+        libc::SYS_recvmsg,
+        libc::SYS_waitid,
+    ];
+    for number in calls {
+        for action in [libc::SECCOMP_RET_ERRNO | libc::EACCES as u32, libc::SECCOMP_RET_KILL_PROCESS] {
+            let mut waiting = Waiting::new();
+            let (pid, before) = (waiting.pid, waiting.state());
+            let tried = std::thread::spawn(move || {
+                forbid(number, action);
+                listen_in(pid, &notifying(ASKED), 0).map(drop)
+            });
+            tried.join().unwrap().expect_err("it was installed");
+            assert_eq!(waiting.state(), before, "{number} {action:x}");
+            assert_eq!(waiting.status("Seccomp_filters"), "0");
+            waiting.goes_on_alone();
+        }
     }
 }
 
