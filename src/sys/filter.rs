@@ -245,8 +245,17 @@ fn is_permitted(probe: &Probe) -> bool {
     let [a, b, c, d, e, f] = probe.arguments;
     // SAFETY: no argument is the address of anything, and what is opened or changed is the child's, which ends.
     let result = unsafe { libc::syscall(probe.number, a, b, c, d, e, f) };
-    // Another error than these is none of the kernel's.
-    let errors = [libc::EBADF, libc::EFAULT, libc::EINVAL, libc::ESRCH];
+    // Another error than these is none of the kernel's. The last ones are of a process that has reached its limits.
+    let errors = [
+        libc::EBADF,
+        libc::EFAULT,
+        libc::EINVAL,
+        libc::ESRCH,
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOMEM,
+        libc::ENOBUFS,
+    ];
     result >= 0 || io::Error::last_os_error().raw_os_error().is_some_and(|error| errors.contains(&error))
 }
 
