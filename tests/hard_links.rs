@@ -1,9 +1,12 @@
 //! What a package manager installs decides which names are one file, whatever was shared before and is shared after.
 
 use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
 
+use crate::support::strace::{killed_at_each, traced};
 use crate::support::tiny::{self, Tiny};
-use crate::support::{privileged, same_inode};
+use crate::support::{Guests, litter, privileged, removal, run, same_inode, text};
 
 /// How the first guest's dpkg is kept from shared files.
 const WAYS: [&str; 2] = ["supervise = 'always'\n", "supervise = 'never'\n"];
@@ -232,6 +235,9 @@ fn privileged_the_list_of_hard_links_does_not_grow() {
         assert!(!tiny.path("g1").join(removed.path("a")).exists());
         assert_eq!(tiny.links(), before);
         assert!(tiny.one(&kept.path("a"), &kept.path("b")) && tiny.shared(&kept.path("a")));
+        run(Command::new(env!("CARGO_BIN_EXE_cow-unify")).arg("detach").arg(tiny.path("g1")));
+        assert_eq!(tiny.links(), Vec::<Vec<String>>::new());
+        assert!(tiny.one(&kept.path("a"), &kept.path("b")));
     }
 }
 
@@ -262,4 +268,57 @@ fn privileged_hard_links_made_under_supervision_are_known_later() {
     tiny.succeed(&format!("cow-run sh -c 'dpkg -i {apart} && echo more >>{a}'"));
     assert_eq!(tiny.read(&format!("g1{b}")), package.content());
     assert_eq!(tiny.read(&format!("g1{a}")), package.content() + "more\n");
+}
+
+#[test]
+fn privileged_hooks_killed_at_any_call_know_hard_links_afterwards() {
+    if !privileged() {
+        return;
+    }
+    let guests = Guests::new("ext4", 0, false);
+    guests.share("usr/bin/a", b"of two names, and of a file of its own");
+    for guest in [guests.first(), guests.second()] {
+        for name in ["usr/share/b", "usr/bin/c"] {
+            fs::hard_link(guests.pool().join("usr%bin%a"), guest.join(name)).unwrap();
+        }
+    }
+    guests.protect();
+    let names = ["/usr/bin/a", "/usr/share/b", "/usr/bin/c"].map(str::to_owned);
+    guests.own("p", &names);
+    guests.policy(WAYS[1]);
+    // Without it each call is tried beforehand, in case a filter forbids it: that would be the one that is killed.
+    run(Command::new("mount").args(["-t", "proc", "proc"]).arg(guests.first().join("proc")));
+    let links = guests.write("var/lib/cow-hooks/links", "/usr/bin/a\0/usr/share/b\0\0");
+    let hook = |name: &str, kill: Option<(&str, usize)>| {
+        traced(guests.program("cow-dpkg").arg(name), removal("p").as_bytes(), kill)
+    };
+    let assert_known = |when: &str| {
+        assert!(names.iter().all(|name| guests.shared(&name[1..])), "{when}");
+        assert_eq!(fs::read_to_string(&links).unwrap(), "/usr/bin/a\0/usr/share/b\0\0", "{when}");
+        for dir in ["usr", "var"] {
+            assert_eq!(litter(&guests.first().join(dir)), Vec::<PathBuf>::new(), "{when}");
+        }
+    };
+    let (before, _) = hook("apt-pre", None);
+    assert!(same_inode(&guests.first().join("usr/bin/a"), &guests.first().join("usr/share/b")));
+    assert!(!same_inode(&guests.first().join("usr/bin/a"), &guests.first().join("usr/bin/c")));
+    let (after, _) = hook("apt-post", None);
+    assert_known("as nobody was killed");
+    for (mut calls, killed) in [(before, "apt-pre"), (after, "apt-post")] {
+        calls
+            .retain(|call, _| ["linkat", "renameat", "unlinkat", "fdatasync", "syncfs"].contains(&&call[..]));
+        killed_at_each(&calls, |call, nth| {
+            if killed == "apt-post" {
+                hook("apt-pre", None);
+            }
+            let run = hook(killed, Some((call, nth)));
+            let recovered = guests.prepare(&["--recover"]);
+            assert!(recovered.status.success(), "{}", text(&recovered));
+            hook("apt-pre", None);
+            hook("apt-post", None);
+            assert_known(&format!("{killed} killed at {call} {nth}"));
+            run
+        });
+    }
+    run(Command::new("umount").arg(guests.first().join("proc")));
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::support::tiny::{Package, Tiny};
-use crate::support::{privileged, set_immutable};
+use crate::support::{privileged, same_inode, set_immutable};
 
 const FILE: &str = "opt/kept/file";
 const TEXT: &str = "what it was\n";
@@ -53,6 +53,23 @@ fn privileged_what_a_script_protects_is_let_go_and_that_is_said_once() {
             tiny.succeed(&format!("chattr -i -a /{FILE} /opt/kept"));
         }
     }
+}
+
+#[test]
+fn privileged_what_another_program_shares_meanwhile_is_its_own() {
+    if !privileged() {
+        return;
+    }
+    // Files made private beforehand would be made so once more, for the second run.
+    let (tiny, two) = shared(WAYS[0], "");
+    tiny.succeed(&format!("dpkg --unpack {two}"));
+    let file = tiny.path("g1").join(FILE);
+    fs::hard_link(&file, tiny.path("foreign")).unwrap();
+    set_immutable(&file, true);
+    let output = tiny.succeed("dpkg --configure -a");
+    assert_eq!(output.matches("file: it is immutable now").count(), 1, "{output}");
+    assert_over(&tiny, &output);
+    assert!(same_inode(&file, &tiny.path("foreign")));
 }
 
 #[test]

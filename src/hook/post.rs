@@ -4,6 +4,9 @@ use crate::report::Reason;
 use crate::transaction::Error;
 use crate::transaction::settle::Settled;
 
+/// How many files are named that stay as they are.
+const SHOWN: usize = 10;
+
 /// Says what settling came to.
 pub fn report(done: Result<Option<Settled>, Error>) {
     match done {
@@ -13,8 +16,11 @@ pub fn report(done: Result<Option<Settled>, Error>) {
 }
 
 fn tell(settled: &Settled) {
-    for problem in settled.let_go.iter().chain(&settled.failed) {
+    for problem in settled.let_go.iter().take(SHOWN).chain(&settled.failed) {
         log::warn!("{problem}");
+    }
+    if settled.let_go.len() > SHOWN {
+        log::warn!("and {} more that stay as they are", settled.let_go.len() - SHOWN);
     }
     let mut parts = Vec::new();
     if settled.restored > 0 {

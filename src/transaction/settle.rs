@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 pub use self::together::prune_links;
-use self::together::{Unit, leave_to_others, units};
+use self::together::{Unit, units};
 use super::{Error, Guest};
 use crate::ledger::store::Store;
 use crate::ledger::{Entry, Ledger, State};
@@ -60,11 +60,7 @@ enum Fate {
     /// It stays private, and the stash lets go of the original.
     Drop { changed: bool },
     /// The same, for what somebody keeps from changing.
-    LetGo {
-        /// The file as it was judged.
-        now: Inode,
-        why: &'static str,
-    },
+    LetGo { why: &'static str },
     /// Too early.
     Postpone,
 }
@@ -85,7 +81,6 @@ pub fn settle(
     };
     let mut fates = parallel::map(parallel::processors(), &entries, judge);
     settling.keep_together(&entries, &mut fates);
-    leave_to_others(&mut fates);
     let mut work = Vec::new();
     let (mut changed, mut later) = (BTreeSet::new(), BTreeSet::new());
     for (entry, fate) in entries.iter().zip(fates) {
@@ -115,7 +110,7 @@ pub fn settle(
             Ok(true) => {
                 over.extend(unit.entries.iter().map(|entry| entry.id));
                 match unit.fate {
-                    Fate::LetGo { why, .. } => settled.let_go.extend(paths.map(|path| let_go(&path, why))),
+                    Fate::LetGo { why } => settled.let_go.extend(paths.map(|path| let_go(&path, why))),
                     Fate::Restore { .. } => settled.restored += unit.entries.len() as u64,
                     Fate::Drop { changed: true } => changed.extend(paths),
                     _ => {}
@@ -218,7 +213,7 @@ impl<'a> Settling<'a> {
             return Ok(Fate::Drop { changed: true });
         }
         if let Some(why) = kept_from_changing(&now, &above) {
-            return Ok(Fate::LetGo { now, why });
+            return Ok(Fate::LetGo { why });
         }
         let copy = entry.copy.filter(|copy| copy.ino == now.id.ino);
         let untouched = copy.is_some_and(|copy| copy.ctime == Some(now.ctime));

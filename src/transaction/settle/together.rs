@@ -37,21 +37,6 @@ pub(super) fn units<'e>(work: &[(&'e Entry, Fate)]) -> Vec<Unit<'e>> {
     units
 }
 
-/// Of files that are immutable because others share them already there is nothing to say.
-pub(super) fn leave_to_others(fates: &mut [io::Result<Fate>]) {
-    let mut names: HashMap<InodeId, u32> = HashMap::new();
-    for fate in &*fates {
-        if let Ok(Fate::LetGo { now, .. }) = fate {
-            *names.entry(now.id).or_default() += 1;
-        }
-    }
-    for fate in fates {
-        if matches!(fate, Ok(Fate::LetGo { now, .. }) if now.immutable && now.nlink > names[&now.id]) {
-            *fate = Ok(Fate::Drop { changed: false });
-        }
-    }
-}
-
 impl Settling<'_> {
     /// What the package manager made hard links stays so: all names of a private file go back to one original, or none.
     pub(super) fn keep_together(&self, entries: &[Entry], fates: &mut [io::Result<Fate>]) {
