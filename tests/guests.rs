@@ -33,6 +33,17 @@ pub fn pair(scope: Scope) -> Pair {
     Pair::of("guests", &IMAGES, scope, install, finish)
 }
 
+/// Puts strace into the first guest.
+pub fn copy_strace(pair: &Pair) {
+    fs::copy("/usr/bin/strace", pair.path("g1/usr/local/bin/strace")).unwrap();
+    let libraries = "ldd /usr/bin/strace | sed -n 's/.*=> \\(.*\\) (.*/\\1/p'";
+    let copy = format!(
+        "for file in $({libraries}); do cp -n $file {}; done",
+        pair.path("g1/usr/local/lib").display()
+    );
+    assert!(Command::new("sh").args(["-c", &copy]).status().unwrap().success());
+}
+
 /// Installs cow-hooks in the second guest, too.
 pub fn install_in_second(pair: &Pair) {
     run(Command::new("cp").args([pair.path("g1/root/cow-hooks.deb"), pair.path("g2/root/cow-hooks.deb")]));

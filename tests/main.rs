@@ -14,6 +14,7 @@ mod hard_links;
 mod interruption;
 mod let_go;
 mod mounts;
+mod other_hooks;
 mod pool;
 mod prepare;
 mod programs;

@@ -91,13 +91,7 @@ fn privileged_what_cannot_be_supervised_is_prepared_or_refused() {
     }
     let pair = with_policy(guests::pair(Scope::Owned), "supervise = 'auto'\n");
     // Of a process that is traced nobody else can be the tracer.
-    std::fs::copy("/usr/bin/strace", pair.path("g1/usr/local/bin/strace")).unwrap();
-    let libraries = "ldd /usr/bin/strace | sed -n 's/.*=> \\(.*\\) (.*/\\1/p'";
-    let copy = format!(
-        "for file in $({libraries}); do cp -n $file {}; done",
-        pair.path("g1/usr/local/lib").display()
-    );
-    assert!(std::process::Command::new("sh").args(["-c", &copy]).status().unwrap().success());
+    guests::copy_strace(&pair);
     let traced = format!(
         "LD_LIBRARY_PATH=/usr/local/lib strace -o /dev/null -e trace=none dpkg -i {DEBS}/cow-links_2.deb"
     );

@@ -25,7 +25,11 @@ fn main() -> ExitCode {
 
 fn by(called: &str) -> ExitCode {
     match called {
-        "apt-pre" | "dpkg-pre" | "apt-post" | "dpkg-post" | "triggered" if hook::is_off() => {
+        "apt-around" | "apt-pre" | "dpkg-pre" | "apt-post" | "dpkg-post" | "triggered" if hook::is_off() => {
+            ExitCode::SUCCESS
+        }
+        "apt-around" => {
+            pre::around();
             ExitCode::SUCCESS
         }
         "apt-pre" => pre::apt().into(),
@@ -40,7 +44,7 @@ fn by(called: &str) -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: cow-dpkg apt-pre|apt-post|dpkg-pre|dpkg-post|triggered|retire (called by apt and dpkg)\n       \
+        "usage: cow-dpkg apt-around|apt-pre|apt-post|dpkg-pre|dpkg-post|triggered|retire (called by apt and dpkg)\n       \
          cow-dpkg supervise OPTIONS (called by its dpkg-pre, with a socket as input)"
     );
     ExitCode::from(2)

@@ -11,11 +11,11 @@ use cow_hooks::hook::pre::{Decision, Run, Start, refuse, shared_below, unknown};
 use cow_hooks::package::PackageSpec;
 use cow_hooks::package::apt::Stream;
 use cow_hooks::package::dpkg::{Change, Database, Invocation, Plan};
-use cow_hooks::policy::Policy;
+use cow_hooks::policy::{Policy, Supervise};
 use cow_hooks::report::{Reason, Shown};
 use cow_hooks::supervise;
 use cow_hooks::sys::inode::{Inode, Kind};
-use cow_hooks::sys::process::ProcessId;
+use cow_hooks::sys::process::{Process, ProcessId};
 use cow_hooks::sys::root::{Root, relative};
 use cow_hooks::transaction::members::{Cover, Member};
 use cow_hooks::transaction::{Guest, member};
@@ -49,11 +49,12 @@ pub fn apt() -> Decision {
         .caller
         .front_end()
         .map(|process| member(process.id, if covers { Cover::Planned } else { Cover::Nothing }));
-    // Each dpkg is supervised by its own hook, which has the rights over it that this one has over its shell.
+    // It may be one dpkg after the other: its hook has the rights over it that this one has over its shell.
     let shell = caller.caller.ancestors.first().map(|process| process.id);
     let may = |apt: ProcessId| supervise::may_supervise(shell.unwrap_or(apt).pid);
+    let begin = |_: ProcessId| begin_with_apt(&caller);
     let chroot = chroot_of(&stream);
-    prepare(&caller, "apt", apt, Supervise { may: &may, begin: &|_| Ok(()) }, |_| {
+    prepare(&caller, "apt", apt, Watch { may: &may, begin: &begin }, |_| {
         (Change::of_stream(&stream, chroot.as_deref()), Vec::new())
     })
 }
@@ -64,10 +65,6 @@ pub fn dpkg() -> Decision {
         Ok(caller) => caller,
         Err(e) => return unknown("dpkg", &Reason(e).to_string()),
     };
-    // Under another dpkg's supervision, in a maintainer script.
-    if supervise::is_supervised() {
-        return Decision::GoOn;
-    }
     let dpkg = caller.dpkg().map(|process| process.id);
     match caller.covered_by().map(|member| member.covers) {
         None => {}
@@ -91,7 +88,7 @@ pub fn dpkg() -> Decision {
         &caller,
         "dpkg",
         dpkg.map(|id| member(id, Cover::Planned)),
-        Supervise { may: &|dpkg| supervise::may_supervise(dpkg.pid), begin: &begin },
+        Watch { may: &|dpkg| supervise::may_supervise(dpkg.pid), begin: &begin },
         |database| match &invocation {
             Some(invocation) => Change::of_invocation(invocation, database, &base),
             None => (
@@ -102,11 +99,53 @@ pub fn dpkg() -> Decision {
     )
 }
 
-/// Has dpkg supervised: it, and what it starts.
-fn begin(dpkg: ProcessId) -> Result<(), supervise::Error> {
-    supervise::process(dpkg.pid, hook::supervisor(SUPERVISOR, ""))
+/// apt's hooks that are told nothing, `DPkg::Pre-Invoke` and its like: has the hooks of others supervised that come
+/// after this one, and all that apt runs later.
+pub fn around() {
+    let Ok(caller) = DpkgCaller::of_apt() else { return };
+    let root = &caller.caller.root;
+    if supervise::is_supervised() {
+        return;
+    }
+    let Some(policy) = hook::policy(root).filter(|policy| policy.supervise != Supervise::Never) else {
+        return;
+    };
+    if !(Guest { root, policy: &policy }).has_protected(&caller.manager()) {
+        return;
+    }
+    for process in caller.caller.front_end_and_child() {
+        // Of the two the child is the last: what is begun for apt is not inherited by what runs already.
+        begin_with(&caller, process).unwrap_or_else(|e| log::debug!("{}: {e}", process.id.pid));
+    }
+}
+
+/// Has apt supervised, and all that it runs from now on. If it cannot be, each dpkg is by its own hook.
+fn begin_with_apt(caller: &DpkgCaller) -> Result<(), supervise::Error> {
+    match caller.caller.front_end().map(|apt| begin_with(caller, apt)) {
+        // What it does from now on fails.
+        Some(Err(e @ supervise::Error::Lost(_))) => Err(e),
+        Some(Err(e)) => {
+            log::debug!("{e}");
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Has a process supervised, if its paths mean what they mean to us.
+fn begin_with(caller: &DpkgCaller, process: &Process) -> Result<(), supervise::Error> {
+    if !caller.caller.shares_root(process) {
+        return Err(supervise::Error::Elsewhere);
+    }
+    supervise::may_supervise(process.id.pid)?;
+    begin(process.id)
+}
+
+/// Has a process supervised: it, and what it starts.
+fn begin(process: ProcessId) -> Result<(), supervise::Error> {
+    supervise::process(process.pid, hook::supervisor(SUPERVISOR, ""))
         .map(drop)
-        .inspect_err(|e| log::debug!("dpkg is not supervised: {e}"))
+        .inspect_err(|e| log::debug!("process {} is not supervised: {e}", process.pid))
 }
 
 fn everything(database: &Database<'_>) -> Vec<Change> {
@@ -118,7 +157,7 @@ fn everything(database: &Database<'_>) -> Vec<Change> {
 }
 
 /// Whether the process that this is about can be supervised, and what begins it.
-struct Supervise<'a> {
+struct Watch<'a> {
     may: &'a dyn Fn(ProcessId) -> Result<(), supervise::Error>,
     begin: &'a dyn Fn(ProcessId) -> Result<(), supervise::Error>,
 }
@@ -127,7 +166,7 @@ fn prepare(
     caller: &DpkgCaller,
     front_end: &str,
     member: Option<Member>,
-    supervise: Supervise<'_>,
+    supervise: Watch<'_>,
     changes: impl FnOnce(&Database<'_>) -> (Vec<Change>, Vec<String>),
 ) -> Decision {
     let root = &caller.caller.root;

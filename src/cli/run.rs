@@ -69,12 +69,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
              change them for other guests; protect them, or say --unprotected"
         );
     }
-    let options = Options {
-        policy,
-        keep: false,
-        unprotected: arguments.unprotected,
-        talk: Some(std::process::id() as i32),
-    };
+    let options =
+        Options { policy, unprotected: arguments.unprotected, talk: Some(std::process::id() as i32) };
     match supervise::this_thread(options) {
         Ok(supervise::Supervised::Already) => log::debug!("already supervised"),
         Ok(supervise::Supervised::Now) => {}

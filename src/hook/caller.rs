@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::ledger::store::Store;
 use crate::report::Reason;
+use crate::sys::inode::Inode;
 use crate::sys::process::{Process, Processes};
 use crate::sys::root::Root;
 use crate::transaction::members::{Member, Members};
@@ -35,6 +36,29 @@ impl Caller {
     /// The nearest ancestor that is no shell: the package manager's front end, or whatever uses its library.
     pub fn front_end(&self) -> Option<&Process> {
         self.ancestors.iter().find(|process| !SHELLS.iter().any(|shell| process.command == *shell))
+    }
+
+    /// The process that runs hooks one after the other from a child of its own, and that child: as apt does, for those
+    /// that are told nothing.
+    pub fn front_end_and_child(&self) -> Vec<&Process> {
+        let mut programs =
+            self.ancestors.iter().skip_while(|process| SHELLS.iter().any(|shell| process.command == *shell));
+        let Some(child) = programs.next() else { return Vec::new() };
+        let command_line = |process: &Process| self.processes.as_ref()?.command_line(process.id.pid).ok();
+        // A child that has executed nothing is called as its parent is.
+        let parent = programs.next().filter(|parent| {
+            parent.command == child.command
+                && command_line(parent).is_some_and(|line| command_line(child) == Some(line))
+        });
+        parent.into_iter().chain([child]).collect()
+    }
+
+    /// Whether a process has the same root directory as this one.
+    pub fn shares_root(&self, process: &Process) -> bool {
+        let root = self.processes.as_ref().and_then(|processes| processes.root_inode(process.id.pid).ok());
+        root.is_some_and(|root| {
+            Inode::of(&self.root).is_ok_and(|own| self.root.is_own() && own.id == root.id)
+        })
     }
 
     /// The nearest ancestor that runs this program.

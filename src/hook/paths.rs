@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::caller::Caller;
 use super::post;
-use super::pre::{Decision, Run, refuse};
+use super::pre::{Decision, Run, Start, refuse};
 use crate::detach::survey::Surveyor;
 use crate::ledger::store::{STATE_DIR, Store};
 use crate::package::{Managers, PackageManager, lists};
@@ -60,13 +60,16 @@ impl<'a> Called<'a> {
                 return refuse(self.policy, self.program, &[reason], "try again");
             }
         };
-        if supervise::is_supervised() || self.caller.covered_by().is_some() {
+        if self.caller.covered_by().is_some() {
             return Decision::GoOn;
         }
         let process = self.caller.front_end().map(|process| member(process.id, Cover::Nothing));
         let run =
             Run { guest: self.guest(), front_end: self.program, program: self.program, member: process };
-        run.prepare(manager, None, |surveyor| collect(surveyor, &paths, self.policy))
+        // Whoever supervises this run already keeps the originals for its end.
+        let is_inherited = supervise::inherited().is_ok_and(|inherited| inherited);
+        let supervise = is_inherited.then_some(Start { may: &|| Ok(()), begin: &|| Ok(()) });
+        run.prepare(manager, supervise, |surveyor| collect(surveyor, &paths, self.policy))
     }
 
     /// Whether what [`Called::pre`] would do can be done; does nothing.

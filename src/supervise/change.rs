@@ -117,8 +117,7 @@ impl Caller<'_> {
         let names = self.names(&root, &place, inode);
         self.view.go_home()?;
         let supervisor = self.supervisor;
-        let keep = supervisor.options.keep;
-        let detached = supervisor.with_journal(|journal| journal.detach(&root, names, keep));
+        let detached = supervisor.with_journal(|journal| journal.detach(&root, names));
         let (outcome, kept) = detached.map_err(|e| {
             log::warn!("{}: {}", Shown(&place.path()), Reason(&e));
             io::Error::from(e)

@@ -163,8 +163,8 @@ impl Journal {
     }
 
     /// Gives these names private copies: all names of one inode one copy. Tells whether the original was kept.
-    pub fn detach(&mut self, root: &Root, names: Vec<Found>, keep: bool) -> Result<(Outcome, bool), Error> {
-        let keep = keep && self.is_awaited();
+    pub fn detach(&mut self, root: &Root, names: Vec<Found>) -> Result<(Outcome, bool), Error> {
+        let keep = self.is_awaited();
         // Others take intents that nobody holds the lock for to be left by the dead.
         let _lock = self.store.lock(self.patience)?;
         let detacher = Detacher {

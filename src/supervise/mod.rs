@@ -23,8 +23,8 @@ mod start;
 mod worker;
 
 pub use self::start::{
-    Error, Supervised, is_supervised, may_supervise, may_supervise_this_thread, process, serve, this_thread,
-    this_thread_by,
+    Error, Supervised, inherited, is_supervised, may_supervise, may_supervise_this_thread, process, serve,
+    this_thread, this_thread_by,
 };
 
 use crate::policy::Policy;
@@ -34,8 +34,6 @@ use crate::policy::Policy;
 pub struct Options {
     /// The guest's policy.
     pub policy: Policy,
-    /// Originals whose names get other files stay in the stash until a transaction settles.
-    pub keep: bool,
     /// Also files that share their inode without protection.
     pub unprotected: bool,
     /// Keeps standard error while this process lives, to say what goes wrong.

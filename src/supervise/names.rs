@@ -291,7 +291,7 @@ impl Caller<'_> {
         let dir = self.path_of_dir(to)?;
         let is_stashed = Cell::new(false);
         let stashed = supervisor.with_journal(|journal| {
-            if !(supervisor.options.keep && journal.keeps(inode)) {
+            if !journal.keeps(inode) {
                 return Ok(None);
             }
             let entry = journal.replace(Place { dir, name: to.name.clone() }, inode)?;

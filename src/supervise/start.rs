@@ -43,6 +43,9 @@ pub enum Error {
     /// The filter is there, and the supervisor is not: calls that it is to answer fail.
     #[error("the supervisor has ended before it began: {}", Reason(.0))]
     Lost(#[source] io::Error),
+    /// There is one already that works in another root, and no process has two.
+    #[error("a supervisor that was started in another root serves it already")]
+    Elsewhere,
     /// There is no table of system calls for this processor.
     #[error("not available on this processor")]
     Processor,
@@ -63,6 +66,7 @@ impl Error {
             }
             Error::Filter(_) => "use Linux 5.9 or newer with CONFIG_SECCOMP_FILTER, or cow-prepare",
             Error::Supervisor(_) | Error::Lost(_) => "free some memory or processes, then try again",
+            Error::Elsewhere => "start cow-run in this root, or leave it out",
             Error::Processor => "prepare the files with cow-prepare",
         }
     }
@@ -71,6 +75,18 @@ impl Error {
 /// Whether the calling process has a supervisor of ours, and that lives.
 pub fn is_supervised() -> bool {
     seccomp::ask(Question::IsThere)
+}
+
+/// Whether the calling process has a supervisor of ours that began in the same root, so that what it keeps can be settled
+/// there.
+///
+/// # Errors
+/// If there is one that began in another root.
+pub fn inherited() -> Result<bool, Error> {
+    if !is_supervised() {
+        return Ok(false);
+    }
+    if seccomp::ask(Question::IsAtHome) { Ok(true) } else { Err(Error::Elsewhere) }
 }
 
 /// Supervises the calling thread and all it starts, from now on and for good.
@@ -89,7 +105,8 @@ pub fn this_thread(options: Options) -> Result<Supervised, Error> {
 
 /// Supervises the calling thread, as [`this_thread`], from any process: `command` is to call [`serve`].
 pub fn this_thread_by(mut command: Command) -> Result<Supervised, Error> {
-    if seccomp::ask(Question::LookAgain) {
+    if inherited()? {
+        seccomp::ask(Question::LookAgain);
         return Ok(Supervised::Already);
     }
     available()?;
@@ -99,7 +116,7 @@ pub fn this_thread_by(mut command: Command) -> Result<Supervised, Error> {
 /// Supervises the process `pid`, which waits for a child that is, or waits for, the calling process. `command` is to
 /// call [`serve`].
 pub fn process(pid: i32, mut command: Command) -> Result<Supervised, Error> {
-    if is_supervised() {
+    if inherited()? {
         return Ok(Supervised::Already);
     }
     available()?;
@@ -117,12 +134,12 @@ fn unless_lost(mut begin: impl FnMut() -> Result<Supervised, Error>) -> Result<S
 
 /// Whether [`this_thread_by`] could supervise the calling thread, if it has the privileges.
 pub fn may_supervise_this_thread() -> Result<(), Error> {
-    if is_supervised() { Ok(()) } else { available() }
+    if inherited()? { Ok(()) } else { available() }
 }
 
 /// Whether [`process()`] could supervise the process `pid`, once it waits for a child.
 pub fn may_supervise(pid: i32) -> Result<(), Error> {
-    if is_supervised() {
+    if inherited()? {
         return Ok(());
     }
     available()?;

@@ -182,8 +182,8 @@ impl<'a> Supervisor<'a> {
             }
             Caller::new(self, call, &known.task, root, view).answer(shape)
         });
-        // A package manager's hook asks for it when it is needed.
-        if !self.options.keep && self.links().is_due() {
+        // A package manager's hook asks for it when it is needed; with cow-run there may be none.
+        if self.options.talk.is_some() && self.links().is_due() {
             self.write_links(Duration::ZERO);
         }
         done.unwrap_or_else(|e| {
@@ -226,6 +226,9 @@ impl<'a> Supervisor<'a> {
     }
 
     fn reply(&self, call: &Call, question: Question) -> Answer {
+        if question == Question::IsAtHome {
+            return if self.is_at_home(call.tid) { Answer::Done(seccomp::HERE) } else { Answer::Continue };
+        }
         if question != Question::IsThere
             && let Ok(process) = Task::open(&self.processes, call.tid).and_then(|task| self.process_of(&task))
         {
@@ -238,6 +241,12 @@ impl<'a> Supervisor<'a> {
             }
         }
         Answer::Done(seccomp::HERE)
+    }
+
+    /// Whether the root of the thread `tid` is the one we began in.
+    fn is_at_home(&self, tid: i32) -> bool {
+        let root = Task::open(&self.processes, tid).and_then(|task| task.root_inode());
+        root.is_ok_and(|root| Inode::of(&self.home).is_ok_and(|home| home.id == root.id))
     }
 
     fn process_of(&self, task: &Task) -> io::Result<ProcessId> {

@@ -155,6 +155,12 @@ impl Processes {
         Ok(PathBuf::from(OsString::from_vec(link.into_bytes())))
     }
 
+    /// The root directory of the process.
+    pub fn root_inode(&self, pid: i32) -> io::Result<Inode> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Inode::of(rustix::fs::openat(&self.proc, format!("{pid}/root"), flags, Mode::empty())?)
+    }
+
     /// What it may do, and who may do something with it.
     pub fn status(&self, pid: i32) -> io::Result<Status> {
         parse_status(&self.read(pid, "status")?).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))

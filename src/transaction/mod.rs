@@ -210,7 +210,9 @@ impl<'a> Guest<'a> {
         // First: what comes after is supervised, if this very process is to be.
         let store = Store::open(self.root).map_err(|e| Error::state("", e))?;
         if let Some(member) = purpose.member {
-            let member = Member { covers: Cover::Supervised, ..member };
+            // What could not be foreseen is planned for by whoever does it, supervised or not.
+            let covers = if member.covers == Cover::Nothing { Cover::Nothing } else { Cover::Supervised };
+            let member = Member { covers, ..member };
             let joined = Members::open(&store).and_then(|members| members.join(member));
             joined.map_err(|e| Error::state("members", e))?;
         }

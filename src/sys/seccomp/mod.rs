@@ -184,6 +184,8 @@ pub enum Question {
     LetPass = 2,
     /// That they are looked at again.
     LookAgain = 3,
+    /// Whether it began in the root directory that this process has: what it keeps is kept in there.
+    IsAtHome = 4,
 }
 
 /// What a supervisor of ours answers.
@@ -211,7 +213,7 @@ const QUESTION: u64 = 0x636f_7700_0000_0000;
 pub fn question(call: &Call) -> Option<Question> {
     let asked = call.arguments[3];
     let is = |question: &Question| asked == QUESTION | *question as u64 && call.arguments[1] == 0;
-    [Question::IsThere, Question::LetPass, Question::LookAgain].into_iter().find(is)
+    [Question::IsThere, Question::LetPass, Question::LookAgain, Question::IsAtHome].into_iter().find(is)
 }
 
 #[cfg(test)]
