@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::guests::{self, DEBS};
+use crate::support::chroots::{Chroots, RPMS};
 use crate::support::pair::{Pair, Scope, ours};
 use crate::support::{Seen, files, litter, privileged, text};
 
@@ -146,4 +147,25 @@ fn privileged_under_a_supervisor_outside_of_the_guest_a_run_settles_like_any() {
         assert!(ours(&output).iter().any(|line| line.contains("shared again")), "{output}");
     });
     assert_eq!(shared.now, shared.before);
+}
+
+#[test]
+fn privileged_rpm_under_somebody_elses_supervisor_settles_like_any() {
+    if !privileged() {
+        return;
+    }
+    let chroots = Chroots::of("trixie");
+    let pair = &chroots.pair;
+    for line in [
+        format!("cow-run rpm -U --force {RPMS}/cow-links-1.rpm {RPMS}/cow-plain-1.rpm"),
+        format!(
+            "cow-run sh -c 'cow-run rpm -U --force {RPMS}/cow-links-1.rpm; rpm -U --force {RPMS}/cow-same-1.rpm'"
+        ),
+    ] {
+        let (before, after) = (chroots.shared("usr/bin/cow-program"), pair.succeed(&line));
+        assert!(ours(&after).iter().any(|line| line.contains("shared again")), "{line}: {after}");
+        assert!(!after.contains("made private"), "{line}: {after}");
+        assert_eq!((before, chroots.shared("usr/bin/cow-program")), (true, true), "{line}");
+        pair.assert_settled(&line);
+    }
 }

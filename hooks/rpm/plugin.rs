@@ -128,6 +128,10 @@ impl Plugin for CowHooks {
             Some(outside) => outside.run(finish),
             None => finish(),
         }
+        // A supervisor that was there before has let the calls of this process pass meanwhile.
+        if open.supervised {
+            supervise::resume();
+        }
     }
 
     fn package_begins(&mut self, nevra: &OsStr) {

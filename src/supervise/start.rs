@@ -89,6 +89,11 @@ pub fn inherited() -> Result<bool, Error> {
     if seccomp::ask(Question::IsAtHome) { Ok(true) } else { Err(Error::Elsewhere) }
 }
 
+/// Has the supervisor of the calling process look at its calls again, which passed while it changed unified files itself.
+pub fn resume() {
+    seccomp::ask(Question::LookAgain);
+}
+
 /// Supervises the calling thread and all it starts, from now on and for good.
 ///
 /// The process must have no other thread: it forks, and the child goes on in Rust.
@@ -106,7 +111,7 @@ pub fn this_thread(options: Options) -> Result<Supervised, Error> {
 /// Supervises the calling thread, as [`this_thread`], from any process: `command` is to call [`serve`].
 pub fn this_thread_by(mut command: Command) -> Result<Supervised, Error> {
     if inherited()? {
-        seccomp::ask(Question::LookAgain);
+        resume();
         return Ok(Supervised::Already);
     }
     available()?;
