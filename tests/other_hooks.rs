@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -168,4 +169,24 @@ fn privileged_rpm_under_somebody_elses_supervisor_settles_like_any() {
         assert_eq!((before, chroots.shared("usr/bin/cow-program")), (true, true), "{line}");
         pair.assert_settled(&line);
     }
+}
+
+#[test]
+fn privileged_many_runs_of_one_front_end_say_one_line() {
+    if !privileged() {
+        return;
+    }
+    let pair = guests::pair(Scope::Owned);
+    let front_end = pair.path("g1/usr/local/bin/unattended-upgrade");
+    let script = "#!/usr/bin/python3\nimport os, subprocess, sys\nfor package in sys.argv[1:]:\n    if os.fork() == 0:\n        \
+                  os._exit(subprocess.call(['apt-get', 'install', '--reinstall', package]))\n    os.wait()\n";
+    fs::write(&front_end, script).unwrap();
+    fs::set_permissions(&front_end, fs::Permissions::from_mode(0o755)).unwrap();
+    let wait = "while [ -e /var/lib/cow-hooks/series ]; do sleep 0.1; done";
+    pair.watch(|| {
+        let said = pair.succeed(&format!("unattended-upgrade less tzdata; {wait}"));
+        let ours = ours(&said);
+        assert_eq!(ours.len(), 1, "{said}");
+        assert!(ours[0].ends_with(" shared again"), "{said}");
+    });
 }

@@ -10,6 +10,9 @@ use std::process::ExitCode;
 
 use cow_hooks::hook;
 
+/// This program as it is installed.
+const PROGRAM: &str = "/usr/libexec/cow-hooks/cow-dpkg";
+
 fn main() -> ExitCode {
     hook::log();
     let mut arguments = std::env::args().skip(1);
@@ -18,6 +21,7 @@ fn main() -> ExitCode {
     };
     match (called.as_str(), options) {
         ("supervise", Some(options)) => hook::supervise(&options),
+        ("tell", Some(front_end)) => post::tell(&front_end),
         (_, Some(_)) => usage(),
         (called, None) => by(called),
     }
@@ -45,7 +49,8 @@ fn by(called: &str) -> ExitCode {
 fn usage() -> ExitCode {
     eprintln!(
         "usage: cow-dpkg apt-around|apt-pre|apt-post|dpkg-pre|dpkg-post|triggered|retire (called by apt and dpkg)\n       \
-         cow-dpkg supervise OPTIONS (called by its dpkg-pre, with a socket as input)"
+         cow-dpkg supervise OPTIONS (called by its hooks, with a socket as input)\n       \
+         cow-dpkg tell \"PID START\" (called by its apt-post)"
     );
     ExitCode::from(2)
 }

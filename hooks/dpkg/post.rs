@@ -1,18 +1,39 @@
 //! When dpkg has run: settle. Nothing here ever fails the run.
 
-use std::process::ExitCode;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 
-use cow_hooks::hook::{self, post};
+use cow_hooks::hook::{self, post, series};
 use cow_hooks::sys::process::ProcessId;
+use cow_hooks::sys::root::Root;
 use cow_hooks::transaction::settle::Settled;
 use cow_hooks::transaction::{Error, Guest};
 
+use crate::PROGRAM;
 use crate::caller::DpkgCaller;
 
 /// apt's `DPkg::Post-Invoke`: the whole run is over, or has failed.
 pub fn apt() -> ExitCode {
     // apt runs this hook from a child of its own: the member is further up.
-    leave(DpkgCaller::of_apt(), |apt| apt.caller.ancestors.iter().map(|process| process.id).collect())
+    with(DpkgCaller::of_apt(), |guest, apt| {
+        let ancestors: Vec<_> = apt.caller.ancestors.iter().map(|process| process.id).collect();
+        let settled = guest.finish(&ancestors, &apt.manager());
+        let Some(front_end) = series::of(&apt.caller) else { return settled };
+        let mut tell = Command::new(PROGRAM);
+        tell.arg("tell").arg(format!("{} {}", front_end.pid, front_end.start));
+        series::add(guest.root, front_end, settled, tell);
+        Ok(None)
+    })
+}
+
+/// Left behind by the first of many runs: says what all of them came to.
+pub fn tell(front_end: &str) -> ExitCode {
+    let mut numbers = front_end.split(' ');
+    let pid = numbers.next().and_then(|pid| pid.parse().ok());
+    let start = numbers.next().and_then(|start| start.parse().ok());
+    let (Some(pid), Some(start)) = (pid, start) else { return ExitCode::from(2) };
+    let waits = Root::open(Path::new("/")).and_then(|root| series::tell(&root, ProcessId { pid, start }));
+    if waits.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// dpkg's `post-invoke`; under apt there is more to come.

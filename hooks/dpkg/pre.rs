@@ -20,10 +20,8 @@ use cow_hooks::sys::root::{Root, relative};
 use cow_hooks::transaction::members::{Cover, Member};
 use cow_hooks::transaction::{Guest, member};
 
+use crate::PROGRAM;
 use crate::caller::{DpkgCaller, chroot_of, has_other_root};
-
-/// What supervises dpkg.
-const SUPERVISOR: &str = "/usr/libexec/cow-hooks/cow-dpkg";
 
 /// apt's `DPkg::Pre-Install-Pkgs`: the whole run, from the stream on standard input.
 pub fn apt() -> Decision {
@@ -143,7 +141,7 @@ fn begin_with(caller: &DpkgCaller, process: &Process) -> Result<(), supervise::E
 
 /// Has a process supervised: it, and what it starts.
 fn begin(process: ProcessId) -> Result<(), supervise::Error> {
-    supervise::process(process.pid, hook::supervisor(SUPERVISOR, ""))
+    supervise::process(process.pid, hook::supervisor(PROGRAM, ""))
         .map(drop)
         .inspect_err(|e| log::debug!("process {} is not supervised: {e}", process.pid))
 }

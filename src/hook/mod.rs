@@ -6,6 +6,7 @@ pub mod caller;
 pub mod paths;
 pub mod post;
 pub mod pre;
+pub mod series;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};

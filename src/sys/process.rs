@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
@@ -286,6 +287,22 @@ pub fn fall_silent() {
 pub fn end_of(pid: i32) -> io::Result<OwnedFd> {
     let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
     Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
+}
+
+/// Waits for the end of a process that is no child of this one.
+pub fn wait_for_end(id: ProcessId, processes: &Processes) -> io::Result<()> {
+    let end = end_of(id.pid)?;
+    // Only now nobody else can have its number.
+    if !id.is_alive(Some(processes)) {
+        return Ok(());
+    }
+    let mut polled = [PollFd::new(end.as_fd(), PollFlags::POLLIN)];
+    loop {
+        match poll(&mut polled, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => {}
+            done => return Ok(done.map(drop)?),
+        }
+    }
 }
 
 /// Asks the kernel to kill any other process first when memory runs out.
