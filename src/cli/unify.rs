@@ -3,13 +3,15 @@
 mod arguments;
 mod detach;
 mod gc;
+mod guests;
 mod pass;
+mod place;
 mod status;
 mod verify;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
@@ -19,10 +21,7 @@ use super::{Named, Problem, failed};
 use crate::exit::Exit;
 use crate::policy::Policy;
 use crate::report::Shown;
-use crate::sys::inode::InodeId;
 use crate::sys::root::Root;
-use crate::unify::catalog::Guest;
-use crate::unify::pass::open_guest;
 use crate::unify::pool::{self, Pool};
 use crate::unify::{self, Error};
 
@@ -78,47 +77,6 @@ fn policy() -> anyhow::Result<Policy> {
     Ok(Policy::load(&root)?)
 }
 
-/// Opens guests, each once.
-fn open_guests(paths: &[PathBuf]) -> Result<Vec<Guest>, Error> {
-    let mut guests: Vec<Guest> = Vec::new();
-    let mut known: Vec<InodeId> = Vec::new();
-    for path in paths {
-        let guest = open_guest(path)?;
-        if !known.contains(&guest.inode.id) {
-            known.push(guest.inode.id);
-            guests.push(guest);
-        }
-    }
-    Ok(guests)
-}
-
-/// Where the pool is: as named, or beside the first guest.
-fn pool_path(common: &Common, guests: &[PathBuf]) -> anyhow::Result<PathBuf> {
-    let beside = |guest: &PathBuf| -> Result<PathBuf, Error> {
-        let guest = open_guest(guest)?;
-        let path = guest.root.path();
-        Ok(path.parent().unwrap_or(path).join(pool::DEFAULT_NAME))
-    };
-    let path = match (&common.pool, guests.first()) {
-        (Some(path), _) => std::path::absolute(path)?,
-        (None, Some(guest)) => beside(guest)?,
-        (None, None) => anyhow::bail!("name the pool with --pool DIR"),
-    };
-    // Its own path, where it is there already: it is compared with the guests'.
-    Ok(std::fs::canonicalize(&path).unwrap_or(path))
-}
-
-/// Opens a pool that must be there.
-fn existing_pool(common: &Common, guests: &[PathBuf]) -> anyhow::Result<Pool> {
-    let path = pool_path(common, guests)?;
-    Pool::open(&path)?.ok_or_else(|| {
-        anyhow::anyhow!(
-            "{}: there is no pool; `cow-unify GUEST...` makes one, --pool DIR names another",
-            Shown(&path)
-        )
-    })
-}
-
 /// Prints a result: as one JSON object, or as `text` prints it.
 fn print<R: Serialize>(
     common: &Common,
@@ -137,6 +95,26 @@ fn print<R: Serialize>(
     match printed.and_then(|()| out.flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => failed(&e.into(), exit),
         _ => exit,
+    }
+}
+
+/// Tells of guests that were left out.
+fn tell_of_left(guests: &[Problem]) {
+    for guest in guests {
+        log::warn!("{}: left out: {}", Shown(&guest.path), guest.reason);
+    }
+}
+
+/// Says what is no guest: each with -v, else how many.
+fn print_others(out: &mut dyn Write, others: &[Problem], verbose: bool) -> io::Result<()> {
+    if verbose {
+        others
+            .iter()
+            .try_for_each(|other| writeln!(out, "{}: no guest: {}", Shown(&other.path), other.reason))
+    } else if others.is_empty() {
+        Ok(())
+    } else {
+        writeln!(out, "{} passed over that are no guests", others.len())
     }
 }
 

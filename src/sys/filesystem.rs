@@ -40,3 +40,13 @@ pub fn shares_blocks(source: impl AsFd, dir: impl AsFd) -> bool {
 pub fn sync(fd: impl AsFd) -> io::Result<()> {
     Ok(rustix::fs::syncfs(fd)?)
 }
+
+/// Whether files in a directory can share blocks (`FICLONE`).
+pub fn can_clone(dir: impl AsFd) -> bool {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let probe = || rustix::fs::openat(&dir, ".", flags, Mode::RUSR | Mode::WUSR);
+    probe().is_ok_and(|source| {
+        rustix::io::pwrite(&source, &[1; 8192], 0).is_ok_and(|_| shares_blocks(source, &dir))
+    })
+}

@@ -66,8 +66,14 @@ pub enum Unfit {
     Changed,
     /// Programs that run were loaded from it.
     InUse,
+    /// It cannot be read.
+    Unreadable,
     /// The object it is equal to has lost its protection.
     Unprotected,
+    /// The object it is equal to is damaged.
+    Damaged,
+    /// Immutable, with names outside of what was looked at: an object of another pool.
+    OtherPool,
 }
 
 impl Unfit {
@@ -87,6 +93,9 @@ impl Unfit {
             Unfit::Writer => "open for writing",
             Unfit::Changed => "changed while it was looked at",
             Unfit::InUse => "used by running programs",
+            Unfit::Unreadable => "cannot be read",
+            Unfit::Damaged => "the pool's file is damaged",
+            Unfit::OtherPool => "immutable and shared with others, another pool's",
             Unfit::Unprotected => {
                 "the pool's file has lost its protection, which the next run of the host gives back"
             }
@@ -134,6 +143,8 @@ pub struct Catalog {
     pub files: Vec<File>,
     /// Known digests.
     pub digests: Vec<Digest>,
+    /// Files that could not be read, by their places in `files`, with the reason.
+    pub unreadable: Vec<(u32, String)>,
     /// Names that were seen to be the pool's already.
     pub shared: u64,
     /// Names that are in quarantine.

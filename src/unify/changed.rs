@@ -8,7 +8,6 @@ use super::catalog::{Catalog, Dir, Guest};
 use super::identity;
 use super::object::{Index, ObjectName};
 use super::pass::{Pass, Passed};
-use super::plan;
 use super::pool::{Pool, Share};
 use super::rules::Choice;
 use super::scan;
@@ -70,7 +69,7 @@ impl Pass<'_> {
         passed.looked_at = catalog.files.len() as u64;
         passed.shared_before = catalog.shared;
         passed.damaged = catalog.damaged;
-        passed.left = plan::left(&catalog);
+        self.note_left(&catalog, &mut passed);
         let works = planner.works(&catalog, &index);
         self.link(pool, &catalog, works, &mut passed)?;
         let mut waiting: HashMap<PathBuf, BTreeSet<PathBuf>> = HashMap::new();

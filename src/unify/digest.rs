@@ -21,7 +21,16 @@ use crate::sys::xattr::Xattrs;
 const CHUNK: usize = 32;
 
 /// What reading a file came to.
-pub type Read = Result<Digest, Unfit>;
+pub type Read = Result<Digest, Missed>;
+
+/// Why there is no digest of a file.
+#[derive(Debug)]
+pub enum Missed {
+    /// It is not to be unified now.
+    Unfit(Unfit),
+    /// It cannot be read.
+    Failed(io::Error),
+}
 
 /// What keeps files that are read as they are.
 #[derive(Clone, Copy, Debug)]
@@ -57,8 +66,12 @@ pub fn digest(
                 }
                 read(&opened, file, limits.allow_setid)
             });
-            // What could not be opened, or is another file by now, is looked at again in the next run.
-            result.unwrap_or(Err(Unfit::Changed))
+            match result {
+                Ok(read) => read.map_err(Missed::Unfit),
+                // Looked at again in the next run.
+                Err(e) if is_gone(&e) => Err(Missed::Unfit(Unfit::Changed)),
+                Err(e) => Err(Missed::Failed(e)),
+            }
         });
         let results: Vec<Read> = results.collect();
         watch.add(results.len() as u64, bytes);
@@ -70,7 +83,7 @@ pub fn digest(
 /// Under a lease: it proves that there was no writer when the reading began. One who has come since and changed
 /// anything shows in the time of change, which is that of the scan or not; hence a file that has only just changed waits
 /// for the next run.
-fn read(opened: &OwnedFd, file: &File, allow_setid: bool) -> io::Result<Read> {
+fn read(opened: &OwnedFd, file: &File, allow_setid: bool) -> io::Result<Result<Digest, Unfit>> {
     let Some(lease) = take_lease(opened)? else { return Ok(Err(Unfit::Writer)) };
     if !is_settled(file.ctime) {
         return Ok(Err(Unfit::Changed));

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::cache::Cache;
 use super::catalog::{Catalog, Guest};
 use super::changed::{Listed, found};
 use super::link::Fence;
@@ -21,7 +20,7 @@ use super::pass::{InUse, Options, Pass, Passed};
 use super::pool::Pool;
 use super::rules::Rules;
 use super::scope::Scope;
-use super::{Error, Silent, scan};
+use super::{Error, Silent, known, scan};
 use crate::ledger::store::STATE_DIR;
 use crate::policy::Policy;
 use crate::sys::handle::Handle;
@@ -74,6 +73,13 @@ fn state_dir(root: &Root) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// Whether a guest was told of this pool.
+pub fn is_told_of(root: &Root, pool: &Pool) -> bool {
+    let told = root.open_dir(Path::new(STATE_DIR)).and_then(read);
+    let told = told.ok().flatten().and_then(|announcement| bytes(&announcement.handle));
+    told.is_some() && told == Handle::of(pool.root()).ok().map(|handle| handle.as_bytes().to_vec())
+}
+
 /// A guest has no pool any more.
 pub fn retract(root: &Root) -> io::Result<()> {
     match root.open_dir(Path::new(STATE_DIR)) {
@@ -94,14 +100,7 @@ pub fn pool_of_system(root: &Root) -> Option<Pool> {
 
 /// Directories that lie in the running system and are none of it: its pool, and all guests that the pool knows.
 pub fn neighbours(pool: &Pool) -> Vec<InodeId> {
-    let known = match pool.cache_path().exists() {
-        true => Cache::open(&pool.cache_path()).and_then(|cache| cache.guests()),
-        false => Ok(Vec::new()),
-    };
-    let known = known.unwrap_or_else(|e| {
-        log::warn!("the pool's cache: {e}");
-        Vec::new()
-    });
+    let known = known::seen(pool);
     let others = known.iter().filter_map(|path| Root::open(path).ok()).filter(|guest| !guest.is_own());
     let ids = others.filter_map(|guest| Some(Inode::of(guest).ok()?.id));
     ids.chain([pool.inode().id]).collect()

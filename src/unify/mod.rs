@@ -19,6 +19,7 @@ pub mod gc;
 pub mod identity;
 mod in_use;
 pub mod inside;
+pub mod known;
 pub mod link;
 pub mod names;
 pub mod object;

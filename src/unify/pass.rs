@@ -11,7 +11,7 @@ use super::digest::Limits;
 use super::identity::Digest;
 use super::link::{Fence, Linked};
 use super::object::Index;
-use super::plan::{self, Planner, Work};
+use super::plan::{Planner, Work};
 use super::pool::{Pool, Settings, Share};
 use super::repair::{Repaired, Repairer};
 use super::rules::Rules;
@@ -22,7 +22,8 @@ use super::verify::{Verified, Verifier};
 use super::{At, Error, Watch, inside, protection};
 use crate::policy::PatternSet;
 use crate::report::{Reason, Shown};
-use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::sys::inode::{Inode, InodeId};
+use crate::sys::mounts;
 use crate::sys::programs::Programs;
 use crate::sys::root::Root;
 use crate::sys::times::TICK;
@@ -87,6 +88,8 @@ pub struct Passed {
     pub would_free: u64,
     /// How many names stay private, by reason.
     pub left: BTreeMap<Unfit, u64>,
+    /// The paths of these names, if they are wanted.
+    pub left_names: Vec<(PathBuf, Unfit)>,
     /// Guests that were left out, with the reason.
     pub skipped: Vec<(PathBuf, String)>,
     /// Names left for programs that run, by their places in the catalog's files.
@@ -240,8 +243,32 @@ impl Pass<'_> {
         passed.looked_at = catalog.files.len() as u64;
         let planner = self.planner();
         planner.read(catalog, |key| index.knows(key));
-        passed.left = plan::left(catalog);
+        self.note_left(catalog, passed);
         planner.works(catalog, index)
+    }
+
+    /// Counts the files that stay as they are, and names those that could not be read.
+    pub(super) fn note_left(&self, catalog: &Catalog, passed: &mut Passed) {
+        let unfit = catalog.files.iter().zip(0..).filter_map(|(file, at)| Some((at, file.unfit?)));
+        self.leave(catalog, unfit, passed);
+        let path = |at: &u32| catalog.outer_path(&catalog.files[*at as usize]);
+        let failed = catalog.unreadable.iter().map(|(at, reason)| (path(at), reason.clone()));
+        passed.linked.failed.extend(failed);
+    }
+
+    /// Counts names that stay as they are, and names them if that is wanted.
+    pub(super) fn leave(
+        &self,
+        catalog: &Catalog,
+        names: impl Iterator<Item = (u32, Unfit)>,
+        passed: &mut Passed,
+    ) {
+        for (at, unfit) in names {
+            *passed.left.entry(unfit).or_default() += 1;
+            if self.options.list {
+                passed.left_names.push((catalog.outer_path(&catalog.files[at as usize]), unfit));
+            }
+        }
     }
 
     pub(super) fn cache(&self, pool: &Pool) -> Result<Cache, Error> {
@@ -335,29 +362,42 @@ fn digests(catalog: &Catalog) -> HashMap<InodeId, (i64, Digest, bool)> {
     catalog.files.iter().filter_map(known).collect()
 }
 
-/// Whether a guest can share with the pool at `path`, which need not be there yet.
-pub fn check_reach(path: &Path, pool: Option<&Pool>, share: Share, guest: &Guest) -> Result<(), Error> {
+/// Whether a pool at `path`, canonical and perhaps not there yet, is out of the guest's reach.
+pub fn check_outside(path: &Path, guest: &Guest) -> Result<(), Error> {
     let guest_path = guest.root.path();
-    let refuse =
-        |reason: &str| Err(Error::Guest { path: guest_path.to_path_buf(), reason: reason.to_owned() });
-    if guest.inode.kind != Kind::Directory {
-        return refuse("not a directory");
+    // The running system holds its own pool.
+    if guest.root.is_own() {
+        return Ok(());
     }
-    if path.starts_with(guest_path) && guest_path != Path::new("/") {
-        return refuse("the pool lies in it, where the guest could reach it; name another with --pool");
-    }
-    let near = match pool {
-        Some(pool) => *pool.inode(),
-        None => {
-            let parent = path.parent().unwrap_or(path);
-            Inode::of(Root::open(parent).at(parent)?).at(parent)?
-        }
+    let (near, inode) = nearest(path)?;
+    // By where they lie in the filesystem as well: a mount may lead into the guest.
+    let mounts = mounts::of("self").unwrap_or_default();
+    let place = |mount, path| mounts::place(&mounts, mount, path);
+    let inside = match (place(inode.mount, near), place(guest.inode.mount, guest_path)) {
+        (Some((device, pool)), Some((of_guest, guest))) => device == of_guest && pool.starts_with(guest),
+        _ => false,
     };
-    if share == Share::Hardlink && (near.id.dev, near.mount) != (guest.inode.id.dev, guest.inode.mount) {
-        return refuse(
-            "on another filesystem, mount or subvolume than the pool, so no hard link can join them; \
-             give it a pool of its own there (--pool), or share blocks with --share reflink where the filesystem can",
-        );
+    if inside || path.starts_with(guest_path) {
+        let reason =
+            "the pool lies in it, where the guest could reach it; name another with --pool".to_owned();
+        return Err(Error::Guest { path: guest_path.to_path_buf(), reason });
     }
     Ok(())
+}
+
+/// Whether a guest can share with a pool at `path`, which need not be there yet.
+pub fn check_reach(path: &Path, share: Share, guest: &Guest) -> Result<(), Error> {
+    let (_, near) = nearest(path)?;
+    if share == Share::Hardlink && (near.id.dev, near.mount) != (guest.inode.id.dev, guest.inode.mount) {
+        let reason = "on another filesystem, mount or subvolume than the pool, so no hard link can join them; \
+             give it a pool of its own there (--pool), or share blocks with --share reflink where the filesystem can";
+        return Err(Error::Guest { path: guest.root.path().to_path_buf(), reason: reason.to_owned() });
+    }
+    Ok(())
+}
+
+/// The directory `path`, or the one that it is to be made in.
+fn nearest(path: &Path) -> Result<(&Path, Inode), Error> {
+    let near = if path.exists() { path } else { path.parent().unwrap_or(path) };
+    Ok((near, Inode::of(Root::open(near).at(near)?).at(near)?))
 }

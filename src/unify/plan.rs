@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use super::Watch;
 use super::catalog::{Catalog, Unfit};
-use super::digest::{Limits, digest};
+use super::digest::{Limits, Missed, digest};
 use super::identity::{self, Digest};
 use super::object::{Index, Object, ObjectName};
+use crate::report::Reason;
 
 /// Equal files, and the object whose names they are to be.
 #[derive(Debug)]
@@ -80,7 +81,11 @@ impl Planner<'_> {
                         let dir = catalog.files[at].dir as usize;
                         catalog.dirs[dir].fresh = true;
                     }
-                    Err(unfit) => catalog.files[at].unfit = Some(unfit),
+                    Err(Missed::Unfit(unfit)) => catalog.files[at].unfit = Some(unfit),
+                    Err(Missed::Failed(e)) => {
+                        catalog.files[at].unfit = Some(Unfit::Unreadable);
+                        catalog.unreadable.push((at as u32, Reason(e).to_string()));
+                    }
                 }
             }
         }
@@ -162,13 +167,4 @@ fn inodes<'g>(catalog: &Catalog, group: &'g [u32]) -> impl Iterator<Item = &'g [
 
 fn first_path(catalog: &Catalog, work: &Work) -> PathBuf {
     catalog.path(&catalog.files[work.names[0] as usize])
-}
-
-/// How many names stay as they are, by reason.
-pub fn left(catalog: &Catalog) -> std::collections::BTreeMap<Unfit, u64> {
-    let mut left = std::collections::BTreeMap::new();
-    for unfit in catalog.files.iter().filter_map(|file| file.unfit) {
-        *left.entry(unfit).or_default() += 1;
-    }
-    left
 }

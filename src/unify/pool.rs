@@ -96,15 +96,20 @@ impl Pool {
             _ => Path::new("."),
         };
         let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput)).at(path)?;
-        let dir = state::make_dir_at(Root::open(parent).at(parent)?, name).at(path)?;
+        let parent = Root::open(parent).at(parent)?;
+        let made = !path.exists();
+        let dir = state::make_dir_at(&parent, name).at(path)?;
         if let Some(stranger) = stranger(&dir).at(path)? {
             return Err(Error::NoPool { path: path.to_path_buf(), stranger });
         }
-        for name in [OBJECTS, RUNS, QUARANTINE] {
-            state::make_dir_at(&dir, OsStr::new(name)).at(path)?;
+        if let Err(e) = furnish(&dir, settings) {
+            // Nobody has seen it yet.
+            [OBJECTS, RUNS, QUARANTINE].iter().for_each(|name| drop(state::remove_dir(&dir, name.as_ref())));
+            if made {
+                let _ = state::remove_dir(&parent, name);
+            }
+            return Err(e).at(path);
         }
-        // Last: what has settings is a whole pool.
-        settings.write(&dir).at(path)?;
         Pool::open(path)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)).at(path)
     }
 
@@ -324,12 +329,7 @@ impl Pool {
     /// # Errors
     /// Where the filesystem is mounted read-only, or objects are `protected` and the flag cannot be cleared.
     pub fn may_change(&self, protected: bool) -> Result<(), Error> {
-        let path = || self.path().to_path_buf();
-        if filesystem::is_read_only(&self.runs).at(self.path())? {
-            return Err(Error::ReadOnly { path: path() });
-        }
-        let capable = if protected { swap::may_change_immutable(&self.runs) } else { Ok(()) };
-        capable.map_err(|source| Error::Capability { path: path(), source })
+        may_change(&self.runs, self.path(), protected)
     }
 
     /// Whether a file or directory with this inode is within reach of a hard link from the pool.
@@ -356,6 +356,26 @@ impl Stored {
     pub fn is_unused(&self) -> bool {
         self.inode.nlink == 1
     }
+}
+
+/// Whether objects can be changed that lie on the filesystem of a directory, in the pool `path`.
+///
+/// # Errors
+/// As [`Pool::may_change`].
+pub fn may_change(dir: impl AsFd, path: &Path, protected: bool) -> Result<(), Error> {
+    if filesystem::is_read_only(&dir).at(path)? {
+        return Err(Error::ReadOnly { path: path.to_path_buf() });
+    }
+    let capable = if protected { swap::may_change_immutable(dir) } else { Ok(()) };
+    capable.map_err(|source| Error::Capability { path: path.to_path_buf(), source })
+}
+
+fn furnish(dir: &OwnedFd, settings: Settings) -> io::Result<()> {
+    for name in [OBJECTS, RUNS, QUARANTINE] {
+        state::make_dir_at(dir, OsStr::new(name))?;
+    }
+    // Last: what has settings is a whole pool.
+    settings.write(dir)
 }
 
 /// What holds a name here that a pool does not have while it is made.

@@ -338,10 +338,16 @@ pub fn mark_linked_elsewhere(catalog: &mut Catalog) {
     let apart: Vec<usize> = (0..catalog.files.len())
         .filter(|&at| {
             let file = &catalog.files[at];
-            file.nlink > 1 && file.unfit.is_none() && names[&catalog.id(file)] < file.nlink
+            file.nlink > 1 && names[&catalog.id(file)] < file.nlink
         })
         .collect();
     for at in apart {
-        catalog.files[at].unfit = Some(Unfit::LinkedElsewhere);
+        let unfit = &mut catalog.files[at].unfit;
+        match unfit {
+            None => *unfit = Some(Unfit::LinkedElsewhere),
+            // The administrator's own has no names that nobody knows of.
+            Some(Unfit::Protected) => *unfit = Some(Unfit::OtherPool),
+            Some(_) => {}
+        }
     }
 }

@@ -149,9 +149,7 @@ impl Pass<'_> {
             linked => linked?,
         };
         let postponed = std::mem::take(&mut linked.postponed);
-        for (_, unfit) in &linked.left {
-            *passed.left.entry(*unfit).or_default() += 1;
-        }
+        self.leave(catalog, linked.left.drain(..), passed);
         passed.linked.absorb(linked);
         self.note_displaced(catalog, before, passed);
         for object in std::mem::take(&mut passed.linked.leaked) {

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::catalog::Unfit;
 use super::digest::{Dirs, Quiet, is_gone, is_same, take_lease};
-use super::identity;
+use super::identity::{self, Digest};
 use super::link::{Linked, Linker};
 use super::object::ObjectName;
 use super::run::{kept, temporary};
@@ -145,9 +145,11 @@ impl Link<'_> {
         let attributes = xattr::read(own)?;
         let equal = identity::same_metadata(&before, &self.inode, self.linker.pool.settings.mtime)
             && attributes == self.attributes
-            && (*compared || root::same_content(own, self.shared)?);
+            && (*compared || self.has_content_of(own)?);
         if !equal {
-            return Err(io::Error::other("the pool's object is damaged; `cow-unify verify` tells").into());
+            return Err(
+                io::Error::other(Blame("damaged; `cow-unify verify GUEST...` repairs it".into())).into()
+            );
         }
         *compared = true;
         let mut targets = Vec::with_capacity(names.len());
@@ -287,8 +289,28 @@ impl Link<'_> {
         self.linker.catalog.name(&self.linker.catalog.files[at as usize])
     }
 
+    /// Whether the object has the content of a guest's file. Of an error it says whose it is.
+    fn has_content_of(&self, own: &OwnedFd) -> io::Result<bool> {
+        root::same_content(own, self.shared).map_err(|e| match Digest::of_quiet(self.shared) {
+            Err(of_object) => io::Error::other(Blame(Reason(of_object).to_string())),
+            Ok(_) => e,
+        })
+    }
+
     fn fail(&self, names: &[u32], error: &swap::Error, linked: &mut Linked) {
-        let reason = Reason(error).to_string();
-        linked.failed.extend(names.iter().map(|&at| (self.linker.outer_path(at), reason.clone())));
+        let is_objects = |e: &io::Error| e.get_ref().is_some_and(|e| e.is::<Blame>());
+        if !matches!(error, swap::Error::Unchanged(e) if is_objects(e)) {
+            return self.linker.fail(names, error, linked);
+        }
+        let path = self.linker.pool.object_path(self.object);
+        if !linked.failed.iter().any(|(failed, _)| *failed == path) {
+            linked.failed.push((path, Reason(error).to_string()));
+        }
+        linked.left.extend(names.iter().map(|&at| (at, Unfit::Damaged)));
     }
 }
+
+/// What is wrong with the object, not with the guest's file.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Blame(String);

@@ -57,7 +57,7 @@ pub enum Command {
 /// What all commands know.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// The directory of shared inodes; .cow-pool beside the first guest if not given
+    /// The directory of shared inodes; if not given, the guests' own, or else .cow-pool beside the first guest
     #[arg(long, value_name = "DIR", global = true)]
     pub pool: Option<PathBuf>,
     /// Print the result as one JSON object

@@ -40,7 +40,7 @@ pub fn run(path: &Path, common: &Common) -> anyhow::Result<Exit> {
     let policy = Policy { reserve: host.reserve, lock_timeout: host.lock_timeout, ..Policy::builtin()? };
     let guest = open_guest(path)?;
     // A pool is not needed; but nobody is to unify meanwhile.
-    let pool = super::pool_path(common, &[path.to_path_buf()])
+    let pool = super::place::of(common, std::slice::from_ref(&guest))
         .ok()
         .and_then(|path| Pool::open(&path).ok().flatten())
         .or_else(|| inside::pool_of_system(&guest.root).filter(|_| guest.root.is_own()));

@@ -30,7 +30,7 @@ struct Report {
 
 pub fn run(dry_run: bool, common: &Common) -> anyhow::Result<Exit> {
     let policy = super::policy()?;
-    let pool = super::existing_pool(common, &[])?;
+    let pool = super::place::existing(common, &[])?;
     if pool.settings.share == Share::Reflink {
         anyhow::bail!(
             "{}: in a pool that shares blocks nobody has links: what is unused cannot be told",

@@ -2,24 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
 use serde::Serialize;
 
 use super::arguments::{Common, PassArguments, Protection};
+use super::guests::Guests;
 use super::{Named, Problem};
 use crate::cli::bar::Bar;
 use crate::exit::Exit;
-use crate::report::{Reason, Shown, size};
+use crate::report::{Reason, Shown, json_path, size};
 use crate::sys::programs::Programs;
+use crate::sys::root::Root;
 use crate::sys::{filesystem, iunlink};
 use crate::unify::catalog::{Guest, Unfit};
 use crate::unify::link::Fence;
-use crate::unify::pass::{InUse, Options, Pass, Passed, check_reach};
-use crate::unify::pool::{Pool, Settings, Share};
+use crate::unify::pass::{InUse, Options, Pass, Passed};
+use crate::unify::pool::{Pool, Settings, Share, may_change};
 use crate::unify::rules::Rules;
-use crate::unify::{Error, identity::Mtime, system};
+use crate::unify::{Error, identity::Mtime, known, system};
 
 /// What happened, for machines.
 #[derive(Debug, Serialize)]
@@ -40,6 +42,12 @@ struct Report {
     /// Names of objects in quarantine.
     damaged: u64,
     left: BTreeMap<Unfit, u64>,
+    /// Names that stay as they are; only with --verbose.
+    left_names: Vec<LeftName>,
+    /// Paths that are no guests, and what they are.
+    no_guests: Vec<Problem>,
+    #[serde(skip)]
+    verbose: bool,
     recovered: u64,
     /// Names linked; only with --verbose and --dry-run.
     names: Vec<Named>,
@@ -63,23 +71,32 @@ struct Report {
     repaired: u64,
 }
 
+#[derive(Debug, Serialize)]
+struct LeftName {
+    #[serde(flatten, serialize_with = "json_path")]
+    path: PathBuf,
+    reason: Unfit,
+}
+
 pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> anyhow::Result<Exit> {
     let policy = super::policy()?;
     let rules = rules(arguments, matches)?;
-    let guests = super::open_guests(&arguments.guests)?;
-    for guest in guests.iter().filter(|_| !arguments.unify_running_system) {
+    let guests = Guests::open(&arguments.guests, arguments.scope)?;
+    for guest in guests.open.iter().filter(|_| !arguments.unify_running_system) {
         if let Some(part) = system::part_of(guest) {
             return Err(Error::System { path: guest.root.path().to_path_buf(), part }.into());
         }
     }
+    let path = super::place::of(common, &guests.open)?;
+    let existing = Pool::open(&path)?;
+    let settings = settings(&path, existing.as_ref(), arguments)?;
+    let Guests { open: guests, left, others } = guests.in_reach(&path, settings.share)?;
     let reference = arguments.reference.as_ref().map(|path| reference(&guests, path)).transpose()?;
-    let (path, mut pool, settings) = pool(arguments, common)?;
-    for guest in &guests {
-        check_reach(&path, pool.as_ref(), settings.share, guest)?;
-    }
-    let fence = match &pool {
-        Some(pool) if !arguments.dry_run => fence(pool, arguments)?,
-        _ => Fence::None,
+    let fence = if arguments.dry_run { Fence::None } else { fence(&path, settings, arguments)? };
+    // All has been tried: a pool that would be refused is not made.
+    let mut pool = match existing {
+        None if !arguments.dry_run => Some(Pool::create(&path, settings)?),
+        existing => existing,
     };
     let options = Options {
         scope: arguments.scope,
@@ -98,6 +115,7 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
     let _lock = pool.as_ref().map(|pool| super::lock(pool, &policy)).transpose()?;
     if let Some(pool) = pool.as_mut().filter(|_| !arguments.dry_run) {
         record(pool, &options)?;
+        known::remember(pool, &guests).unwrap_or_else(|e| log::debug!("the list of pools: {}", Reason(e)));
     }
     let bar = Bar::new(common.quiet > 0 || common.json);
     let programs = Programs::all();
@@ -110,12 +128,13 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
         programs: Some(&programs),
     };
     let number = guests.len() as u64;
-    let passed = match (arguments.changed, arguments.dry_run) {
+    let mut passed = match (arguments.changed, arguments.dry_run) {
         (true, _) => pass.changed(guests)?,
         (_, true) => pass.rehearse(guests)?,
         _ => pass.unify(guests)?,
     };
-    Ok(report(arguments, common, Named { path }, number, passed))
+    passed.skipped.extend(left);
+    Ok(report(arguments, common, Named { path }, number, others, passed))
 }
 
 /// The rules of the command line, in the order they stand there.
@@ -148,26 +167,20 @@ fn rules(arguments: &PassArguments, matches: &ArgMatches) -> anyhow::Result<Rule
 }
 
 /// Which of the guests is the model; it must be one of them.
-fn reference(guests: &[Guest], path: &std::path::Path) -> anyhow::Result<usize> {
+fn reference(guests: &[Guest], path: &Path) -> anyhow::Result<usize> {
     let reference = crate::unify::pass::open_guest(path)?;
     let found = guests.iter().position(|guest| guest.inode.id == reference.inode.id);
     found.ok_or_else(|| anyhow::anyhow!("--reference {}: name it among the guests, too", Shown(path)))
 }
 
-/// The pool that was asked for, made where it is missing, unless nothing is to be done.
-fn pool(arguments: &PassArguments, common: &Common) -> anyhow::Result<(PathBuf, Option<Pool>, Settings)> {
-    let path = super::pool_path(common, &arguments.guests)?;
+/// How files are shared: as the pool was made, or is to be.
+fn settings(path: &Path, pool: Option<&Pool>, arguments: &PassArguments) -> Result<Settings, Error> {
     let asked = |default: Settings| Settings {
         share: arguments.share.unwrap_or(default.share),
         mtime: arguments.mtime.unwrap_or(default.mtime),
         ..default
     };
-    let pool = match Pool::open(&path)? {
-        None if arguments.dry_run => return Ok((path, None, asked(Settings::default()))),
-        None => Pool::create(&path, asked(Settings::default()))?,
-        Some(pool) => pool,
-    };
-    let made = pool.settings;
+    let Some(made) = pool.map(|pool| pool.settings) else { return Ok(asked(Settings::default())) };
     // Protection can be had later; what has it keeps it.
     let bares = arguments.protection == Some(Protection::None)
         && made.protection.is_some_and(|protection| protection != Fence::None);
@@ -176,23 +189,25 @@ fn pool(arguments: &PassArguments, common: &Common) -> anyhow::Result<(PathBuf, 
         let mtime = if made.mtime == Mtime::Match { "match" } else { "ignore" };
         let protection = made.protection.map(|fence| format!(" --protection {}", fence.name()));
         let made = format!("--share {share} --mtime {mtime}{}", protection.unwrap_or_default());
-        return Err(Error::Settings { path, made }.into());
+        return Err(Error::Settings { path: path.to_path_buf(), made });
     }
-    Ok((path, Some(pool), made))
+    Ok(made)
 }
 
-/// How this host can fence shared inodes, tried before anything is touched.
-fn fence(pool: &Pool, arguments: &PassArguments) -> Result<Fence, Error> {
-    let reflink = pool.settings.share == Share::Reflink;
-    let at = |source| Error::At { path: pool.path().to_path_buf(), source };
-    if reflink && !filesystem::shares_blocks(pool.settings_file().map_err(at)?, pool.runs()) {
-        return Err(Error::NoReflink { path: pool.path().to_path_buf() });
+/// How this host can fence shared inodes, tried before anything is touched: in the pool, or in the directory that it is to
+/// be made in.
+fn fence(path: &Path, settings: Settings, arguments: &PassArguments) -> Result<Fence, Error> {
+    let reflink = settings.share == Share::Reflink;
+    let near = if path.exists() { path } else { path.parent().unwrap_or(path) };
+    let dir = Root::open(near).map_err(|source| Error::At { path: near.to_path_buf(), source })?;
+    if reflink && !filesystem::can_clone(&dir) {
+        return Err(Error::NoReflink { path: path.to_path_buf() });
     }
     let best = || if iunlink::is_known() { Fence::Iunlink } else { Fence::Immutable };
-    let fence = match (arguments.protection, pool.settings.protection) {
+    let fence = match (arguments.protection, settings.protection) {
         _ if reflink => Fence::None,
         (Some(Protection::Iunlink), _) if !iunlink::is_known() => {
-            return Err(Error::NoIunlink { path: pool.path().to_path_buf() });
+            return Err(Error::NoIunlink { path: path.to_path_buf() });
         }
         (None, Some(Fence::Iunlink)) | (None, None) | (Some(Protection::Auto | Protection::Iunlink), _) => {
             best()
@@ -201,7 +216,7 @@ fn fence(pool: &Pool, arguments: &PassArguments) -> Result<Fence, Error> {
         (Some(Protection::Immutable), _) => Fence::Immutable,
         (Some(Protection::None), _) => Fence::None,
     };
-    pool.may_change(fence == Fence::Immutable).map(|()| fence)
+    may_change(&dir, path, fence == Fence::Immutable).map(|()| fence)
 }
 
 /// Writes down how the pool is protected from now on; what was made without protection gets it.
@@ -217,7 +232,14 @@ fn record(pool: &mut Pool, options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
-fn report(arguments: &PassArguments, common: &Common, pool: Named, guests: u64, passed: Passed) -> Exit {
+fn report(
+    arguments: &PassArguments,
+    common: &Common,
+    pool: Named,
+    guests: u64,
+    others: Vec<(PathBuf, &str)>,
+    passed: Passed,
+) -> Exit {
     let problem = |(path, reason)| Problem { path, reason };
     let linked = passed.linked;
     let (verified, repaired) = (passed.verified, passed.repaired);
@@ -237,6 +259,9 @@ fn report(arguments: &PassArguments, common: &Common, pool: Named, guests: u64, 
         shared_before: passed.shared_before,
         damaged: passed.damaged,
         left: passed.left,
+        left_names: passed.left_names.into_iter().map(|(path, reason)| LeftName { path, reason }).collect(),
+        no_guests: others.into_iter().map(|(path, what)| problem((path, what.to_owned()))).collect(),
+        verbose: common.verbose > 0,
         recovered: passed.recovered.total(),
         names: if named { passed.names.into_iter().map(|path| Named { path }).collect() } else { Vec::new() },
         skipped: passed.skipped.into_iter().map(problem).collect(),
@@ -252,9 +277,7 @@ fn report(arguments: &PassArguments, common: &Common, pool: Named, guests: u64, 
     };
     tell_of_protection(&report);
     super::complain(&report.failed, common);
-    for guest in &report.skipped {
-        log::warn!("{}: left out: {}", Shown(&guest.path), guest.reason);
-    }
+    super::tell_of_left(&report.skipped);
     if report.damaged > 0 {
         log::warn!(
             "{} names belong to damaged objects: `cow-unify verify GUEST...` names them",
@@ -302,6 +325,9 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     for Named { path } in &report.names {
         writeln!(out, "{}", Shown(path))?;
     }
+    for LeftName { path, reason } in &report.left_names {
+        writeln!(out, "{}: left: {}", Shown(path), reason.describe())?;
+    }
     let (linked, freed) =
         if report.dry_run { ("would be linked", "to be freed") } else { ("linked", "freed") };
     write!(
@@ -324,6 +350,7 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     if !left.is_empty() {
         writeln!(out, "left as they are: {}", left.join("; "))?;
     }
+    super::print_others(out, &report.no_guests, report.verbose)?;
     if report.displaced > 0 {
         writeln!(
             out,

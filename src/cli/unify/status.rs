@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::arguments::Common;
+use super::guests::Guests;
 use super::{Named, Problem};
 use crate::cli::bar::Bar;
 use crate::detach::survey::Tally;
 use crate::exit::Exit;
 use crate::report::{Shown, json_path, size};
-use crate::unify::pass::check_reach;
 use crate::unify::pool::Share;
 use crate::unify::scope::Scope;
 use crate::unify::status::{GuestStatus, Looker};
@@ -33,6 +33,10 @@ struct Report {
     /// Files of the pool that should be protected, and are not.
     unprotected_objects: u64,
     failed: Vec<Problem>,
+    /// Paths that are no guests, and what they are.
+    no_guests: Vec<Problem>,
+    #[serde(skip)]
+    verbose: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -49,11 +53,9 @@ struct Row {
 
 pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     let policy = super::policy()?;
-    let guests = super::open_guests(paths)?;
-    let pool = super::existing_pool(common, paths)?;
-    for guest in &guests {
-        check_reach(pool.path(), Some(&pool), pool.settings.share, guest)?;
-    }
+    let guests = Guests::open(paths, Scope::All)?;
+    let pool = super::place::existing(common, &guests.open)?;
+    let Guests { open: guests, left, others } = guests.in_reach(pool.path(), pool.settings.share)?;
     let bar = Bar::new(common.quiet > 0 || common.json);
     let looker = Looker {
         pool: &pool,
@@ -63,11 +65,13 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
         watch: &bar,
     };
     let status = looker.look(&guests)?;
-    let (mut rows, mut failed) = (Vec::new(), Vec::new());
+    let problem = |(path, reason)| Problem { path, reason };
+    let mut rows = Vec::new();
+    let mut failed: Vec<Problem> = left.into_iter().map(problem).collect();
     for guest in status.guests {
         let GuestStatus { path, shared, shared_inodes, eligible, other, damaged, waiting, problems } = guest;
         rows.push(Row { path, shared, shared_inodes, eligible, other, damaged, waiting });
-        failed.extend(problems.into_iter().map(|(path, reason)| Problem { path, reason }));
+        failed.extend(problems.into_iter().map(problem));
     }
     let report = Report {
         pool: Named { path: pool.path().to_path_buf() },
@@ -80,6 +84,8 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
         set_aside: status.set_aside,
         unprotected_objects: status.unprotected.len() as u64,
         failed,
+        no_guests: others.into_iter().map(|(path, what)| problem((path, what.to_owned()))).collect(),
+        verbose: common.verbose > 0,
     };
     super::complain(&report.failed, common);
     if let Some(example) = status.unprotected.first() {
@@ -98,6 +104,7 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     let mut table = vec![cells("guest", COLUMNS.map(str::to_owned))];
     table.extend(report.guests.iter().map(row));
     print_table(out, &table)?;
+    super::print_others(out, &report.no_guests, report.verbose)?;
     match (report.bytes_of_disk_saved, report.bytes_of_page_cache_saved) {
         (Some(disk), Some(cache)) => {
             writeln!(out, "saved: {} of disk, up to {} of page cache", size(disk), size(cache))?;

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::arguments::Common;
+use super::guests::Guests;
 use super::{Named, Problem};
 use crate::cli::bar::Bar;
 use crate::exit::Exit;
 use crate::report::{Shown, json_path, size};
-use crate::unify::pass::check_reach;
 use crate::unify::pool::{Pool, Share};
 use crate::unify::repair::{Repaired, Repairer, Sighting};
+use crate::unify::scope::Scope;
 use crate::unify::verify::{Damage, Verified, Verifier};
 
 /// What was found and done, for machines.
@@ -37,6 +38,10 @@ struct Report {
     failed: Vec<Problem>,
     /// Intact objects that somebody tried to write to meanwhile.
     contested: Vec<Named>,
+    /// Paths that are no guests, and what they are.
+    no_guests: Vec<Problem>,
+    #[serde(skip)]
+    verbose: bool,
     #[serde(skip)]
     guests: usize,
     #[serde(skip)]
@@ -64,17 +69,15 @@ struct Seen {
 
 pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     let policy = super::policy()?;
-    let guests = super::open_guests(paths)?;
-    let pool = super::existing_pool(common, paths)?;
-    if pool.settings.share == Share::Reflink && !guests.is_empty() {
+    let guests = Guests::open(paths, Scope::All)?;
+    let pool = super::place::existing(common, &guests.open)?;
+    if pool.settings.share == Share::Reflink && !guests.open.is_empty() {
         anyhow::bail!(
             "{}: where guests share blocks, each has inodes of its own: name no guests to verify the pool alone",
             Shown(pool.path())
         );
     }
-    for guest in &guests {
-        check_reach(pool.path(), Some(&pool), pool.settings.share, guest)?;
-    }
+    let Guests { open: guests, left, others } = guests.in_reach(pool.path(), pool.settings.share)?;
     let _lock = super::lock(&pool, &policy)?;
     let bar = Bar::new(common.quiet > 0 || common.json);
     let threads = super::threads(common);
@@ -90,7 +93,11 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
         watch: &bar,
     };
     let repaired = repairer.repair()?;
-    let report = report(&pool, guests.len(), verified, repaired)?;
+    let mut report = report(&pool, guests.len(), verified, repaired)?;
+    report.failed.extend(left.into_iter().map(|(path, reason)| Problem { path, reason }));
+    let other = |(path, what): (PathBuf, &str)| Problem { path, reason: what.to_owned() };
+    report.no_guests = others.into_iter().map(other).collect();
+    report.verbose = common.verbose > 0;
     super::complain(&report.failed, common);
     for Named { path } in &report.contested {
         log::warn!("{}: somebody tried to write to it meanwhile: verify it again", Shown(path));
@@ -127,6 +134,8 @@ fn report(pool: &Pool, guests: usize, verified: Verified, repaired: Repaired) ->
         contested: repaired.contested.into_iter().map(named).collect(),
         guests,
         wants_copy: repaired.wants_copy,
+        no_guests: Vec::new(),
+        verbose: false,
     })
 }
 
@@ -178,5 +187,6 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     if !report.failed.is_empty() {
         write!(out, ", {} failed", report.failed.len())?;
     }
-    writeln!(out)
+    writeln!(out)?;
+    super::print_others(out, &report.no_guests, report.verbose)
 }

@@ -1,0 +1,119 @@
+//! The guests of a command line, each once. What is no guest is passed over, and a guest that cannot be opened keeps nobody
+//! else waiting: the paths may come from a pattern of the shell.
+
+use std::path::{Path, PathBuf};
+
+use crate::report::Reason;
+use crate::sys::inode::InodeId;
+use crate::sys::root::relative;
+use crate::sys::state;
+use crate::unify::Error;
+use crate::unify::catalog::Guest;
+use crate::unify::pass::{check_outside, check_reach, open_guest};
+use crate::unify::pool::Share;
+use crate::unify::scope::Scope;
+
+/// The one or the other of these is in the root directory of any system.
+const OF_A_ROOT: [&str; 7] = ["usr", "etc", "bin", "sbin", "lib", "var", "opt"];
+
+/// All of these are in a pool.
+const OF_A_POOL: [&str; 3] = ["pool.toml", "objects", "runs"];
+
+/// What the paths of a command line are.
+#[derive(Debug, Default)]
+pub struct Guests {
+    /// Guests that can take part.
+    pub open: Vec<Guest>,
+    /// Guests that cannot, with the reason.
+    pub left: Vec<(PathBuf, String)>,
+    /// What is no guest, and what it is instead.
+    pub others: Vec<(PathBuf, &'static str)>,
+}
+
+impl Guests {
+    /// Opens guests; `scope` says which of their files are wanted.
+    ///
+    /// # Errors
+    /// Where none of them can be opened.
+    pub fn open(paths: &[PathBuf], scope: Scope) -> Result<Guests, Error> {
+        let mut guests = Guests::default();
+        // What is out of reach by one mount may be in reach by another.
+        let mut known: Vec<(InodeId, u64)> = Vec::new();
+        let mut first = None;
+        for path in paths {
+            match open_guest(path) {
+                Err(Error::At { source, .. }) if source.raw_os_error() == Some(libc::ENOTDIR) => {
+                    guests.others.push((path.clone(), "not a directory"));
+                }
+                Err(e) => guests.leave(path.clone(), e, &mut first),
+                Ok(guest) if known.contains(&(guest.inode.id, guest.inode.mount)) => {}
+                Ok(guest) => match other(&guest, scope) {
+                    Some(what) => guests.others.push((path.clone(), what)),
+                    None => {
+                        known.push((guest.inode.id, guest.inode.mount));
+                        guests.open.push(guest);
+                    }
+                },
+            }
+        }
+        guests.unless_none(first)
+    }
+
+    /// Leaves out the guests that cannot share with a pool at `path`.
+    ///
+    /// # Errors
+    /// Where one of them could reach the pool, or none is left.
+    pub fn in_reach(mut self, path: &Path, share: Share) -> Result<Guests, Error> {
+        let mut first = None;
+        for guest in std::mem::take(&mut self.open) {
+            check_outside(path, &guest)?;
+            match check_reach(path, share, &guest) {
+                Ok(()) if self.open.iter().any(|other| other.inode.id == guest.inode.id) => {}
+                Ok(()) => self.open.push(guest),
+                Err(e) => self.leave(guest.root.path().to_path_buf(), e, &mut first),
+            }
+        }
+        self.unless_none(first)
+    }
+
+    fn leave(&mut self, path: PathBuf, error: Error, first: &mut Option<Error>) {
+        let reason = match &error {
+            Error::At { source, .. } => Reason(source).to_string(),
+            Error::Guest { reason, .. } => reason.clone(),
+            other => Reason(other).to_string(),
+        };
+        self.left.push((path, reason));
+        first.get_or_insert(error);
+    }
+
+    fn unless_none(self, first: Option<Error>) -> Result<Guests, Error> {
+        if !self.open.is_empty() {
+            return Ok(self);
+        }
+        match (first, self.others.first()) {
+            (Some(error), _) => Err(error),
+            (None, Some((path, what))) => {
+                Err(Error::Guest { path: path.clone(), reason: format!("no guest: {what}") })
+            }
+            (None, None) => Ok(self),
+        }
+    }
+}
+
+/// What a directory is, if it is no guest.
+fn other(guest: &Guest, scope: Scope) -> Option<&'static str> {
+    let path = guest.root.path();
+    if path.file_name().is_some_and(|name| name == "lost+found") {
+        return Some("where fsck puts what it has found");
+    }
+    let names = guest.root.open_dir(relative(Path::new("/"))).and_then(state::names).unwrap_or_default();
+    if names.is_empty() {
+        return Some("an empty directory");
+    }
+    let holds = |name: &&str| names.iter().any(|other| other == name);
+    if OF_A_POOL.iter().all(|name| holds(&name)) {
+        return Some("a pool");
+    }
+    let is_root = OF_A_ROOT.iter().any(|name| holds(&name));
+    (scope == Scope::Owned && !is_root).then_some("nothing in it that a root directory has")
+}
