@@ -1,10 +1,12 @@
-//! What the disk does not give back is said with the file's name and the reason.
+//! What the disk does not give back is said with the file's name and the reason; and what must not be read by others is
+//! not copied to where they could.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use crate::support::{FILESYSTEMS, Filesystem, privileged, run, same_inode};
+use crate::support::{FILESYSTEMS, Filesystem, inode, privileged, run, same_inode, text};
 use crate::unify::Farm;
 
 const MARK: &[u8] = b"none of the disk's other blocks begins like this one ";
@@ -75,4 +77,59 @@ fn privileged_an_object_that_cannot_be_read_is_named_and_no_guests_file() {
     assert_eq!(failed.len(), 1, "{said}");
     assert!(failed[0].contains("/.cow-pool/objects/") && !failed[0].contains("g3"), "{said}");
     assert!(said.contains("g3/usr/bin/bad: left: the pool's file is damaged"), "{said}");
+}
+
+/// Gives a key to a filesystem, and encrypts an empty directory with it.
+const ENCRYPT: &str = r#"
+import fcntl, os, struct, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+key = bytearray(struct.pack("=II32sII32s", 2, 0, b"", 64, 0, b"") + bytes(range(64)))
+fcntl.ioctl(fd, 0xC0506617, key)
+fcntl.ioctl(fd, 0x800C6613, struct.pack("=BBBBB3s16s", 2, 1, 4, 3, 0, b"", bytes(key[8:24])))
+"#;
+
+#[test]
+fn privileged_no_copy_of_an_encrypted_file_is_made_in_a_pool_that_is_not() {
+    if !privileged() {
+        return;
+    }
+    let image = Filesystem::new("ext4", 64).into_image();
+    let device = format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd());
+    run(Command::new("tune2fs").args(["-O", "encrypt"]).arg(device));
+    let farm = Farm { filesystem: Filesystem::copy_of(&image) };
+    for guest in ["e1", "e2"] {
+        fs::create_dir(farm.path(guest)).unwrap();
+        let output = Command::new("python3").args(["-c", ENCRYPT]).arg(farm.path(guest)).output().unwrap();
+        if text(&output).contains("Operation not supported") || text(&output).contains("Inappropriate ioctl")
+        {
+            eprintln!("skipped: this kernel encrypts no files");
+            return;
+        }
+        assert!(output.status.success(), "{}", text(&output));
+        farm.write(&format!("{guest}/usr/bin/secret"), content());
+        fs::hard_link(
+            farm.path(&format!("{guest}/usr/bin/secret")),
+            farm.path(&format!("{guest}/usr/bin/too")),
+        )
+        .unwrap();
+    }
+    let (a, b) = farm.both("usr/bin/tool", "equal");
+    for words in
+        [&["--scope", "all", "e1", "e2", "g1", "g2", "-v"][..], &["--scope", "all", "-n", "e1", "e2"]]
+    {
+        let (code, said) = farm.refused(words);
+        assert_eq!(code, 0, "{said}");
+        assert!(said.contains("4 in a directory that is encrypted in another way than the pool"), "{said}");
+    }
+    assert!(same_inode(&a, &b) && inode(&farm.path("e1/usr/bin/secret")).nlink == 2);
+    assert_eq!(farm.objects().len(), 1);
+    // A pool of the same key will do.
+    fs::create_dir(farm.path("pools")).unwrap();
+    run(Command::new("python3").args(["-c", ENCRYPT]).arg(farm.path("pools")));
+    let (code, said) = farm.refused(&["--scope", "all", "--pool", "pools/pool", "e1", "e2"]);
+    crate::given::forget(&farm);
+    assert!(code == 0 && said.contains(" 4 linked"), "{said}");
+    assert!(same_inode(&farm.path("e1/usr/bin/secret"), &farm.path("e2/usr/bin/too")), "{said}");
+    run(Command::new("sync").arg("-f").arg(farm.filesystem.path()));
+    assert_eq!(places(&farm.filesystem.into_image()), Vec::<u64>::new(), "it is readable on the disk");
 }

@@ -12,6 +12,7 @@
 pub mod attributes;
 pub mod copy;
 pub mod dedupe;
+pub mod encryption;
 pub mod filesystem;
 pub mod filter;
 #[cfg(test)]

@@ -66,6 +66,8 @@ pub enum Unfit {
     Changed,
     /// Programs that run were loaded from it.
     InUse,
+    /// Its directory is encrypted, and takes only files that are so in the same way.
+    Encrypted,
     /// It cannot be read.
     Unreadable,
     /// The object it is equal to has lost its protection.
@@ -93,6 +95,7 @@ impl Unfit {
             Unfit::Writer => "open for writing",
             Unfit::Changed => "changed while it was looked at",
             Unfit::InUse => "used by running programs",
+            Unfit::Encrypted => "in a directory that is encrypted in another way than the pool",
             Unfit::Unreadable => "cannot be read",
             Unfit::Damaged => "the pool's file is damaged",
             Unfit::OtherPool => "immutable and shared with others, another pool's",

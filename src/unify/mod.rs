@@ -27,6 +27,7 @@ pub mod pass;
 pub mod plan;
 pub mod pool;
 pub mod protection;
+mod reach;
 pub mod repair;
 pub mod room;
 pub mod rules;

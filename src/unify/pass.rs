@@ -151,6 +151,10 @@ impl Pass<'_> {
         };
         self.scan_all(&mut catalog, guests, cache.as_ref(), &index, &mut passed);
         let works = self.plan(&mut catalog, &index, &mut passed);
+        let works = match self.pool {
+            Some(pool) => self.leave_encrypted(pool, &catalog, works, &mut passed)?,
+            None => works,
+        };
         let works = self.leave_in_use(&catalog, works, &mut passed);
         for work in &works {
             passed.names.extend(work.names.iter().map(|&at| catalog.outer_path(&catalog.files[at as usize])));

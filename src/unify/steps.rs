@@ -37,6 +37,7 @@ impl Pass<'_> {
         works: Vec<Work>,
         passed: &mut Passed,
     ) -> Result<(), Error> {
+        let works = self.leave_encrypted(pool, catalog, works, passed)?;
         let works = self.leave_in_use(catalog, works, passed);
         let names: usize = works.iter().map(|work| work.names.len()).sum();
         self.watch.begin("linking", names as u64);
