@@ -181,6 +181,24 @@ fn privileged_a_lock_that_a_guest_holds_keeps_no_object_unprotected() {
 }
 
 #[test]
+fn privileged_a_writer_from_when_there_was_no_protection_is_waited_for() {
+    if !privileged() {
+        return;
+    }
+    let farm = farm(&[]);
+    strip(&farm);
+    let path = farm.path("g1/usr/bin/a");
+    let writer = fs::File::options().append(true).open(&path).unwrap();
+    for words in [PASS, CHANGED, VERIFY] {
+        let said = ran(&farm, 1, words);
+        assert!(said.contains("open for writing since it was not protected"), "{words:?}: {said}");
+        assert_protected(&farm, "open for writing");
+    }
+    drop(writer);
+    ran(&farm, 0, PASS);
+}
+
+#[test]
 fn privileged_killed_at_any_call_no_change_without_protection_is_missed() {
     if !privileged() {
         return;

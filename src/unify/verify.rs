@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::digest::take_lease;
 use super::identity::{self, Digest};
 use super::link::Fence;
 use super::pool::{Pool, Stored};
@@ -105,7 +106,7 @@ impl Verifier<'_> {
             Verified { protected: protected.files, failed: protected.failed, ..Verified::default() };
         let suspects = self.pool.suspects()?;
         let wanted = |file: &&Stored| !file.set_aside && (all || suspects.holds(file));
-        self.read_all(files.iter().filter(wanted).collect(), &mut verified)?;
+        self.read_all(files.iter().filter(wanted).collect(), fence, &mut verified)?;
         if verified.failed.is_empty() {
             self.pool.forget(&suspects)?;
         }
@@ -113,11 +114,16 @@ impl Verifier<'_> {
     }
 
     /// Reads objects, and sets aside those that are not what their names say.
-    fn read_all(&self, mut objects: Vec<&Stored>, verified: &mut Verified) -> Result<(), Error> {
+    fn read_all(
+        &self,
+        mut objects: Vec<&Stored>,
+        fence: Fence,
+        verified: &mut Verified,
+    ) -> Result<(), Error> {
         // In the order of their inodes, which is about that of the disk.
         objects.sort_unstable_by_key(|object| object.inode.id.ino);
         self.watch.begin("verifying", objects.len() as u64);
-        let read = parallel::map(self.threads, &objects, |object| self.read(object));
+        let read = parallel::map(self.threads, &objects, |object| self.read(object, fence));
         self.watch.end();
         let held = Held::back();
         for (object, read) in objects.iter().zip(read) {
@@ -144,7 +150,7 @@ impl Verifier<'_> {
     }
 
     /// What differs; `None` where the object is gone.
-    fn read(&self, stored: &Stored) -> io::Result<Option<Vec<Damage>>> {
+    fn read(&self, stored: &Stored, fence: Fence) -> io::Result<Option<Vec<Damage>>> {
         let dir = self.pool.dir_of(stored)?;
         let file = match (Name { dir: dir.as_fd(), name: &stored.file }).open() {
             Err(e) if is_absent(&e) => return Ok(None),
@@ -168,6 +174,12 @@ impl Verifier<'_> {
             damage.push(Damage::Metadata);
         }
         self.watch.add(1, inode.size);
+        // Protection keeps nobody out who is in already.
+        if fence != Fence::None && damage.is_empty() && take_lease(&file)?.is_none() {
+            return Err(io::Error::other(
+                "open for writing since it was not protected; run it again when that has ended",
+            ));
+        }
         Ok(Some(damage))
     }
 
