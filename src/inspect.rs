@@ -23,6 +23,8 @@ pub enum Verdict {
     Private,
     /// Hard links of one another, all of them in this guest.
     PrivateLinks,
+    /// Has other links, in a layer below (overlayfs): the kernel copies it before it changes.
+    Layered,
     /// Shares its inode with other guests or the pool.
     Unified {
         /// How it is protected.
@@ -59,6 +61,9 @@ impl Verdict {
         match self {
             Verdict::Private => "private".into(),
             Verdict::PrivateLinks => "private (hard links within this guest)".into(),
+            Verdict::Layered => {
+                "shared in a layer below; the kernel makes it private when it is changed".into()
+            }
             Verdict::Unified { fence: Fence::Immutable } => "unified (immutable)".into(),
             Verdict::Unified { fence: Fence::None } => "unified (not protected)".into(),
             Verdict::UnprotectedLinks => {
@@ -86,8 +91,8 @@ impl Verdict {
     }
 }
 
-/// Judges a file of which `names_here` names are known to be in this guest.
-pub fn inspect(inode: &Inode, names_here: u32, protection: Protection) -> Verdict {
+/// Judges a file of which `names_here` names are known to be in this guest; it may be `layered` (overlayfs).
+pub fn inspect(inode: &Inode, names_here: u32, protection: Protection, layered: bool) -> Verdict {
     let shared = inode.nlink > names_here.max(1);
     if inode.is_mounted_on() {
         return Verdict::MountPoint;
@@ -101,6 +106,7 @@ pub fn inspect(inode: &Inode, names_here: u32, protection: Protection) -> Verdic
     match (inode.immutable, shared, protection) {
         (true, true, _) => Verdict::Unified { fence: Fence::Immutable },
         (true, false, _) => Verdict::AdministratorsOwn,
+        (false, true, _) if layered => Verdict::Layered,
         (false, true, Protection::Auto | Protection::None) => Verdict::Unified { fence: Fence::None },
         (false, true, Protection::Immutable | Protection::Iunlink) => Verdict::UnprotectedLinks,
         (false, false, _) if inode.nlink > 1 => Verdict::PrivateLinks,
@@ -137,40 +143,50 @@ mod tests {
     #[test]
     fn an_immutable_file_with_links_elsewhere_is_unified_under_every_policy() {
         for policy in [Protection::Auto, Protection::Immutable, Protection::Iunlink, Protection::None] {
-            assert_eq!(inspect(&inode(2, true), 1, policy), Verdict::Unified { fence: Fence::Immutable });
+            assert_eq!(
+                inspect(&inode(2, true), 1, policy, false),
+                Verdict::Unified { fence: Fence::Immutable }
+            );
         }
     }
 
     #[test]
     fn an_immutable_file_that_nobody_shares_is_the_administrators() {
-        assert_eq!(inspect(&inode(1, true), 1, Protection::Auto), Verdict::AdministratorsOwn);
-        assert_eq!(inspect(&inode(2, true), 2, Protection::Auto), Verdict::AdministratorsOwn);
+        assert_eq!(inspect(&inode(1, true), 1, Protection::Auto, false), Verdict::AdministratorsOwn);
+        assert_eq!(inspect(&inode(2, true), 2, Protection::Auto, false), Verdict::AdministratorsOwn);
     }
 
     #[test]
     fn plain_links_are_unified_only_where_the_policy_says_so() {
-        assert!(inspect(&inode(2, false), 1, Protection::Auto).is_unified());
-        assert!(inspect(&inode(2, false), 1, Protection::None).is_unified());
-        assert_eq!(inspect(&inode(2, false), 1, Protection::Immutable), Verdict::UnprotectedLinks);
-        assert_eq!(inspect(&inode(2, false), 2, Protection::Auto), Verdict::PrivateLinks);
+        assert!(inspect(&inode(2, false), 1, Protection::Auto, false).is_unified());
+        assert!(inspect(&inode(2, false), 1, Protection::None, false).is_unified());
+        assert_eq!(inspect(&inode(2, false), 1, Protection::Immutable, false), Verdict::UnprotectedLinks);
+        assert_eq!(inspect(&inode(2, false), 2, Protection::Auto, false), Verdict::PrivateLinks);
     }
 
     #[test]
     fn a_file_of_its_own_is_private_even_if_its_name_was_not_counted() {
-        assert_eq!(inspect(&inode(1, false), 0, Protection::None), Verdict::Private);
+        assert_eq!(inspect(&inode(1, false), 0, Protection::None, false), Verdict::Private);
     }
 
     #[test]
     fn what_is_mounted_on_a_name_is_not_the_guests() {
         let bound = Inode { mount_root: true, ..inode(2, true) };
-        assert_eq!(inspect(&bound, 1, Protection::Auto), Verdict::MountPoint);
+        assert_eq!(inspect(&bound, 1, Protection::Auto, false), Verdict::MountPoint);
         let device = Inode { kind: Kind::CharacterDevice, ..bound };
-        assert_eq!(inspect(&device, 1, Protection::None), Verdict::MountPoint);
+        assert_eq!(inspect(&device, 1, Protection::None, false), Verdict::MountPoint);
+    }
+
+    #[test]
+    fn in_layers_only_the_flag_keeps_a_file_from_being_changed() {
+        assert_eq!(inspect(&inode(3, false), 1, Protection::Auto, true), Verdict::Layered);
+        assert_eq!(inspect(&inode(2, false), 2, Protection::None, true), Verdict::PrivateLinks);
+        assert!(inspect(&inode(3, true), 1, Protection::Auto, true).is_unified());
     }
 
     #[test]
     fn an_append_only_file_is_never_unified() {
         let log = Inode { append_only: true, ..inode(5, true) };
-        assert_eq!(inspect(&log, 1, Protection::Auto), Verdict::AppendOnly);
+        assert_eq!(inspect(&log, 1, Protection::Auto, false), Verdict::AppendOnly);
     }
 }

@@ -13,6 +13,7 @@ mod given;
 mod guests;
 mod hard_links;
 mod interruption;
+mod layers;
 mod let_go;
 mod mounts;
 mod other_hooks;

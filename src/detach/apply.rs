@@ -58,6 +58,18 @@ pub struct Outcome {
     pub leaked: Vec<PathBuf>,
 }
 
+impl Outcome {
+    /// Adds what was done otherwise.
+    pub fn absorb(&mut self, other: Outcome) {
+        self.bytes += other.bytes;
+        self.detached.extend(other.detached);
+        self.failed.extend(other.failed);
+        self.contested.extend(other.contested);
+        self.leaked.extend(other.leaked);
+        self.detached.sort_unstable();
+    }
+}
+
 /// How a batch is detached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {

@@ -1,9 +1,10 @@
 //! Gives names private copies of the inodes they share with other guests.
 //!
 //! `survey` finds what is unified among the paths of a plan, `preflight` refuses what would fail half way, `apply`
-//! makes the copies and gives them the names.
+//! makes the copies and gives them the names, `lift` has the kernel copy what is in layers.
 
 pub mod apply;
+pub mod lift;
 pub mod preflight;
 pub mod survey;
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::Serialize;
 
+use super::lift::Layers;
 use crate::inspect::{Verdict, inspect};
 use crate::ledger::hardlinks::HardLinks;
 use crate::package::installed::Managers;
@@ -381,15 +382,20 @@ impl<'a> Surveyor<'a> {
             unseen: self.unseen,
         };
         let mut read_only: HashMap<u64, bool> = HashMap::new();
+        let mut layers = Layers::default();
         for (place, inode) in self.candidates {
             let path = place.path();
-            let verdict = inspect(&inode, names[&(inode.id, inode.mount)], self.policy.protection);
+            let layered = layers.hold(self.root, &place.dir, &inode);
+            let names_here = names[&(inode.id, inode.mount)];
+            let verdict = inspect(&inode, names_here, self.policy.protection, layered);
             let named = self.named.contains(&place);
             let last_link =
                 verdict == Verdict::AdministratorsOwn && self.policy.last_link == LastLink::Detach && named;
             if !(verdict.is_unified() || last_link) {
                 match verdict {
-                    Verdict::Private | Verdict::PrivateLinks => survey.linked.push(Found { place, inode }),
+                    Verdict::Private | Verdict::PrivateLinks | Verdict::Layered => {
+                        survey.linked.push(Found { place, inode })
+                    }
                     _ => survey.left.push(Left { path, verdict, named }),
                 }
             } else if self.policy.never_touch.matches(&path) {

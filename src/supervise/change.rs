@@ -28,7 +28,7 @@ use crate::sys::seccomp::Answer;
 use crate::sys::seccomp::calls::Right;
 use crate::sys::swap::Name;
 use crate::sys::task::{FileLock, OpenFile};
-use crate::sys::{filesystem, lock};
+use crate::sys::{filesystem, layer, lock};
 
 /// Flags that stay with an open file and mean the same when it is opened again.
 const KEPT: OFlags = OFlags::APPEND
@@ -67,6 +67,9 @@ impl Caller<'_> {
         if !self.supervisor.is_shared(&inode) && !self.is_left_open(file, &inode)? {
             return Ok(ControlFlow::Break(Answer::Continue));
         }
+        if !inode.immutable && layer::is_layered(file)? {
+            return Ok(ControlFlow::Break(Answer::Continue));
+        }
         if let Some(answer) = self.denial(right, file, &inode)? {
             return Ok(ControlFlow::Break(answer));
         }
@@ -87,6 +90,9 @@ impl Caller<'_> {
         number: Option<i32>,
     ) -> io::Result<OwnedFd> {
         self.waits()?;
+        if layer::is_layered(file)? {
+            return self.lift(file);
+        }
         let private = match self.detach(file, inode)? {
             Some((root, place)) => {
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -96,6 +102,13 @@ impl Caller<'_> {
         };
         self.replace_descriptors(inode, &private, number)?;
         Ok(private)
+    }
+
+    /// Has the kernel copy up a file in layers: its names and the caller's descriptors are what they were.
+    pub(super) fn lift(&self, file: &OwnedFd) -> io::Result<OwnedFd> {
+        layer::lift(self.supervisor.processes.reopen(file, OFlags::RDONLY)?)?;
+        self.supervisor.tally.detached.fetch_add(1, Ordering::Relaxed);
+        file.try_clone()
     }
 
     /// What is open as `file`, when nobody has a window open on it.

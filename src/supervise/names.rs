@@ -18,6 +18,7 @@ use super::journal::LOCK_PATIENCE;
 use super::lookup::Entry;
 use crate::report::{Reason, Shown};
 use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::sys::layer;
 use crate::sys::resolve::Place;
 use crate::sys::seccomp::Answer;
 use crate::sys::swap::{self, Name, Shared};
@@ -37,7 +38,7 @@ impl Caller<'_> {
     pub(super) fn unlink(&mut self, entry: &Entry) -> io::Result<Answer> {
         persist(|| {
             let Some(inode) = self.protected(entry)? else { return Ok(Tried::Answered(Answer::Continue)) };
-            if let Some(answer) = self.answer_for_the_unprivileged(&[entry], &[(entry, inode)])? {
+            if let Some(answer) = self.answer_without_windows(&[entry], &[(entry, inode)])? {
                 return Ok(Tried::Answered(answer));
             }
             let path = self.announce(entry, &inode)?;
@@ -71,10 +72,11 @@ impl Caller<'_> {
         if self.is_refused((from, old), (to, new), flags)? {
             return Ok(Tried::Answered(Answer::Continue));
         }
-        if moved.zip(replaced).is_some_and(|(moved, replaced)| moved.id == replaced.id) {
+        let layered = layer::is_layered(&*from.dir)?;
+        if !layered && moved.zip(replaced).is_some_and(|(moved, replaced)| moved.id == replaced.id) {
             return self.rename_within(from, to, flags);
         }
-        if let Some(answer) = self.answer_for_the_unprivileged(&[from, to], &shared)? {
+        if let Some(answer) = self.answer_without_windows(&[from, to], &shared)? {
             return Ok(Tried::Answered(answer));
         }
         for (entry, inode) in &shared {
@@ -192,6 +194,10 @@ impl Caller<'_> {
             },
         };
         self.waits()?;
+        if layer::is_layered(from)? {
+            self.lift(from)?;
+            return Ok(Answer::Continue);
+        }
         let path = self.announce(&source, &inode)?;
         let link = || rustix::fs::linkat(from, "", &to.dir, &to.name, AtFlags::EMPTY_PATH);
         let answer = persist(|| self.change_names(&[(&source, inode)], &link))?;
@@ -222,19 +228,22 @@ impl Caller<'_> {
     }
 
     /// What callers get who may not do all that we may: for them the files are made private, where the directories are
-    /// theirs to change. `None` for others; the call is to be carried out for them.
-    fn answer_for_the_unprivileged(
+    /// theirs to change. Files in layers are made private for everybody: the kernel does the rest. `None` for others; the
+    /// call is to be carried out for them.
+    fn answer_without_windows(
         &mut self,
         entries: &[&Entry],
         shared: &[(&Entry, Inode)],
     ) -> io::Result<Option<Answer>> {
         let is_privileged = self.is_privileged();
         self.waits()?;
-        if is_privileged {
+        let layered =
+            shared.iter().map(|(entry, _)| layer::is_layered(&*entry.dir)).collect::<Result<Vec<_>, _>>()?;
+        if is_privileged && !layered.contains(&true) {
             return Ok(None);
         }
         let status = self.task.status()?;
-        for entry in entries {
+        for entry in entries.iter().filter(|_| !is_privileged) {
             if let Some(errno) = self.denial_of_name(&status, entry)? {
                 return Ok(Some(Answer::Failed(errno)));
             }

@@ -1,7 +1,7 @@
 //! The only room with unsafe code, and the only one that writes to guests' files.
 //!
 //! It knows no policy: where a file is (`root`, `resolve`, `tree`), what it is (`inode`, `attributes`, `xattr`, `handle`), how a
-//! private copy is made (`copy`, `metadata`), how a name changes its inode (`swap`, with `lock`, `lease` and `gate`; `iunlink`), what
+//! private copy is made (`copy`, `metadata`), how a name changes its inode (`swap`, with `lock`, `lease` and `gate`; `iunlink`; `layer` on overlayfs), what
 //! the filesystem and the process table say (`filesystem`, `process`, `programs`, `mounts`, `page`), our own files (`state`), a root directory
 //! that another thread cannot change (`outside`, `view`), other processes whose calls wait for us (`seccomp`, `task`; `filter` for what forbids calls of our own;
 //! `remote` for those that did not ask for it).
@@ -21,6 +21,7 @@ pub mod gate;
 pub mod handle;
 pub mod inode;
 pub mod iunlink;
+pub mod layer;
 pub mod lease;
 pub mod lock;
 pub mod metadata;

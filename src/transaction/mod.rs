@@ -18,6 +18,7 @@ use self::recover::Recovered;
 use self::settle::Settled;
 use crate::detach::Watch;
 use crate::detach::apply::{Detacher, Manner, Outcome};
+use crate::detach::lift;
 use crate::detach::preflight::{self, Refusal};
 use crate::detach::survey::{Found, Survey, Surveyor, Unseen};
 use crate::ledger::Ledger;
@@ -155,17 +156,18 @@ impl<'a> Guest<'a> {
         }
         begun.supervised = !purpose.dry_run && self.supervise(purpose, &begun.survey.unified)?;
         if begun.survey.unified.is_empty() || purpose.dry_run || begun.supervised {
-            // A root that is only worked on from outside is left without a trace.
-            let leaves_traces = self.root.is_own() || open.is_some();
-            let joins = !purpose.dry_run && !begun.supervised && leaves_traces && writes;
-            if let Some(member) = purpose.member.filter(|_| joins) {
-                let joined = Store::open(self.root).and_then(|store| Members::open(&store)?.join(member));
-                // Only a matter of speed: nested hooks look again.
-                joined.unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));
+            if !purpose.dry_run && !begun.supervised && writes {
+                self.join(purpose.member, open.is_some());
             }
             return Ok(begun);
         }
         preflight::check(self.root, &begun.survey.unified, Some(self.policy.reserve))?;
+        let layered = lift::take_layered(self.root, &mut begun.survey.unified);
+        if begun.survey.unified.is_empty() {
+            begun.outcome = lift::lift_all(self.root, layered, purpose.progress);
+            self.join(purpose.member, open.is_some());
+            return Ok(begun);
+        }
         let (store, _lock) = match open {
             Some(open) => open,
             None => {
@@ -192,7 +194,18 @@ impl<'a> Guest<'a> {
         if purpose.member.is_none() {
             settle::prune_links(self.root, &store);
         }
+        let lifted = lift::lift_all(self.root, layered, purpose.progress);
+        begun.outcome.absorb(lifted);
         Ok(begun)
+    }
+
+    /// Notes that the member takes part, where nothing was kept for it.
+    fn join(self, member: Option<Member>, has_store: bool) {
+        // A root that is only worked on from outside is left without a trace.
+        let Some(member) = member.filter(|_| self.root.is_own() || has_store) else { return };
+        let joined = Store::open(self.root).and_then(|store| Members::open(&store)?.join(member));
+        // Only a matter of speed: nested hooks look again.
+        joined.unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));
     }
 
     /// Has the run supervised, if that is its course.

@@ -21,6 +21,7 @@ use crate::parallel;
 use crate::policy::Policy;
 use crate::report::{Reason, Shown};
 use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::sys::layer;
 use crate::sys::lease::Lease;
 use crate::sys::programs::Programs;
 use crate::sys::resolve::is_absent;
@@ -305,8 +306,12 @@ impl<'a> Settling<'a> {
     /// Unifies what it can of these paths with the pool, and adds to the spool what the host may unify; returns how many
     /// of each.
     fn hand_over<'p>(&self, paths: impl Iterator<Item = &'p PathBuf>) -> Result<(u64, u64), Error> {
-        let (mut new, in_use) = self.eligible(paths);
         let Guest { root, policy } = self.guest;
+        // What is in layers is out of the host's reach.
+        if layer::is_layered(root).unwrap_or(false) {
+            return Ok((0, 0));
+        }
+        let (mut new, in_use) = self.eligible(paths);
         // The host looks at all that is left.
         let unified = inside::unify(root, self.store.top(), policy, &new).unwrap_or_else(|e| {
             log::debug!("{e}");

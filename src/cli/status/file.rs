@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::supervision;
+use crate::detach::lift::Layers;
 use crate::detach::preflight::Refusal;
 use crate::detach::survey::{Found, Surveyor};
 use crate::inspect::{Verdict, inspect};
@@ -48,10 +49,13 @@ pub fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec<File>>
     let survey = surveyor.finish();
     let mut verdicts: HashMap<PathBuf, Verdict> = HashMap::new();
     for Found { place, inode } in &survey.unified {
-        verdicts.insert(place.path(), inspect(inode, 1, guest.policy.protection));
+        verdicts.insert(place.path(), inspect(inode, 1, guest.policy.protection, false));
     }
-    for found in &survey.linked {
-        verdicts.insert(found.place.path(), Verdict::PrivateLinks);
+    let mut layers = Layers::default();
+    for Found { place, inode } in &survey.linked {
+        let layered = layers.hold(guest.root, &place.dir, inode);
+        let verdict = if layered { Verdict::Layered } else { Verdict::PrivateLinks };
+        verdicts.insert(place.path(), verdict);
     }
     for left in survey.left {
         verdicts.insert(left.path, left.verdict);

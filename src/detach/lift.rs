@@ -1,0 +1,81 @@
+//! Files in layers (overlayfs): one copy that the kernel makes, instead of a copy, an exchange and a window of ours.
+//!
+//! Nothing is recorded: the shared file is in a layer that nothing here can change.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::Watch;
+use super::apply::{Failure, Outcome};
+use super::survey::Found;
+use crate::report::Reason;
+use crate::sys::inode::Inode;
+use crate::sys::layer;
+use crate::sys::resolve::is_absent;
+use crate::sys::root::Root;
+use crate::sys::swap::Name;
+
+/// Which mounts have files in layers; each is asked once.
+#[derive(Debug, Default)]
+pub struct Layers {
+    known: HashMap<u64, bool>,
+}
+
+impl Layers {
+    /// Whether a file, which is in the directory `dir`, is on such a mount.
+    pub fn hold(&mut self, root: &Root, dir: &Path, inode: &Inode) -> bool {
+        let look = || root.open_dir(dir).and_then(layer::is_layered).unwrap_or(false);
+        *self.known.entry(inode.mount).or_insert_with(look)
+    }
+}
+
+/// Takes the files in layers out of `unified`.
+pub fn take_layered(root: &Root, unified: &mut Vec<Found>) -> Vec<Found> {
+    let mut layers = Layers::default();
+    unified.extract_if(.., |found| layers.hold(root, &found.place.dir, &found.inode)).collect()
+}
+
+/// Has the kernel copy each of these files up.
+pub fn lift_all(root: &Root, files: Vec<Found>, watch: &dyn Watch) -> Outcome {
+    let mut outcome = Outcome::default();
+    if files.is_empty() {
+        return outcome;
+    }
+    watch.begin(files.len() as u64, files.iter().map(|found| found.inode.size).sum());
+    for found in files {
+        let path = found.place.path();
+        match lift(root, &found) {
+            Ok(true) => {
+                outcome.bytes += found.inode.allocated;
+                watch.add(1, found.inode.size);
+                outcome.detached.push(path);
+            }
+            Ok(false) => {}
+            Err(e) => outcome.failed.push(failure(path, e)),
+        }
+    }
+    watch.end();
+    outcome
+}
+
+/// `false` where the name has another file by now.
+fn lift(root: &Root, found: &Found) -> io::Result<bool> {
+    let dir = match root.open_dir(&found.place.dir) {
+        Err(e) if is_absent(&e) => return Ok(false),
+        dir => dir?,
+    };
+    let name = Name { dir: std::os::fd::AsFd::as_fd(&dir), name: &found.place.name };
+    let file = match name.open() {
+        Err(e) if is_absent(&e) => return Ok(false),
+        file => file?,
+    };
+    if Inode::of(&file)?.id != found.inode.id {
+        return Ok(false);
+    }
+    layer::lift(file).map(|()| true)
+}
+
+fn failure(path: PathBuf, error: io::Error) -> Failure {
+    Failure { path, reason: Reason(error).to_string(), unprotected: false }
+}
