@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use cow_hooks::sys::inode::Time;
+
 use crate::support::{
-    FILESYSTEMS, Guests, assert_same, chroot, feed, files, inode, picture, privileged, removal, text,
+    FILESYSTEMS, Guests, assert_same, chroot, feed, files, inode, picture, privileged, removal, set_mtime,
+    text,
 };
 
 fn guests(kind: &str) -> Guests {
@@ -204,4 +207,73 @@ fn privileged_the_wrappers_run_programs() {
         let output = Command::new(wrapper[0]).args(&wrapper[1..]).args(["echo", "a b"]).output().unwrap();
         assert_eq!(text(&output), "a b\n");
     }
+}
+
+#[test]
+fn privileged_a_guest_that_cannot_detach_is_not_unified_behind_its_back() {
+    if !privileged() {
+        return;
+    }
+    let guests = Guests::new("ext4", 0, false);
+    let path = "usr/bin/program";
+    for guest in [guests.first(), guests.second()] {
+        std::fs::write(guest.join(path), "equal").unwrap();
+        set_mtime(&guest.join(path), Time { secs: 1_600_000_000, nanos: 0 });
+    }
+    guests.own("pkg", &[format!("/{path}")]);
+    let unify = |arguments: &[&str], guests: &[PathBuf]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cow-unify"));
+        let output =
+            command.arg("--pool").arg(guests[0].with_file_name(".pool")).args(arguments).args(guests);
+        let output = output.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", text(&output));
+        text(&output)
+    };
+    let both = [guests.first(), guests.second()];
+    let shows = |unable: bool| {
+        let shown = text(&guests.program("cow-status").arg("--json").output().unwrap());
+        assert!(shown.contains(&format!(r#""unable":{unable}"#)), "{shown}");
+        let shown = unify(&["status"], &both);
+        assert_eq!(shown.contains("g1: left as it is: "), unable, "{shown}");
+    };
+    unify(&["--scope", "all"], &both);
+    assert!(guests.shared(path));
+    shows(false);
+
+    let output = hook(&guests, &DROP);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("or run `cow-unify detach DIR` on the host"), "{}", text(&output));
+    shows(true);
+    // The remedy, as it was told.
+    unify(&["detach"], &both[..1]);
+    assert!(!guests.shared(path));
+    assert_eq!(hook(&guests, &DROP).status.code(), Some(0));
+    for arguments in [&["--changed"][..], &["--scope", "all"], &["-n", "--scope", "all"]] {
+        guests.write("var/lib/cow-hooks/spool/changed", format!("/{path}\0"));
+        let said = unify(arguments, &both);
+        assert!(!guests.shared(path), "{said}");
+        assert!(said.contains("g1: left as it is: its hooks may not clear the immutable flag"), "{said}");
+        assert!(said.contains(" 0 linked") || said.contains(" 0 would be linked"), "{said}");
+    }
+
+    // It may now.
+    assert_eq!(hook(&guests, &[]).status.code(), Some(0));
+    shows(false);
+    let _ = std::fs::remove_dir_all(guests.first().join("var/lib/cow-hooks/members"));
+    unify(&["--scope", "all"], &both);
+    assert!(guests.shared(path));
+}
+
+#[test]
+fn privileged_remedies_fit_whoever_reads_them() {
+    if !privileged() {
+        return;
+    }
+    let guests = guests("ext4");
+    let mut detach = Command::new("capsh");
+    detach.args(["--drop=cap_linux_immutable", "--", "-c", "exec \"$@\"", "sh"]);
+    detach.arg(env!("CARGO_BIN_EXE_cow-unify")).arg("detach").arg(guests.first());
+    let output = detach.output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    assert!(text(&output).contains("remedy: run it as root of the host, "), "{}", text(&output));
 }

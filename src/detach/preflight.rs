@@ -29,6 +29,8 @@ pub enum Refusal {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+        /// In a guest that is worked on from outside.
+        outside: bool,
     },
     /// A filter of the container's or the service's forbids a system call that private copies need.
     #[error("{}: a system call filter forbids {call}, without which there is no private copy", Shown(path))]
@@ -87,9 +89,12 @@ impl Refusal {
     /// What a person can do about it.
     pub fn remedy(&self) -> String {
         match self {
-            Refusal::Capability { .. } => {
-                "give the guest CAP_LINUX_IMMUTABLE in the initial user namespace, or detach \
-                                           the guest's files on the host"
+            Refusal::Capability { outside: true, .. } => {
+                "run it as root of the host, with CAP_LINUX_IMMUTABLE in the initial user namespace".into()
+            }
+            Refusal::Capability { outside: false, .. } => {
+                "give the guest CAP_LINUX_IMMUTABLE in the initial user namespace, or run `cow-unify detach DIR` on \
+                 the host, where DIR is the guest's root: it then stays as it is"
                     .into()
             }
             Refusal::Unseen(_) => "raise the limit of open files (`ulimit -n`), or free some memory".into(),
@@ -142,8 +147,10 @@ pub fn check(root: &Root, unified: &[Found], reserve: Option<u64>) -> Result<(),
             check_space(root, files, &dir, reserve)?;
         }
         if let Some(immutable) = files.iter().find(|found| found.inode.immutable) {
-            may_change_immutable(root, &immutable.place.dir)
-                .map_err(|source| Refusal::Capability { path: immutable.place.path(), source })?;
+            may_change_immutable(root, &immutable.place.dir).map_err(|source| {
+                let (path, outside) = (immutable.place.path(), !root.is_own());
+                Refusal::Capability { path, source, outside }
+            })?;
         }
     }
     Ok(())

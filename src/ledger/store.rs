@@ -30,6 +30,7 @@ const CHANGED: &str = "changed";
 const TAKEN: &str = "taken-";
 const MEMBERS: &str = "members";
 const PLANNED: &str = "planned";
+const UNABLE: &str = "unable";
 const LOCK: &str = "lock";
 
 /// The state directory of a guest, opened or made.
@@ -199,6 +200,24 @@ pub fn claim(root: &Root, patience: Duration) -> io::Result<Claim> {
         }
     }
     Ok(Claim::Held(Locked { _file: file }))
+}
+
+/// Whether a guest has written down that it cannot make shared files private by itself.
+pub fn is_unable(root: &Root) -> bool {
+    root.open_at(&Path::new(STATE_DIR).join(UNABLE), OFlags::PATH | OFlags::NOFOLLOW).is_ok()
+}
+
+/// Writes down in the guest that it cannot, or that it can: the host does not unify what nobody there could change.
+pub fn note_unable(root: &Root, unable: bool) -> io::Result<()> {
+    if unable == is_unable(root) {
+        return Ok(());
+    }
+    let top = state::make_dir(root, Path::new(STATE_DIR))?;
+    if unable {
+        state::replace(&top, OsStr::new(UNABLE), b"")
+    } else {
+        state::remove(&top, OsStr::new(UNABLE))
+    }
 }
 
 /// Whether the stash of a guest's own hooks holds originals that may come back.

@@ -9,7 +9,7 @@ pub mod recover;
 pub mod settle;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use self::course::Course;
@@ -22,14 +22,14 @@ use crate::detach::lift;
 use crate::detach::preflight::{self, Refusal};
 use crate::detach::survey::{Found, Survey, Surveyor, Unseen};
 use crate::ledger::Ledger;
-use crate::ledger::store::{Locked, STATE_DIR, Store};
+use crate::ledger::store::{Locked, STATE_DIR, Store, is_unable, note_unable};
 use crate::package::PackageManager;
 use crate::policy::{self, Policy};
 use crate::report::{Reason, Shown};
 use crate::supervise;
 use crate::sys::process::{ProcessId, Processes};
 use crate::sys::root::Root;
-use crate::sys::{filesystem, filter};
+use crate::sys::{filesystem, filter, swap};
 
 /// How long a hook waits for another one of the same guest; that one may be copying thousands of files.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -148,6 +148,9 @@ impl<'a> Guest<'a> {
         {
             begun.recovered = self.recover_in(store, &mut ledger)?;
         }
+        if !purpose.dry_run && writes {
+            self.look_at_ability();
+        }
         let mut surveyor = Surveyor::new(self.root, self.policy);
         collect(&mut surveyor);
         begun.survey = surveyor.finish();
@@ -161,7 +164,8 @@ impl<'a> Guest<'a> {
             }
             return Ok(begun);
         }
-        preflight::check(self.root, &begun.survey.unified, Some(self.policy.reserve))?;
+        let checked = preflight::check(self.root, &begun.survey.unified, Some(self.policy.reserve));
+        checked.map_err(|refusal| self.noted(refusal))?;
         let layered = lift::take_layered(self.root, &mut begun.survey.unified);
         if begun.survey.unified.is_empty() {
             begun.outcome = lift::lift_all(self.root, layered, purpose.progress);
@@ -199,6 +203,22 @@ impl<'a> Guest<'a> {
         Ok(begun)
     }
 
+    /// A guest that may not clear the immutable flag writes that down: the host is not to share more with it.
+    fn noted(self, refusal: Refusal) -> Refusal {
+        if matches!(refusal, Refusal::Capability { outside: false, .. }) {
+            note_unable(self.root, true).unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));
+        }
+        refusal
+    }
+
+    /// A guest that could not clear the immutable flag may have got the right to.
+    fn look_at_ability(self) {
+        let may = || swap::may_change_immutable(self.root.open_dir(Path::new(STATE_DIR))?);
+        if self.root.is_own() && is_unable(self.root) && may().is_ok() {
+            note_unable(self.root, false).unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));
+        }
+    }
+
     /// Notes that the member takes part, where nothing was kept for it.
     fn join(self, member: Option<Member>, has_store: bool) {
         // A root that is only worked on from outside is left without a trace.
@@ -218,7 +238,7 @@ impl<'a> Guest<'a> {
                 log::debug!("not supervised: {why}");
                 return Ok(false);
             }
-            Course::Refused(refusal) => return Err(refusal),
+            Course::Refused(refusal) => return Err(self.noted(refusal)),
         }
         // First: what comes after is supervised, if this very process is to be.
         let store = Store::open(self.root).map_err(|e| Error::state("", e))?;

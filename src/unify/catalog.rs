@@ -52,6 +52,8 @@ pub enum Unfit {
     OtherMount,
     /// Something is mounted on the name in a process's own mount namespace, and would be gone.
     MountPoint,
+    /// In a guest that could not make it private again.
+    Unable,
     /// It has names outside of what was looked at: they would no longer be hard links of these.
     LinkedElsewhere,
     /// It has names of different paths, and only files of the same path are wanted: they would no longer be hard links.
@@ -87,6 +89,7 @@ impl Unfit {
             Unfit::Capabilities => "file capabilities",
             Unfit::Protected => "immutable or append-only, the administrator's own",
             Unfit::OtherMount => "on another mount",
+            Unfit::Unable => "in guests that could not make them private again",
             Unfit::MountPoint => "mount points in the mount namespace of some process",
             Unfit::LinkedElsewhere => "hard links outside of what may be unified",
             Unfit::SeveralNames => "several names, which a reference guest leaves as they are",

@@ -64,6 +64,9 @@ impl Pass<'_> {
         scan::mark_linked_elsewhere(&mut catalog);
         if self.settings.share == Share::Hardlink {
             scan::mark_mount_points(&mut catalog);
+            if self.options.immutable {
+                scan::mark_unable(&mut catalog);
+            }
         }
         planner.read(&mut catalog, |_| true);
         passed.looked_at = catalog.files.len() as u64;

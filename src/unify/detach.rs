@@ -54,7 +54,7 @@ impl Error {
         match self {
             Error::Refused(refusal) => Some(refusal.remedy()),
             Error::Own { .. } => {
-                Some("name the pool with --pool; `cow-prepare PATH...` detaches single files".into())
+                Some("name the pool with --pool; `cow-prepare PATH...`, of the package cow-hooks, detaches single files".into())
             }
             Error::Busy { .. } => {
                 Some("wait for its end; after a kill, run `cow-prepare --recover` in the guest".into())

@@ -153,6 +153,7 @@ pub fn unify(
         min_size: announcement.min_size,
         allow_setid: announcement.allow_setid,
         reference: None,
+        immutable: announcement.immutable,
         fence: if announcement.immutable { Fence::Immutable } else { Fence::None },
         threads: crate::parallel::processors(),
         patience: policy.lock_timeout,

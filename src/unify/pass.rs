@@ -46,6 +46,8 @@ pub struct Options {
     pub reference: Option<usize>,
     /// How shared inodes are fenced.
     pub fence: Fence,
+    /// They are immutable, or will be once it is not only tried: who cannot clear the flag is not to have them.
+    pub immutable: bool,
     /// How many threads look and read.
     pub threads: usize,
     /// How long to wait for the lock on one shared inode.
@@ -351,6 +353,9 @@ impl Pass<'_> {
         if self.settings.share == Share::Hardlink {
             scan::mark_linked_elsewhere(catalog);
             scan::mark_mount_points(catalog);
+            if self.options.immutable {
+                scan::mark_unable(catalog);
+            }
             if wanted.by_path {
                 scan::mark_several_names(catalog);
             }

@@ -18,8 +18,9 @@ use super::identity::{self, Mtime};
 use super::object::Index;
 use super::pool::Share;
 use super::scope::Eligible;
+use crate::ledger::store::is_unable;
 use crate::parallel;
-use crate::report::Reason;
+use crate::report::{Reason, Shown};
 use crate::sys::inode::{Inode, InodeId, Kind};
 use crate::sys::mounts::MountPoints;
 use crate::sys::resolve::is_absent;
@@ -287,6 +288,24 @@ fn walk(
         }
         parts
     })
+}
+
+/// Marks the files of guests that have said that they cannot clear the immutable flag.
+pub fn mark_unable(catalog: &mut Catalog) {
+    let unable: Vec<bool> = catalog.guests.iter().map(|guest| is_unable(&guest.root)).collect();
+    for (guest, _) in catalog.guests.iter().zip(&unable).filter(|(_, unable)| **unable) {
+        log::warn!(
+            "{}: left as it is: its hooks may not clear the immutable flag, so its package manager could not replace \
+             shared files; what it shares `cow-unify detach {0}` makes private",
+            Shown(guest.root.path())
+        );
+    }
+    for file in &mut catalog.files {
+        let guest = usize::from(catalog.dirs[file.dir as usize].guest);
+        if unable[guest] {
+            file.unfit.get_or_insert(Unfit::Unable);
+        }
+    }
 }
 
 /// Marks the files on whose names something is mounted where only some processes see it, under all their names.

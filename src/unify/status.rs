@@ -12,7 +12,7 @@ use super::rules::Rules;
 use super::scope::{self, Directory, Eligible, Scope};
 use super::{Error, Watch, protection};
 use crate::detach::survey::Tally;
-use crate::ledger::store::read_spool;
+use crate::ledger::store::{is_unable, read_spool};
 use crate::parallel;
 use crate::policy::PatternSet;
 use crate::report::Reason;
@@ -71,6 +71,8 @@ pub struct GuestStatus {
     pub damaged: u64,
     /// Paths that its hooks say have changed.
     pub waiting: u64,
+    /// It could not make shared files private by itself: nothing of it is unified.
+    pub unable: bool,
     /// What could not be looked at, with the reason.
     pub problems: Vec<(PathBuf, String)>,
 }
@@ -121,7 +123,11 @@ impl Looker<'_> {
 
     /// What a guest has, and the inode numbers of the objects in it.
     fn look_at(&self, guest: &Guest, guests: &[Guest], index: &Index) -> (GuestStatus, HashSet<u64>) {
-        let mut status = GuestStatus { path: guest.root.path().to_path_buf(), ..GuestStatus::default() };
+        let mut status = GuestStatus {
+            path: guest.root.path().to_path_buf(),
+            unable: is_unable(&guest.root),
+            ..GuestStatus::default()
+        };
         let load = |scope| Eligible::load(&guest.root, scope, &Rules::default(), self.never);
         let eligible = match load(self.scope) {
             Err(scope::Error::NoDatabase { .. }) => load(Scope::All),

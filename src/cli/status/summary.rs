@@ -128,6 +128,8 @@ pub struct State {
     detached: u64,
     /// Intents that a killed process left.
     unfinished: u64,
+    /// The immutable flag could not be cleared here: the host unifies nothing of this guest.
+    unable: bool,
     /// Processes that take part in an open transaction.
     members: Vec<i32>,
     /// The newest run in the ledger.
@@ -154,6 +156,7 @@ impl State {
             waiting: store::read_spool(guest.root)?.len() as u64,
             detached: 0,
             unfinished: 0,
+            unable: store::is_unable(guest.root),
             members: Vec::new(),
             last: None,
         };
@@ -194,6 +197,12 @@ impl State {
                 out,
                 "  unfinished     {} files of an interrupted run: `cow-prepare --recover` ends it",
                 self.unfinished
+            )?;
+        }
+        if self.unable {
+            writeln!(
+                out,
+                "  unable         to clear the immutable flag when last tried: the host leaves this guest as it is"
             )?;
         }
         let Some(run) = &self.last else {

@@ -106,6 +106,7 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
         allow_setid: arguments.allow_setid,
         reference,
         fence,
+        immutable: is_immutable(arguments, settings),
         threads: super::threads(common),
         patience: policy.lock_timeout,
         reserve: policy.reserve,
@@ -217,6 +218,16 @@ fn fence(path: &Path, settings: Settings, arguments: &PassArguments) -> Result<F
         (Some(Protection::None), _) => Fence::None,
     };
     may_change(&dir, path, fence == Fence::Immutable).map(|()| fence)
+}
+
+/// Whether shared inodes are immutable, or will be.
+fn is_immutable(arguments: &PassArguments, settings: Settings) -> bool {
+    match (arguments.protection, settings.protection) {
+        _ if settings.share == Share::Reflink => false,
+        (Some(Protection::None), _) | (None, Some(Fence::None)) => false,
+        (Some(Protection::Immutable), _) | (None, Some(Fence::Immutable)) => true,
+        _ => !iunlink::is_known(),
+    }
 }
 
 /// Writes down how the pool is protected from now on; what was made without protection gets it.

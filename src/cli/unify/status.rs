@@ -49,6 +49,8 @@ struct Row {
     other: Tally,
     damaged: u64,
     waiting: u64,
+    /// It may not clear the immutable flag, so nothing of it is unified.
+    unable: bool,
 }
 
 pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
@@ -69,8 +71,9 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     let mut rows = Vec::new();
     let mut failed: Vec<Problem> = left.into_iter().map(problem).collect();
     for guest in status.guests {
-        let GuestStatus { path, shared, shared_inodes, eligible, other, damaged, waiting, problems } = guest;
-        rows.push(Row { path, shared, shared_inodes, eligible, other, damaged, waiting });
+        let GuestStatus { path, shared, shared_inodes, eligible, other, damaged, waiting, unable, problems } =
+            guest;
+        rows.push(Row { path, shared, shared_inodes, eligible, other, damaged, waiting, unable });
         failed.extend(problems.into_iter().map(problem));
     }
     let report = Report {
@@ -105,6 +108,9 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     table.extend(report.guests.iter().map(row));
     print_table(out, &table)?;
     super::print_others(out, &report.no_guests, report.verbose)?;
+    for Row { path, .. } in report.guests.iter().filter(|guest| guest.unable) {
+        writeln!(out, "{}: left as it is: its hooks may not clear the immutable flag", Shown(path))?;
+    }
     match (report.bytes_of_disk_saved, report.bytes_of_page_cache_saved) {
         (Some(disk), Some(cache)) => {
             writeln!(out, "saved: {} of disk, up to {} of page cache", size(disk), size(cache))?;
@@ -184,6 +190,7 @@ mod tests {
                 other: tally(99, 5 << 20),
                 damaged: 0,
                 waiting: 7,
+                unable: false,
             },
             Row {
                 path: "/g".into(),
@@ -193,6 +200,7 @@ mod tests {
                 other: tally(0, 0),
                 damaged: 1,
                 waiting: 0,
+                unable: false,
             },
         ];
         let mut table = vec![cells("guest", COLUMNS.map(str::to_owned))];
