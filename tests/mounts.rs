@@ -292,6 +292,19 @@ fn privileged_what_processes_have_mounted_stays_when_names_change_from_outside()
     assert!(all().all(|name| guests.shared(name)), "{}", text(&output));
 
     let there = elsewhere(&guests);
+    let damaged = guests.second().join("usr/bin/pivoted");
+    set_immutable(&damaged, false);
+    fs::write(&damaged, "damaged").unwrap();
+    set_immutable(&damaged, true);
+    let output = unify(&guests, &["verify"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert_mounted(&there, "after verify");
+    assert!(
+        text(&output).contains("a mount point in the mount namespace of some process"),
+        "{}",
+        text(&output)
+    );
+
     let root = guests.first();
     let mut prepare = Command::new(env!("CARGO_BIN_EXE_cow-prepare"));
     let output = prepare.args(["--json", "/usr/bin", "--root"]).arg(&root).output().unwrap();

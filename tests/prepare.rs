@@ -642,7 +642,7 @@ fn privileged_equal_files_that_nobody_asked_for_stay_unified() {
     let said = out(&guests.prepare(&["-n", "/usr/bin"]));
     assert!(
         said.ends_with(
-            "\n2 files looked at, 3 would be made private (15 B to copy), 1 of them hard links elsewhere\n"
+            "\n2 files looked at, 3 would be made private (15 B to copy), 1 of them other names of these files\n"
         ),
         "{said}"
     );

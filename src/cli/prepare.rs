@@ -286,7 +286,7 @@ fn print(out: &mut dyn Write, arguments: &Arguments, report: &Report) -> io::Res
         size(report.bytes_copied)
     )?;
     if report.hard_links > 0 {
-        write!(out, ", {} of them hard links elsewhere", report.hard_links)?;
+        write!(out, ", {} of them other names of these files", report.hard_links)?;
     }
     if !report.left.is_empty() {
         write!(out, ", {} left as they are", report.left.len())?;

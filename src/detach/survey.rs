@@ -144,6 +144,10 @@ impl<'a> Surveyor<'a> {
     /// The directory part of a path is resolved inside the guest, its last component never. Returns the paths that
     /// are directories.
     pub fn paths<'p>(&mut self, paths: impl IntoIterator<Item = &'p PathBuf>) -> Vec<PathBuf> {
+        self.look_at(paths, Asked::Name)
+    }
+
+    fn look_at<'p>(&mut self, paths: impl IntoIterator<Item = &'p PathBuf>, asked: Asked) -> Vec<PathBuf> {
         let mut by_dir: BTreeMap<PathBuf, BTreeSet<OsString>> = BTreeMap::new();
         for path in paths {
             match self.resolver.place(path) {
@@ -164,7 +168,7 @@ impl<'a> Surveyor<'a> {
                         if inode.kind == Kind::Directory {
                             directories.push(place.path());
                         } else {
-                            self.take(place, inode, Asked::Name);
+                            self.take(place, inode, asked);
                         }
                     }
                 }
@@ -220,7 +224,7 @@ impl<'a> Surveyor<'a> {
                 Ok(Some(dir)) if dir == *top => self.walk(&dir, Some(patterns)),
                 // Behind a symlink the patterns do not match the canonical paths.
                 Ok(Some(dir)) => self.walk(&dir, Some(&patterns.moved(top, &dir))),
-                Ok(None) => drop(self.paths([top])),
+                Ok(None) => drop(self.look_at([top], Asked::Pattern)),
                 Err(source) => self.unseen.push(Unseen { path: top.clone(), source }),
             }
         }
@@ -435,9 +439,8 @@ fn leave_mount_points(root: &Root, survey: &mut Survey, named: impl Fn(&Place) -
         log::warn!("what is mounted in the guest cannot be seen: {}", Reason(e));
         MountPoints::default()
     });
-    let dir = |place: &Place| Inode::of(root.open_dir(&place.dir).ok()?).ok().map(|inode| inode.id);
     survey.unified.retain(|Found { place, .. }| {
-        let stays = mounted.are_on(&place.name, || dir(place));
+        let stays = mounted.are_at(root, place);
         if stays {
             let verdict = Verdict::MountedElsewhere;
             survey.left.push(Left { path: place.path(), verdict, named: named(place) });

@@ -16,7 +16,8 @@ use rustix::io::Errno;
 
 use super::inode::{Inode, InodeId};
 use super::process::Processes;
-use super::root::relative;
+use super::resolve::Place;
+use super::root::{Root, relative};
 
 /// Tries of a lookup that somebody's rename came in the way of.
 const TRIES: u32 = 16;
@@ -48,6 +49,11 @@ impl MountPoints {
     /// Whether something is mounted on the `name` in a directory, which is only asked for where need be.
     pub fn are_on(&self, name: &OsStr, dir: impl FnOnce() -> Option<InodeId>) -> bool {
         self.points.get(name).is_some_and(|dirs| dir().is_some_and(|dir| dirs.contains(&dir)))
+    }
+
+    /// Whether something is mounted on a name of a guest.
+    pub fn are_at(&self, root: &Root, place: &Place) -> bool {
+        self.are_on(&place.name, || Inode::of(root.open_dir(&place.dir).ok()?).ok().map(|inode| inode.id))
     }
 
     /// Adds what a process's `mountinfo` lists, whose root is this.

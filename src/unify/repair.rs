@@ -31,6 +31,7 @@ use crate::report::Reason;
 use crate::sys::copy::Copier;
 use crate::sys::handle::Handle;
 use crate::sys::inode::{Inode, InodeId, Time};
+use crate::sys::mounts::MountPoints;
 use crate::sys::resolve::Place;
 use crate::sys::signal::Held;
 use crate::sys::swap::{self, Name, Shared};
@@ -180,7 +181,27 @@ impl Repairer<'_> {
             let patient = |(ino, names)| Some(Patient { damaged: damaged.get(&ino)?, guest, names });
             patients.extend(found.into_iter().filter_map(patient));
         }
+        self.leave_mount_points(&mut patients, repaired);
         patients
+    }
+
+    /// Leaves names that processes have something mounted on, which would be gone.
+    fn leave_mount_points(&self, patients: &mut Vec<Patient<'_>>, repaired: &mut Repaired) {
+        if patients.is_empty() {
+            return;
+        }
+        let mounted = MountPoints::look().unwrap_or_default();
+        for patient in &mut *patients {
+            let root = &self.guests[patient.guest].root;
+            let names = std::mem::take(&mut patient.names);
+            let (left, names) = names.into_iter().partition(|name| mounted.are_at(root, name));
+            patient.names = names;
+            for name in left {
+                let reason = "a mount point in the mount namespace of some process".to_owned();
+                self.note_name(patient, &name, Some(reason), repaired);
+            }
+        }
+        patients.retain(|patient| !patient.names.is_empty());
     }
 
     /// Finds what is intact for each damaged object, by its name with the index 0.
