@@ -37,7 +37,8 @@ pub fn add(root: &Root, front_end: ProcessId, done: Result<Option<Settled>, Erro
         Ok(settled) => settled.unwrap_or_default(),
         Err(e) => return post::report(Err(e)),
     };
-    for problem in std::mem::take(&mut settled.failed) {
+    let let_go = std::mem::take(&mut settled.let_go);
+    for problem in let_go.into_iter().chain(std::mem::take(&mut settled.failed)) {
         log::warn!("{problem}");
     }
     if settled == Settled::default() {
@@ -59,14 +60,14 @@ fn try_add(root: &Root, front_end: ProcessId, run: &Settled, mut command: Comman
             new: sum.new + run.new,
             // Those that waited before are among them, or settled.
             postponed: run.postponed,
-            failed: Vec::new(),
+            ..Settled::default()
         },
         None => {
             let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status()?;
             if !status.success() {
                 return Err(io::Error::other("nobody waits for the end of the front end"));
             }
-            Settled { failed: Vec::new(), ..*run }
+            Settled { let_go: Vec::new(), failed: Vec::new(), ..*run }
         }
     };
     let ProcessId { pid, start } = front_end;
@@ -83,7 +84,7 @@ fn read(dir: impl std::os::fd::AsFd, front_end: ProcessId) -> Option<Settled> {
     let (pid, start) = (next()?, next()?);
     let is_of = pid == u64::try_from(front_end.pid).ok()? && start == front_end.start;
     let (restored, unified, new, postponed) = (next()?, next()?, next()?, next()?);
-    is_of.then_some(Settled { restored, unified, new, postponed, failed: Vec::new() })
+    is_of.then_some(Settled { restored, unified, new, postponed, ..Settled::default() })
 }
 
 /// Waits, in a process of its own, for the end of a front end, and says what its runs came to.

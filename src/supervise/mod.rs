@@ -23,8 +23,8 @@ mod start;
 mod worker;
 
 pub use self::start::{
-    Error, Supervised, inherited, is_supervised, may_supervise, may_supervise_this_thread, process, resume, serve,
-    this_thread, this_thread_by,
+    Error, Supervised, inherited, is_supervised, may_supervise, may_supervise_this_thread, process, resume,
+    serve, this_thread, this_thread_by,
 };
 
 use crate::policy::Policy;
