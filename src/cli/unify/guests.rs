@@ -111,9 +111,9 @@ fn other(guest: &Guest, scope: Scope) -> Option<&'static str> {
         return Some("an empty directory");
     }
     let holds = |name: &&str| names.iter().any(|other| other == name);
-    if OF_A_POOL.iter().all(|name| holds(name)) {
+    if OF_A_POOL.iter().all(&holds) {
         return Some("a pool");
     }
-    let is_root = OF_A_ROOT.iter().any(|name| holds(name));
+    let is_root = OF_A_ROOT.iter().any(holds);
     (scope == Scope::Owned && !is_root).then_some("nothing in it that a root directory has")
 }
