@@ -566,7 +566,7 @@ fn privileged_status_counts_what_there_is() {
             "/usr/bin/file-6",
             &[
                 "  package        none",
-                "  next           nothing: no package owns it; run `cow-prepare` on it before it is written to",
+                "  next           nothing: no package owns it; run `cow-prepare /usr/bin/file-6` before it is written to",
             ],
         ),
         (

@@ -56,18 +56,20 @@ impl Error {
     pub fn remedy(&self) -> &'static str {
         match self {
             Error::ForeignListener => {
-                "switch its system call interception off, or prepare the files with cow-prepare"
+                "switch its system call interception off, or prepare the files with `cow-prepare PATH...`"
             }
             Error::Forbidden(_) => {
-                "let the filter of the container or the service pass it, or prepare the files with cow-prepare"
+                "let the filter of the container or the service pass it, or prepare the files with `cow-prepare PATH...`"
             }
             Error::Filter(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 "run it as root, with CAP_SYS_ADMIN in the container"
             }
-            Error::Filter(_) => "use Linux 5.9 or newer with CONFIG_SECCOMP_FILTER, or cow-prepare",
+            Error::Filter(_) => {
+                "use Linux 5.9 or newer with CONFIG_SECCOMP_FILTER, or prepare the files with `cow-prepare PATH...`"
+            }
             Error::Supervisor(_) | Error::Lost(_) => "free some memory or processes, then try again",
             Error::Elsewhere => "start cow-run in this root, or leave it out",
-            Error::Processor => "prepare the files with cow-prepare",
+            Error::Processor => "prepare the files with `cow-prepare PATH...`",
         }
     }
 }

@@ -106,7 +106,10 @@ fn next(
             return "made private before every transaction (the policy's prepare list)".into();
         }
         if packages.is_empty() {
-            return "nothing: no package owns it; run `cow-prepare` on it before it is written to".into();
+            return format!(
+                "nothing: no package owns it; run `cow-prepare {}` before it is written to",
+                Shown(path)
+            );
         }
         return format!("made private before {} is upgraded, configured or removed", packages.join(", "));
     }
