@@ -61,7 +61,7 @@ fn privileged_what_is_no_guest_is_passed_over_and_a_guest_that_is_gone_is_its_ow
     symlink("nowhere", farm.path("old")).unwrap();
     let (c, d) = farm.both("usr/bin/more", "new");
     for words in [&[][..], &["--changed"], &["status"], &["verify"]] {
-        let words = [words, &["old", "gone"], &all[..]].concat();
+        let words = [words, &["-v", "old", "gone"], &all[..]].concat();
         let (code, said) = farm.refused(&words);
         assert_eq!(code, 1, "{words:?}: {said}");
         assert!(said.contains("gone: ") && said.contains("old: ") && said.contains("No such file"), "{said}");
