@@ -39,6 +39,7 @@ mod system;
 mod unify;
 mod unify_deep;
 mod unify_failures;
+mod unify_figures;
 mod unify_flags;
 mod unify_interruption;
 mod unify_race;

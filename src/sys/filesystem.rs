@@ -1,7 +1,9 @@
-//! A filesystem as a whole: room, read-only state, flushing.
+//! A filesystem as a whole: room, identity, read-only state, flushing.
+
+#![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::StatVfsMountFlags;
 
@@ -21,6 +23,26 @@ pub fn available(fd: impl AsFd) -> io::Result<Available> {
     // A filesystem that makes inodes as they are needed counts none.
     let inodes = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
     Ok(Available { bytes, inodes })
+}
+
+/// A number that a filesystem, on btrfs a subvolume, keeps when it is mounted again: its device does not. 0 where it has
+/// none.
+pub fn identity(dir: impl AsFd) -> io::Result<u64> {
+    /// `FS_IOC_GETFSUUID` of `linux/fs.h`.
+    const GET_UUID: libc::Ioctl = 0x8011_1500_u32 as libc::Ioctl;
+    /// `BTRFS_SUPER_MAGIC` of `linux/magic.h`.
+    const BTRFS: i64 = 0x9123_683e;
+    let of_statfs = rustix::fs::fstatvfs(&dir)?.f_fsid;
+    // Subvolumes of btrfs have one UUID; on xfs the other number is made of the device.
+    if rustix::fs::fstatfs(&dir)?.f_type as i64 == BTRFS {
+        return Ok(of_statfs);
+    }
+    let mut uuid = [0u8; 17];
+    // SAFETY: the call writes the length and the 16 bytes of a `struct fsuuid2`, which live through it.
+    let result = unsafe { libc::ioctl(dir.as_fd().as_raw_fd(), GET_UUID, &raw mut uuid) };
+    let halves =
+        uuid[1..].chunks_exact(8).map(|half| half.iter().fold(0, |all, byte| all << 8 | u64::from(*byte)));
+    Ok(if result == 0 { halves.fold(0, |all, half| all ^ half) } else { of_statfs })
 }
 
 /// Whether the mount is read-only.

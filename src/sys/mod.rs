@@ -13,6 +13,7 @@ pub mod attributes;
 pub mod copy;
 pub mod dedupe;
 pub mod encryption;
+pub mod extents;
 pub mod filesystem;
 pub mod filter;
 #[cfg(test)]

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, Row as SqlRow, Transaction, params
 use super::catalog::{Catalog, File, Guest};
 use super::identity::Digest;
 use crate::report::Shown;
-use crate::sys::inode::InodeId;
+use crate::sys::filesystem;
 
 const SCHEMA: i64 = 1;
 
@@ -251,13 +251,19 @@ fn keep(transaction: &Transaction<'_>, row: i64, catalog: &Catalog, file: &File)
 
 /// The row of a guest that was seen as it is, under this fingerprint.
 fn find(db: &Connection, guest: &Guest, fingerprint: &[u8]) -> rusqlite::Result<Option<i64>> {
-    let InodeId { dev, ino } = guest.inode.id;
+    let (dev, ino) = identity(guest);
     db.prepare_cached("SELECT id FROM guest WHERE path = ?1 AND dev = ?2 AND ino = ?3 AND fingerprint = ?4")?
         .query_row(
             params![guest.root.path().as_os_str().as_bytes(), dev as i64, ino as i64, fingerprint],
             |row| row.get(0),
         )
         .optional()
+}
+
+/// What a guest's root is, also when its filesystem is mounted again.
+fn identity(guest: &Guest) -> (u64, u64) {
+    let filesystem = guest.root.open_dir(Path::new("/")).and_then(filesystem::identity);
+    (filesystem.unwrap_or(guest.inode.id.dev), guest.inode.id.ino)
 }
 
 /// Forgets what is known under a guest's path, and begins anew.
@@ -271,7 +277,7 @@ fn begin(transaction: &Transaction<'_>, guest: &Guest, fingerprint: &[u8]) -> ru
     ] {
         transaction.execute(&statement, [path])?;
     }
-    let InodeId { dev, ino } = guest.inode.id;
+    let (dev, ino) = identity(guest);
     transaction.execute(
         "INSERT INTO guest (path, dev, ino, fingerprint) VALUES (?1, ?2, ?3, ?4)",
         params![path, dev as i64, ino as i64, fingerprint],

@@ -42,6 +42,8 @@ pub struct Dir {
 pub enum Unfit {
     /// Empty, or smaller than asked for.
     Small,
+    /// It has no blocks that could be shared.
+    Inline,
     /// Set-id bits, which packages' scripts change in place.
     SetId,
     /// Capabilities, likewise.
@@ -85,6 +87,7 @@ impl Unfit {
     pub fn describe(self) -> &'static str {
         match self {
             Unfit::Small => "empty or too small",
+            Unfit::Inline => "within their inodes, without blocks to share",
             Unfit::SetId => "set-id",
             Unfit::Capabilities => "file capabilities",
             Unfit::Protected => "immutable or append-only, the administrator's own",

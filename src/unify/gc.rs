@@ -1,4 +1,4 @@
-//! Removes what no guest has a link to: objects, and what verification has set aside.
+//! Removes what no guest has a link to, or shares blocks with: objects, and what verification has set aside.
 //!
 //! Killed anywhere, it leaves at most one object unprotected that nobody links. Whoever links it protects it first.
 
@@ -22,7 +22,7 @@ pub struct Collected {
     pub removed: Vec<PathBuf>,
     /// Bytes of disk that they took.
     pub freed: u64,
-    /// Objects that guests have links to.
+    /// Objects that guests have links to, or share blocks with.
     pub kept: u64,
     /// What could not be removed, with the reason.
     pub failed: Vec<(PathBuf, String)>,
@@ -30,7 +30,7 @@ pub struct Collected {
 
 /// Removes unused objects of a pool.
 pub struct Collector<'a> {
-    /// The pool, locked by the caller. One whose files share blocks is none: nobody has links to its objects.
+    /// The pool, locked by the caller.
     pub pool: &'a Pool,
     /// Say what would be removed, and change nothing.
     pub dry_run: bool,
@@ -43,7 +43,7 @@ pub struct Collector<'a> {
 }
 
 impl Collector<'_> {
-    /// Removes every object and every file in quarantine that has no other link.
+    /// Removes every object and every file in quarantine that no guest has, or shares blocks with.
     ///
     /// # Errors
     /// Where nothing can be done at all. What fails for one object is in the result.
@@ -55,7 +55,15 @@ impl Collector<'_> {
         let mut stored = self.pool.look(self.threads)?;
         let protected = stored.iter().any(|object| object.inode.immutable);
         stored.extend(self.pool.look_at_quarantine()?);
-        let (unused, used): (Vec<Stored>, Vec<Stored>) = stored.into_iter().partition(Stored::is_unused);
+        let looked = parallel::map(self.threads, &stored, |stored| self.pool.is_unused(stored));
+        let (mut unused, mut used) = (Vec::new(), Vec::new());
+        for (stored, looked) in stored.into_iter().zip(looked) {
+            match looked {
+                Ok(true) => unused.push(stored),
+                Ok(false) => used.push(stored),
+                Err(e) => collected.failed.push((self.pool.path_of(&stored), Reason(e).to_string())),
+            }
+        }
         collected.kept = used.iter().filter(|stored| !stored.set_aside).count() as u64;
         if !self.dry_run && !unused.is_empty() {
             self.pool.may_change(protected)?;

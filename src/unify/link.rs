@@ -31,7 +31,7 @@ use crate::sys::inode::Inode;
 use crate::sys::signal::Held;
 use crate::sys::swap::{self, Name, Shared};
 use crate::sys::traits::Traits;
-use crate::sys::{filesystem, gate, iunlink, times, xattr};
+use crate::sys::{extents, filesystem, gate, iunlink, times, xattr};
 
 /// Names linked in one window, at most: somebody may wait for its end.
 const WINDOW: usize = 64;
@@ -83,6 +83,8 @@ pub struct Linked {
     pub freed: u64,
     /// Bytes of disk that the new objects take.
     pub taken: u64,
+    /// Names that have the blocks of their object already.
+    pub known: Vec<u32>,
     /// Names that stay as they are for now.
     pub left: Vec<(u32, Unfit)>,
     /// Work that may go better when other work is done.
@@ -121,6 +123,7 @@ impl Linked {
         self.freed += other.freed;
         self.taken += other.taken;
         self.postponed.extend(other.postponed);
+        self.known.extend(other.known);
         self.left.extend(other.left);
         self.failed.extend(other.failed);
         self.contested += other.contested;
@@ -245,6 +248,10 @@ impl Linker<'_> {
                 reason = Unfit::Writer;
                 continue;
             }
+            if self.pool.settings.share == Share::Reflink && extents::of(&source)?.is_empty() {
+                reason = Unfit::Inline;
+                continue;
+            }
             match self.copy(&source, &inode, work) {
                 Ok(Ok(copied)) => return Ok(Ok(Some(copied))),
                 Ok(Err(unfit)) => reason = unfit,
@@ -343,7 +350,8 @@ impl Linker<'_> {
         if let Some(Copied { bytes, allocated, .. }) = job.copy {
             linked.objects += 1;
             linked.copied += bytes;
-            linked.taken += allocated;
+            // Those of a copy that shares blocks are counted with what it shares.
+            linked.taken += if self.pool.settings.share == Share::Hardlink { allocated } else { 0 };
         }
         (self.done)(job.work.names.len() as u64, 0);
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::cache::{Cache, Remembered};
 use super::catalog::{Catalog, File, Guest, Unfit};
+use super::dedupe;
 use super::digest::Limits;
 use super::identity::Digest;
 use super::link::{Fence, Linked};
@@ -159,8 +160,13 @@ impl Pass<'_> {
         };
         let works = self.leave_in_use(&catalog, works, &mut passed);
         for work in &works {
-            passed.names.extend(work.names.iter().map(|&at| catalog.outer_path(&catalog.files[at as usize])));
-            passed.would_free += work.frees(&catalog);
+            let (freed, names) = match self.settings.share {
+                Share::Hardlink => (work.frees(&catalog), work.names.clone()),
+                // What cannot be asked is not counted.
+                Share::Reflink => dedupe::would_free(&catalog, self.pool, work).unwrap_or_default(),
+            };
+            passed.names.extend(names.iter().map(|&at| catalog.outer_path(&catalog.files[at as usize])));
+            passed.would_free += freed;
         }
         Ok(passed)
     }
@@ -177,6 +183,11 @@ impl Pass<'_> {
         let prints = self.scan_all(&mut catalog, guests, Some(&cache), &index, &mut passed);
         let works = self.plan(&mut catalog, &index, &mut passed);
         self.link(pool, &catalog, works, &mut passed)?;
+        for &at in &passed.linked.known {
+            catalog.files[at as usize].shares_blocks = true;
+            let dir = catalog.files[at as usize].dir as usize;
+            catalog.dirs[dir].fresh = true;
+        }
         if passed.linked.names.is_empty() {
             self.store(&mut cache, &catalog, &prints);
             return Ok(passed);

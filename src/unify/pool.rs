@@ -32,7 +32,7 @@ use crate::parallel;
 use crate::sys::inode::{Inode, Kind};
 use crate::sys::root::Root;
 use crate::sys::swap::{self, Name};
-use crate::sys::{filesystem, lock, state, tree};
+use crate::sys::{extents, filesystem, lock, state, tree};
 
 /// The directory beside the guests that is their pool unless another is named.
 pub const DEFAULT_NAME: &str = ".cow-pool";
@@ -322,6 +322,14 @@ impl Pool {
     /// The path of an object, for messages.
     pub fn object_path(&self, name: &ObjectName) -> PathBuf {
         self.path().join(OBJECTS).join(format!("{:02x}", name.shelf())).join(name.file())
+    }
+
+    /// Whether no guest has a file of the pool, or its blocks.
+    pub fn is_unused(&self, stored: &Stored) -> io::Result<bool> {
+        if self.settings.share == Share::Hardlink {
+            return Ok(stored.is_unused());
+        }
+        extents::is_alone(Name { dir: self.dir_of(stored)?.as_fd(), name: &stored.file }.open()?)
     }
 
     /// Whether objects can be changed.

@@ -10,7 +10,7 @@ use super::object::Index;
 use super::pool::{Pool, Share, Stored};
 use super::rules::Rules;
 use super::scope::{self, Directory, Eligible, Scope};
-use super::{Error, Watch, protection};
+use super::{At, Error, Watch, protection};
 use crate::detach::survey::Tally;
 use crate::ledger::store::{is_unable, read_spool};
 use crate::parallel;
@@ -46,7 +46,7 @@ pub struct Status {
     pub cache_saved: Option<u64>,
     /// Objects in the pool; bytes of disk they take.
     pub objects: Tally,
-    /// Those of them that no guest at all has a link to.
+    /// Those of them that no guest at all has a link to, or shares blocks with.
     pub unused: Tally,
     /// Files in quarantine.
     pub set_aside: u64,
@@ -84,7 +84,8 @@ impl Looker<'_> {
     /// Where the pool cannot be read. What cannot be read in a guest is in the result.
     pub fn look(&self, guests: &[Guest]) -> Result<Status, Error> {
         let files = self.pool.look_at_all(self.threads)?;
-        let index = Index::of(&files);
+        // Where blocks are shared no name is an object's, and another subvolume may have inodes of the same numbers.
+        let index = if self.joins_inodes() { Index::of(&files) } else { Index::default() };
         self.watch.begin("looking", 0);
         let looked = parallel::map(self.threads, guests, |guest| self.look_at(guest, guests, &index));
         self.watch.end();
@@ -105,7 +106,7 @@ impl Looker<'_> {
         }
         for object in &stored {
             add(&mut status.objects, object.inode.allocated);
-            if object.is_unused() && self.joins_inodes() {
+            if self.pool.is_unused(object).at(&self.pool.path_of(object))? {
                 add(&mut status.unused, object.inode.allocated);
             }
         }

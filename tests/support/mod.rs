@@ -86,6 +86,16 @@ impl Filesystem {
         Filesystem { mount: mount.to_path_buf(), image: image.into_file(), _directory: None }
     }
 
+    /// Unmounts it, and mounts it with these options.
+    pub fn mount_again(&self, options: &str) {
+        run(Command::new("umount").arg(&self.mount));
+        let image = format!("/proc/{}/fd/{}", std::process::id(), self.image.as_raw_fd());
+        let device = text(&run(Command::new("losetup").args(["--find", "--show", &image])));
+        run(Command::new("mount").args(["-o", options, device.trim()]).arg(&self.mount));
+        // It goes with the mount.
+        run(Command::new("losetup").args(["--detach", device.trim()]));
+    }
+
     pub fn path(&self) -> &Path {
         &self.mount
     }

@@ -11,7 +11,6 @@ use crate::cli::bar::Bar;
 use crate::exit::Exit;
 use crate::report::{Shown, size};
 use crate::unify::gc::Collector;
-use crate::unify::pool::Share;
 
 /// What happened, for machines.
 #[derive(Debug, Serialize)]
@@ -20,7 +19,7 @@ struct Report {
     pool: Named,
     removed: u64,
     bytes_freed: u64,
-    /// Objects that guests have links to.
+    /// Objects that guests have links to, or share blocks with.
     kept: u64,
     recovered: u64,
     /// Files removed; only with --verbose and --dry-run.
@@ -31,12 +30,6 @@ struct Report {
 pub fn run(dry_run: bool, common: &Common) -> anyhow::Result<Exit> {
     let policy = super::policy()?;
     let pool = super::place::existing(common, &[])?;
-    if pool.settings.share == Share::Reflink {
-        anyhow::bail!(
-            "{}: in a pool that shares blocks nobody has links: what is unused cannot be told",
-            Shown(pool.path())
-        );
-    }
     let _lock = super::lock(&pool, &policy)?;
     let bar = Bar::new(common.quiet > 0 || common.json);
     let collector = Collector {

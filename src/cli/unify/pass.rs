@@ -35,6 +35,7 @@ struct Report {
     linked: u64,
     /// Objects made for them.
     objects: u64,
+    /// Bytes that the filesystem gets back, less what new objects take.
     bytes_freed: u64,
     bytes_copied: u64,
     /// Names in directories that were read which were the pool's already.
@@ -265,7 +266,11 @@ fn report(
         looked_at: passed.looked_at,
         linked: if arguments.dry_run { passed.names.len() as u64 } else { linked.names.len() as u64 },
         objects: linked.objects,
-        bytes_freed: if arguments.dry_run { passed.would_free } else { linked.freed },
+        bytes_freed: if arguments.dry_run {
+            passed.would_free
+        } else {
+            linked.freed.saturating_sub(linked.taken)
+        },
         bytes_copied: linked.copied,
         shared_before: passed.shared_before,
         damaged: passed.damaged,
