@@ -129,8 +129,7 @@ type Results = [AtomicU8; PROBES.len()];
 
 /// Whether this process is behind a filter, which may be one of ours.
 pub fn is_in_force() -> bool {
-    // Where nothing is known each call is tried.
-    mode().is_none_or(|mode| mode != b'0')
+    mode().or_else(mode_asked).is_none_or(|mode| mode != b'0')
 }
 
 /// The system call, by its name, that a filter forbids and supervision needs.
@@ -174,6 +173,13 @@ fn mode() -> Option<u8> {
     lines.find_map(|line| line.strip_prefix(b"Seccomp:\t")?.first().copied())
 }
 
+/// The same where no procfs is mounted, from a child: a filter may kill who asks (`PR_GET_SECCOMP(2const)`).
+fn mode_asked() -> Option<u8> {
+    // SAFETY: it touches no memory.
+    let code = in_child(|| unsafe { libc::prctl(libc::PR_GET_SECCOMP) }).ok()??;
+    u8::try_from(code).ok().map(|code| b'0' + code)
+}
+
 fn ask() -> &'static Results {
     static NOTHING: Results = [const { AtomicU8::new(FORBIDDEN) }; PROBES.len()];
     let Ok(results) = shared() else { return &NOTHING };
@@ -211,6 +217,19 @@ fn shared() -> io::Result<&'static Results> {
 
 /// Has a child make the calls from this one on.
 fn ask_from(first: usize, results: &Results) -> io::Result<()> {
+    let ended = in_child(|| {
+        for (probe, result) in PROBES.iter().zip(results).skip(first) {
+            result.store(BEGUN, Ordering::SeqCst);
+            result.store(if is_permitted(probe) { PERMITTED } else { FORBIDDEN }, Ordering::SeqCst);
+        }
+        0
+    });
+    ended.map(drop)
+}
+
+/// Runs `work` in a child, which ends with the exit code it returns; none where a signal killed it. It makes nothing but
+/// system calls.
+fn in_child(work: impl FnOnce() -> libc::c_int) -> io::Result<Option<libc::c_int>> {
     // SAFETY: without flags this is fork(2), but no signal tells of the child's end, nor can another thread wait for
     // it by accident. The child makes nothing but system calls until it ends.
     let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
@@ -222,19 +241,17 @@ fn ask_from(first: usize, results: &Results) -> io::Result<()> {
         // No core of it is wanted.
         // SAFETY: the limit is read, and outlives the call.
         unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
-        for (probe, result) in PROBES.iter().zip(results).skip(first) {
-            result.store(BEGUN, Ordering::SeqCst);
-            result.store(if is_permitted(probe) { PERMITTED } else { FORBIDDEN }, Ordering::SeqCst);
-        }
+        let code = work();
         // SAFETY: ends the process.
-        unsafe { libc::_exit(0) }
+        unsafe { libc::_exit(code) }
     }
     loop {
-        // SAFETY: nothing is written to memory.
-        let ended = unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::__WALL) };
+        let mut status = 0;
+        // SAFETY: the status is written to, and outlives the call.
+        let ended = unsafe { libc::waitpid(child as i32, &raw mut status, libc::__WALL) };
         let error = io::Error::last_os_error();
         if ended == child as i32 {
-            return Ok(());
+            return Ok(libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)));
         } else if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
         }
@@ -273,6 +290,18 @@ mod tests {
             let result = result.load(Ordering::SeqCst);
             assert!(result == PERMITTED || privileged.contains(&probe.name), "{}: {result}", probe.name);
         }
+    }
+
+    #[test]
+    fn without_procfs_the_kernel_tells_of_filters() {
+        assert_eq!(mode_asked(), Some(b'0'));
+        let behind = std::thread::spawn(|| {
+            crate::sys::seccomp::testing::forbid(libc::SYS_kcmp, libc::SECCOMP_RET_KILL_PROCESS);
+            let known = mode_asked();
+            crate::sys::seccomp::testing::forbid(libc::SYS_prctl, libc::SECCOMP_RET_KILL_PROCESS);
+            (known, mode_asked())
+        });
+        assert_eq!(behind.join().unwrap(), (Some(b'2'), None));
     }
 
     #[test]
