@@ -79,7 +79,7 @@ fn privileged_hooks_of_others_change_what_is_unified() {
     let all = LISTS.map(|(list, _)| list);
     serves(
         &pair,
-        "apt-get update -o Dir::Etc::sourceparts=- -o Dir::Etc::sourcelist=/dev/null; \
+        "apt-get update -o Dir::Etc::sourceparts=- -o Dir::Etc::sourcelist=/dev/null -o APT::Get::List-Cleanup=0; \
                 apt-get install --reinstall less",
         &all,
     );
