@@ -389,15 +389,20 @@ impl Detacher<'_> {
         let name = Name { dir, name: &intent.place.name };
         let temporary = job.entry.temporary();
         let temporary = self.temporary(&job.entry, dir, &temporary);
+        let made = temporary.inode()?.map(|inode| inode.id.ino);
         let result = self.change(name, temporary, job);
         if !matches!(result, Ok(_) | Err(Unswapped::Failed { unprotected: true, .. })) {
             // The name is as it was; the copy is of no use.
             let _ = temporary.unlink();
         }
         let (change, kept) = result?;
-        let copy = if kept { name.inode()? } else { None };
-        // The inode's ctime is final only when all its names are in place.
-        let ctime = |inode: &Inode| (names == 1).then_some(inode.ctime);
+        // Another process may have given the name away again; then nothing is known of the copy.
+        let copy = if kept { name.inode().ok().flatten() } else { None };
+        let copy = copy.filter(|inode| Some(inode.id.ino) == made);
+        // The inode's ctime is final only when all its names are in place. A process that waits for its copy changes
+        // that at once, and the clock of the ctime may not have gone on (`multigrain-ts` in the kernel's documentation).
+        let is_final = names == 1 && self.manner == Manner::Batch;
+        let ctime = |inode: &Inode| is_final.then_some(inode.ctime);
         let copy = copy.map(|inode| Copy { ino: inode.id.ino, ctime: ctime(&inode) });
         Ok(Swapped { change, kept, copy })
     }

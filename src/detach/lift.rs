@@ -1,4 +1,4 @@
-//! Files in layers (overlayfs): one copy that the kernel makes, instead of a copy, an exchange and a window of ours.
+//! Files in layers (overlayfs): one copy that the kernel makes, instead of a copy and a window of ours.
 //!
 //! Nothing is recorded: the shared file is in a layer that nothing here can change.
 

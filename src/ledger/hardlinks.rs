@@ -122,9 +122,10 @@ impl HardLinks {
         self.add(names);
     }
 
-    /// Each name ended by a NUL byte, each file by another.
+    /// Each name ended by a NUL byte, each file by another. It begins with one more: a file that a power cut has left
+    /// without its content is not taken for a list of nothing.
     fn content(&self) -> Vec<u8> {
-        let mut content = Vec::new();
+        let mut content = vec![0];
         for names in self.files.values() {
             for name in names {
                 content.extend_from_slice(name.as_os_str().as_bytes());
@@ -136,7 +137,7 @@ impl HardLinks {
     }
 
     fn parse(content: &[u8]) -> HardLinks {
-        let mut links = HardLinks { known: true, ..HardLinks::default() };
+        let mut links = HardLinks { known: !content.is_empty(), ..HardLinks::default() };
         for names in content.split(|&byte| byte == 0).collect::<Vec<_>>().split(|name| name.is_empty()) {
             let names: BTreeSet<PathBuf> =
                 names.iter().map(|name| PathBuf::from(OsString::from_vec(name.to_vec()))).collect();

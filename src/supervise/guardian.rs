@@ -52,7 +52,8 @@ impl Guardian {
                 return;
             }
             // Their protection speaks for itself, once it is there again.
-            let answer = if is_in_order(self.own) { Answer::Continue } else { Answer::Failed(Errno::PERM) };
+            let in_order = is_in_order(self.own);
+            let answer = if in_order { options.without_an_answer() } else { Answer::Failed(Errno::PERM) };
             for id in self.calls.left() {
                 let _ = listener.answer(id, answer);
             }

@@ -161,7 +161,8 @@ impl<'a> Supervisor<'a> {
             };
             calls.begin(slot, call.id);
             let answer = catch_unwind(AssertUnwindSafe(|| self.decide(&call, &mut known, &mut view)));
-            let _ = self.listener.answer(call.id, answer.unwrap_or(Answer::Continue));
+            let answer = answer.unwrap_or_else(|_| self.options.without_an_answer());
+            let _ = self.listener.answer(call.id, answer);
             calls.end(slot);
         }
     }
@@ -189,6 +190,9 @@ impl<'a> Supervisor<'a> {
         done.unwrap_or_else(|e| {
             if let Some(errno @ (Errno::NOSPC | Errno::DQUOT)) = Errno::from_io_error(&e) {
                 return Answer::Failed(errno);
+            }
+            if self.options.unprotected {
+                return Answer::Failed(Errno::from_io_error(&e).unwrap_or(Errno::IO));
             }
             // What we cannot look at the kernel can: it says the same to the caller.
             log::trace!("call {} of {}: {}", call.number, call.tid, Reason(e));

@@ -1,6 +1,6 @@
 //! Which system calls a filter forbids this process (`seccomp(2)`).
 //!
-//! A filter may let a call fail, or kill who makes it. So each call is tried in a child, with arguments that the kernel
+//! A filter may let a call fail, or kill the process that makes it. So each call is tried in a child, with arguments that the kernel
 //! refuses whoever asks, before this process needs it. Where there is no filter, nothing is tried.
 
 #![allow(unsafe_code)]
@@ -17,7 +17,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 enum Need {
     /// Something is done better with it.
     Nothing,
-    /// Supervision, by the supervisor or by who has it begun.
+    /// Supervision, by the supervisor or by the process that begins it.
     Supervising,
     /// Private copies; the supervisor makes them, too.
     Copying,
@@ -173,7 +173,7 @@ fn mode() -> Option<u8> {
     lines.find_map(|line| line.strip_prefix(b"Seccomp:\t")?.first().copied())
 }
 
-/// The same where no procfs is mounted, from a child: a filter may kill who asks (`PR_GET_SECCOMP(2const)`).
+/// The same where no procfs is mounted, from a child: a filter may kill the process that asks (`PR_GET_SECCOMP(2const)`).
 fn mode_asked() -> Option<u8> {
     // SAFETY: it touches no memory.
     let code = in_child(|| unsafe { libc::prctl(libc::PR_GET_SECCOMP) }).ok()??;
@@ -183,9 +183,9 @@ fn mode_asked() -> Option<u8> {
 fn ask() -> &'static Results {
     static NOTHING: Results = [const { AtomicU8::new(FORBIDDEN) }; PROBES.len()];
     let Ok(results) = shared() else { return &NOTHING };
-    let mut next = 0;
+    let (mut next, mut limit) = (0, true);
     while next < PROBES.len() {
-        if ask_from(next, results).is_err() {
+        if ask_from(next, results, limit).is_err() {
             return &NOTHING;
         }
         // It was killed by what it had begun.
@@ -194,6 +194,8 @@ fn ask() -> &'static Results {
                 results[killer].store(FORBIDDEN, Ordering::SeqCst);
                 next = killer + 1;
             }
+            // Or by the limit.
+            None if limit && results[next].load(Ordering::SeqCst) == 0 => limit = false,
             None => break,
         }
     }
@@ -216,8 +218,15 @@ fn shared() -> io::Result<&'static Results> {
 }
 
 /// Has a child make the calls from this one on.
-fn ask_from(first: usize, results: &Results) -> io::Result<()> {
+///
+/// With `limit`, a child that is killed leaves no core.
+fn ask_from(first: usize, results: &Results, limit: bool) -> io::Result<()> {
     let ended = in_child(|| {
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        if limit {
+            // SAFETY: the limit is read, and outlives the call.
+            unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
+        }
         for (probe, result) in PROBES.iter().zip(results).skip(first) {
             result.store(BEGUN, Ordering::SeqCst);
             result.store(if is_permitted(probe) { PERMITTED } else { FORBIDDEN }, Ordering::SeqCst);
@@ -237,10 +246,6 @@ fn in_child(work: impl FnOnce() -> libc::c_int) -> io::Result<Option<libc::c_int
         return Err(io::Error::last_os_error());
     }
     if child == 0 {
-        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // No core of it is wanted.
-        // SAFETY: the limit is read, and outlives the call.
-        unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
         let code = work();
         // SAFETY: ends the process.
         unsafe { libc::_exit(code) }
@@ -283,7 +288,7 @@ mod tests {
     #[test]
     fn without_a_filter_every_call_is_permitted() {
         let results = shared().unwrap();
-        ask_from(0, results).unwrap();
+        ask_from(0, results, true).unwrap();
         // These ask for a capability first.
         let privileged = ["fanotify_init", "open_by_handle_at", "fsopen", "fsmount", "mlockall"];
         for (probe, result) in PROBES.iter().zip(results) {
@@ -308,6 +313,7 @@ mod tests {
     fn a_call_that_kills_is_found_and_so_are_those_after_it() {
         let forbidden = [
             (libc::SYS_kcmp, libc::SECCOMP_RET_KILL_PROCESS),
+            (libc::SYS_prlimit64, libc::SECCOMP_RET_KILL_PROCESS),
             (libc::SYS_ptrace, libc::SECCOMP_RET_TRAP),
             (libc::SYS_statx, libc::SECCOMP_RET_ERRNO | libc::EACCES as u32),
             (libc::SYS_chroot, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),

@@ -108,7 +108,10 @@ impl Processes {
     /// Which mount namespace a process is in, and its root directory.
     pub fn surroundings(&self, pid: i32) -> io::Result<(Vec<u8>, Inode)> {
         let namespace = rustix::fs::readlinkat(&self.proc, format!("{pid}/ns/mnt"), Vec::new())?;
-        Ok((namespace.into_bytes(), Inode::behind(&self.proc, &format!("{pid}/root"))?))
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(&self.proc, format!("{pid}/root"), flags, Mode::empty())?;
+        // A filesystem that the process itself serves is not asked.
+        Ok((namespace.into_bytes(), Inode::cached(root)?))
     }
 
     /// The root directory of a process, and what it has mounted, with paths from there (`proc_pid_mountinfo(5)`).
@@ -165,6 +168,11 @@ impl Processes {
     /// What it may do, and who may do something with it.
     pub fn status(&self, pid: i32) -> io::Result<Status> {
         parse_status(&self.read(pid, "status")?).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    }
+
+    /// The path of the program that the process runs, as the kernel tells it; the file is not asked.
+    pub fn program_path(&self, pid: i32) -> io::Result<Vec<u8>> {
+        Ok(rustix::fs::readlinkat(&self.proc, format!("{pid}/exe"), Vec::new())?.into_bytes())
     }
 
     /// The program that the process runs, open for reading.

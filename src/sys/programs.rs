@@ -1,19 +1,20 @@
 //! Which files the programs that run were loaded from (`proc_pid_maps(5)`).
 //!
-//! A program whose file has lost its name goes on with the displaced inode. That does no harm, but who looks for
-//! programs that want a restart after an upgrade (needrestart, `zypper ps`) finds it, and disk and memory are freed
-//! only when it ends.
+//! A program whose file has lost its name goes on with the displaced inode. That does no harm, but tools that look for
+//! programs that want a restart after an upgrade (needrestart, `zypper ps`) find it, and disk and memory are freed only
+//! when it ends.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
-use super::inode::{Inode, InodeId};
+use super::inode::InodeId;
 use super::process::Processes;
 
-/// The programs that run, but for some.
+/// The programs that run, but for some. Nothing is looked at before the first question.
 #[derive(Debug, Default)]
 pub struct Programs {
-    spared: HashSet<i32>,
+    /// Those that a package manager's run ends with do not count.
+    outliving: bool,
     loaded: OnceLock<Loaded>,
 }
 
@@ -39,20 +40,9 @@ impl Programs {
     }
 
     /// Those that outlive a package manager which has called this program: not this one, nor what it descends from but
-    /// for the first process, nor others that run the same file.
+    /// for the first process, nor others that run the same program.
     pub fn outliving_the_caller() -> Programs {
-        let Ok(processes) = Processes::open() else { return Programs::default() };
-        let own = std::process::id() as i32;
-        let ancestors = processes.ancestors().unwrap_or_default();
-        let mut spared: HashSet<i32> = ancestors.iter().map(|ancestor| ancestor.id.pid).collect();
-        spared.remove(&1);
-        spared.insert(own);
-        let program = |pid| Inode::of(processes.program(pid).ok()?).ok().map(|inode| inode.id);
-        if let Some(ours) = program(own) {
-            let numbers = processes.all().unwrap_or_default();
-            spared.extend(numbers.into_iter().filter(|&pid| program(pid) == Some(ours)));
-        }
-        Programs { spared, ..Programs::default() }
+        Programs { outliving: true, ..Programs::default() }
     }
 
     /// Numbers of the processes that were loaded from this inode. The first call looks at all that run.
@@ -74,8 +64,9 @@ impl Programs {
         let mut by_inode: HashMap<u64, Vec<Mapping>> = HashMap::new();
         // If nothing can be seen of processes, nobody else looks for them either.
         let Ok(processes) = Processes::open() else { return Loaded { processes: None, by_inode } };
+        let spared = if self.outliving { with_the_caller(&processes) } else { HashSet::new() };
         for pid in processes.all().unwrap_or_default() {
-            if self.spared.contains(&pid) {
+            if spared.contains(&pid) {
                 continue;
             }
             // It may have ended meanwhile; a thread of the kernel has none.
@@ -91,6 +82,25 @@ impl Programs {
     }
 }
 
+/// The processes that end with the package manager which has called this program.
+fn with_the_caller(processes: &Processes) -> HashSet<i32> {
+    let own = std::process::id() as i32;
+    let ancestors = processes.ancestors().unwrap_or_default();
+    let mut those: HashSet<i32> = ancestors.iter().map(|ancestor| ancestor.id.pid).collect();
+    those.remove(&1);
+    those.insert(own);
+    // By its path: the filesystem of somebody's program may not answer.
+    let program = |pid| {
+        let path = processes.program_path(pid).ok()?;
+        Some(path.strip_suffix(b" (deleted)").unwrap_or(&path).to_vec())
+    };
+    if let Some(ours) = program(own) {
+        let all = processes.all().unwrap_or_default();
+        those.extend(all.into_iter().filter(|&pid| program(pid).as_ref() == Some(&ours)));
+    }
+    those
+}
+
 /// The number of the inode that a line of `/proc/PID/maps` tells of, and the addresses, if code is run from it.
 fn executable(line: &[u8]) -> Option<(u64, &str)> {
     let mut fields = line.split(|&b| b == b' ').map(|field| std::str::from_utf8(field).ok());
@@ -102,6 +112,7 @@ fn executable(line: &[u8]) -> Option<(u64, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::inode::Inode;
     use super::*;
 
     #[test]

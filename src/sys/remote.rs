@@ -111,7 +111,7 @@ pub fn listen_in(pid: i32, program: &[libc::sock_filter], flags: libc::c_ulong) 
 /// As [`listen_in`].
 pub fn may_listen_in(pid: i32) -> io::Result<()> {
     untraced(&fit(&Processes::open()?, pid)?, pid)?;
-    // Who may read its memory may trace it (`PTRACE_MODE_ATTACH` of `linux/ptrace.h`). Nothing is at this address.
+    // A process that may read its memory may trace it (`PTRACE_MODE_ATTACH` of `linux/ptrace.h`). Nothing is at this address.
     let nothing = RemoteIoVec { base: 0, len: 1 };
     match process_vm_readv(Pid::from_raw(pid), &mut [IoSliceMut::new(&mut [0])], &[nothing]) {
         Ok(_) | Err(nix::errno::Errno::EFAULT) => {}
@@ -194,7 +194,7 @@ fn attempt(
     target.change()?;
     let listener =
         Caller { target: &mut target, saved: &saved, at }.send_listener(&image, &channel, flags)?;
-    // Nobody needs what is below the stack; only who looks for traces would see any.
+    // Nobody needs what is below the stack; only a debugger would see any.
     let _ = target.write(room, &kept);
     target.run(&arch::again(&saved, at))?;
     target.restore()?;
@@ -527,7 +527,7 @@ fn rehearse_tracing(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::
     match process::wait(tracer)? {
         Some(0) => Ok(()),
         Some(error) => Err(io::Error::from_raw_os_error(error)),
-        None => Err(refusal(ErrorKind::PermissionDenied, "a filter kills who traces")),
+        None => Err(refusal(ErrorKind::PermissionDenied, "a filter kills a process that traces another")),
     }
 }
 
@@ -583,7 +583,9 @@ fn rehearse(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<(
         }
         (true, WaitStatus::Exited(_, 0)) => Ok(()),
         (true, WaitStatus::Exited(_, code)) => Err(of_seccomp(io::Error::from_raw_os_error(code))),
-        (true, _) => Err(refusal(ErrorKind::PermissionDenied, "a filter kills who calls seccomp(2)")),
+        (true, _) => {
+            Err(refusal(ErrorKind::PermissionDenied, "a filter kills a process that calls seccomp(2)"))
+        }
     }
 }
 

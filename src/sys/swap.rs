@@ -223,9 +223,16 @@ impl Name<'_> {
         if let Some(kept) = kept {
             other.link(kept)?;
         }
-        let names = |name: Name<'_>| name.inode().is_ok_and(|now| now.is_some_and(|now| now.id == expected));
-        let replaced =
-            if names(other) && kept.is_none_or(names) { self.replace(other) } else { Err(Errno::STALE) };
+        let names = |name: Name<'_>| match name.inode() {
+            Ok(now) => Ok(now.is_some_and(|now| now.id == expected)),
+            Err(e) => Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+        };
+        // The one that may lose the race comes last.
+        let replaced = match kept.map_or(Ok(true), names).and_then(|kept| Ok(kept && names(other)?)) {
+            Ok(true) => self.replace(other),
+            Ok(false) => Err(Errno::STALE),
+            Err(e) => Err(e),
+        };
         replaced.inspect_err(|_| {
             // What cannot be removed is left to recovery.
             let _ = kept.map(Name::unlink);

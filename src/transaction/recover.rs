@@ -18,6 +18,9 @@ use crate::sys::root::Root;
 use crate::sys::swap::{self, Name, Shared};
 use crate::sys::{filesystem, gate, state};
 
+/// How long the lock on a shared inode is waited for before it is protected without.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
 /// What recovery found and did.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
@@ -212,7 +215,8 @@ fn protect(
         },
         _ => return Ok(false),
     };
-    let shared = Shared::lock(fd, patience)?;
+    // Any guest's user may hold the lock for ever: the last act is to protect, with the lock or without.
+    let shared = Shared::try_lock(fd, patience.min(LOCK_PATIENCE))?;
     let now = shared.inode()?;
     // A last link in this guest's own tree is private by now: nobody is left to protect it for.
     let ours_alone = now.nlink <= 1 && in_place.is_some();

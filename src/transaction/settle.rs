@@ -218,9 +218,8 @@ impl<'a> Settling<'a> {
         }
         let copy = entry.copy.filter(|copy| copy.ino == now.id.ino);
         let untouched = copy.is_some_and(|copy| copy.ctime == Some(now.ctime));
-        let same = untouched
-            || (identity::same_metadata(&now, &original, Mtime::Match)
-                && identity::same(&name.open()?, &stashed.open()?, Mtime::Match)?);
+        let same = identity::same_metadata(&now, &original, Mtime::Match)
+            && (untouched || identity::same(&name.open()?, &stashed.open()?, Mtime::Match)?);
         let ours = copy.is_some_and(|copy| untouched || copy.ctime.is_none());
         let restore = same && !self.is_in_use(name.name, &now);
         Ok(if restore { Fate::Restore { now, ours } } else { Fate::Drop { changed: true } })
@@ -372,7 +371,7 @@ fn will_not_change(error: &io::Error) -> bool {
 }
 
 fn let_go(path: &Path, why: &str) -> String {
-    format!("{}: {why}; it stays as it is, and is not shared again", Shown(path))
+    format!("{}: {why}; it stays as it is", Shown(path))
 }
 
 /// A name that the original is to take back, with those that the two files have in the stash meanwhile.
