@@ -5,8 +5,10 @@ use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
 
+use cow_hooks::sys::inode::Kind;
+
 use crate::support::strace::{beyond, killed_at_each, traced};
-use crate::support::{FILESYSTEMS, inode, privileged, same_inode, set_immutable, text};
+use crate::support::{FILESYSTEMS, entries, inode, privileged, same_inode, set_immutable, text};
 use crate::unify::{Farm, visible};
 
 /// Pairs of equal files a run is about.
@@ -115,4 +117,45 @@ fn privileged_cow_unify_killed_at_any_call_loses_nothing_on_xfs() {
 #[test]
 fn privileged_cow_unify_killed_at_any_call_loses_nothing_on_btrfs() {
     killed_everywhere(FILESYSTEMS[2]);
+}
+
+/// Guests' own files that a killed run has left in its directory.
+fn kept(farm: &Farm) -> Vec<PathBuf> {
+    let runs = farm.path(".cow-pool/runs");
+    let files = entries(&runs).into_keys().map(|path| runs.join(path));
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "kept")).collect()
+}
+
+#[test]
+fn privileged_what_guests_do_to_the_leftovers_of_a_killed_run_stops_no_other_run() {
+    if !privileged() {
+        return;
+    }
+    let killed = (3..20).find_map(|nth| {
+        let farm = Farm::new("ext4");
+        let round = round(&farm, nth);
+        let command = farm.command(&["--scope", "all", "--jobs", "1", "g1", "g2"]);
+        traced(&command, b"", Some(("renameat", nth)));
+        kept(&farm).iter().any(|path| inode(path).nlink == 1).then_some((farm, round))
+    });
+    let (farm, round) = killed.expect("no run was killed with a guest's file in its directory");
+    // Whoever may read a file may hold this lock; root of the guest has the file open, and its capability.
+    let locked: Vec<fs::File> = entries(&farm.path("g1"))
+        .into_iter()
+        .filter(|(_, inode)| inode.kind == Kind::Regular)
+        .map(|(path, _)| fs::File::open(farm.path("g1").join(path)).unwrap())
+        .collect();
+    for file in &locked {
+        rustix::fs::flock(file, rustix::fs::FlockOperation::LockShared).unwrap();
+    }
+    // One that has its name in the guest still would be the administrator's own from now on.
+    let mut lost = kept(&farm);
+    lost.retain(|path| inode(path).nlink == 1);
+    lost.iter().for_each(|path| set_immutable(path, true));
+    let output = farm.command(&["--scope", "all", "g1", "g2"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    for (a, b) in &round.pairs {
+        assert!(same_inode(a, b) && inode(a).immutable, "{}: {}", a.display(), text(&output));
+    }
+    farm.assert_tidy();
 }

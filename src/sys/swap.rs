@@ -30,6 +30,16 @@ pub struct Change {
     pub leaked: bool,
 }
 
+impl Change {
+    fn and(self, other: Change) -> Change {
+        Change {
+            window: self.window || other.window,
+            contested: self.contested || other.contested,
+            leaked: self.leaked || other.leaked,
+        }
+    }
+}
+
 /// A change of names that could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -40,6 +50,12 @@ pub enum Error {
     #[error("the immutable flag could not be set again: {0}")]
     Unprotected(io::Error),
 }
+
+/// How long a lock on a shared inode is waited for that is not needed to be right.
+pub const LOCK_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How often a change is tried again whose window another process may have closed.
+const TRIES: usize = 5;
 
 /// How long metadata is put back that others change again and again.
 const UNDO_PATIENCE: Duration = Duration::from_secs(1);
@@ -105,6 +121,18 @@ impl Shared {
     /// name of the inode is left.
     pub fn change_names(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
         self.change_with(Some(gate::close), change)
+    }
+
+    /// As [`Shared::change_names`]. Without the lock another process may close the window, so `EPERM` is tried again.
+    pub fn persist(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
+        let mut all = Change::default();
+        for _ in 1..TRIES {
+            match self.change_names(&change) {
+                Err(Error::Unchanged(e)) if e.raw_os_error() == Some(libc::EPERM) => all.window = true,
+                changed => return changed.map(|change| change.and(all)),
+            }
+        }
+        self.change_names(change).map(|change| change.and(all))
     }
 
     /// As [`Shared::change_names`], but with a lease alone to tell of writers: to measure what the gate is good for.
@@ -289,9 +317,11 @@ impl<'fd> Window<'fd> {
 }
 
 /// Removes a name of an inode that others share; one that is not there is no error.
+///
+/// Any user of a guest may hold the lock on the inode for ever: after [`LOCK_PATIENCE`] it is done without.
 pub fn unlink_shared(name: Name<'_>, patience: Duration) -> Result<Change, Error> {
-    match Shared::lock_at(name.dir, name.name, patience) {
-        Ok(shared) => shared.change_names(|| name.unlink()),
+    match Shared::try_lock_at(name.dir, name.name, patience.min(LOCK_PATIENCE)) {
+        Ok(shared) => shared.persist(|| name.unlink()),
         Err(e) if is_absent(&e) => Ok(Change::default()),
         Err(e) => Err(e.into()),
     }

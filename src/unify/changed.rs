@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::catalog::{Catalog, Dir, Guest};
+use super::catalog::{Catalog, Dir, Guest, Unfit};
 use super::identity;
 use super::object::{Index, ObjectName};
 use super::pass::{Pass, Passed};
@@ -26,7 +26,13 @@ impl Pass<'_> {
         let Some(pool) = self.pool else { return Ok(Passed::default()) };
         let (mut passed, index) = self.begin(pool, &guests)?;
         let known = Some(&index);
-        let mut listed = Listed { pass: self, catalog: Catalog::default(), known, seen: HashSet::new() };
+        let mut listed = Listed {
+            pass: self,
+            catalog: Catalog::default(),
+            known,
+            seen: HashSet::new(),
+            unseen: HashMap::new(),
+        };
         let mut taken: Vec<(PathBuf, Taken)> = Vec::new();
         listed.catalog.guests = guests;
         for number in 0..listed.catalog.guests.len() {
@@ -60,7 +66,7 @@ impl Pass<'_> {
                 }
             }
         }
-        let mut catalog = listed.catalog;
+        let Listed { mut catalog, unseen, .. } = listed;
         scan::mark_linked_elsewhere(&mut catalog);
         if self.settings.share == Share::Hardlink {
             scan::mark_mount_points(&mut catalog);
@@ -75,14 +81,14 @@ impl Pass<'_> {
         self.note_left(&catalog, &mut passed);
         let works = planner.works(&catalog, &index);
         self.link(pool, &catalog, works, &mut passed)?;
-        let mut waiting: HashMap<PathBuf, BTreeSet<PathBuf>> = HashMap::new();
-        for &at in &passed.waiting {
+        let linked: HashSet<u32> = passed.linked.names.iter().copied().collect();
+        let mut waiting = unseen;
+        for at in to_be_tried_again(&catalog, &passed, &linked) {
             let file = &catalog.files[at as usize];
             let guest = &catalog.guests[usize::from(catalog.dir(file).guest)];
             waiting.entry(guest.root.path().to_path_buf()).or_default().insert(catalog.path(file));
         }
         // What found no equal waits for one.
-        let linked: HashSet<u32> = passed.linked.names.iter().copied().collect();
         let mut at = 0;
         catalog.files.retain(|_| {
             at += 1;
@@ -97,6 +103,28 @@ impl Pass<'_> {
         }
         Ok(passed)
     }
+}
+
+/// The names that a later run looks at again, by their places in the catalog's files: what could not be done this time
+/// for a reason that may go away, and what is equal to files that wait for running programs.
+fn to_be_tried_again(catalog: &Catalog, passed: &Passed, linked: &HashSet<u32>) -> Vec<u32> {
+    let goes_away = |unfit: Unfit| {
+        use Unfit::{Changed, Damaged, InUse, Unprotected, Unreadable, Writer};
+        matches!(unfit, Changed | Damaged | InUse | Unprotected | Unreadable | Writer)
+    };
+    let failed: HashSet<&Path> = passed.linked.failed.iter().map(|(path, _)| path.as_path()).collect();
+    let left: HashSet<u32> =
+        passed.linked.left.iter().filter(|(_, unfit)| goes_away(*unfit)).map(|(at, _)| *at).collect();
+    let awaited: HashSet<u64> = passed.waiting.iter().map(|&at| catalog.files[at as usize].key).collect();
+    let again = |at: &u32| {
+        let file = &catalog.files[*at as usize];
+        !linked.contains(at)
+            && (left.contains(at)
+                || file.unfit.is_some_and(goes_away)
+                || awaited.contains(&file.key)
+                || !failed.is_empty() && failed.contains(catalog.outer_path(file).as_path()))
+    };
+    (0..catalog.files.len() as u32).filter(again).collect()
 }
 
 /// The objects there are for these files.
@@ -119,18 +147,28 @@ pub(super) struct Listed<'p> {
     /// What is in the pool, if that was looked at.
     pub(super) known: Option<&'p Index>,
     pub(super) seen: HashSet<(usize, PathBuf)>,
+    /// Paths that could not be looked at, by the paths of their guests.
+    pub(super) unseen: HashMap<PathBuf, BTreeSet<PathBuf>>,
 }
 
 impl Listed<'_> {
     /// Adds the files of a guest that are there, and that the rules allow. Nothing else is taken on trust.
     pub(super) fn add<'n>(&mut self, number: usize, paths: impl Iterator<Item = &'n Path>) {
-        let Listed { pass, catalog, known, seen } = self;
+        let Listed { pass, catalog, known, seen, unseen } = self;
         let mut part = Catalog::default();
         let mut last: Option<(PathBuf, u32)> = None;
         let guest = &catalog.guests[number];
         let mut resolver = Resolver::new(&guest.root);
         for path in paths {
-            let Ok(Some(Place { dir, name })) = resolver.place(path) else { continue };
+            let Place { dir, name } = match resolver.place(path) {
+                Ok(Some(place)) => place,
+                Ok(None) => continue,
+                Err(e) => {
+                    log::warn!("{}: {}", Shown(path), Reason(e));
+                    unseen.entry(guest.root.path().to_path_buf()).or_default().insert(path.to_path_buf());
+                    continue;
+                }
+            };
             let path = dir.join(&name);
             let wanted = match pass.options.rules.choose(&path) {
                 Some(choice) => choice == Choice::Include,

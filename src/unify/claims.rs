@@ -17,10 +17,10 @@ pub struct Claims {
     _held: Vec<Claim>,
 }
 
-/// Claims these guests, as far as no package manager is at work in them.
-pub fn claim_all(guests: &[Guest]) -> Claims {
+/// Claims these guests, told by their places, as far as no package manager is at work in them.
+pub fn claim_all<'g>(guests: impl IntoIterator<Item = (usize, &'g Guest)>) -> Claims {
     let mut claims = Claims::default();
-    for (at, guest) in guests.iter().enumerate() {
+    for (at, guest) in guests {
         match claim(&guest.root, PATIENCE) {
             Ok(Claim::Busy) => {
                 let reason = "a package manager is at work in it, or was killed \

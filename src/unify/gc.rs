@@ -51,6 +51,7 @@ impl Collector<'_> {
         let mut collected = Collected::default();
         if !self.dry_run {
             collected.recovered = run::recover(self.pool, self.patience)?;
+            collected.failed.append(&mut collected.recovered.failed);
         }
         let mut stored = self.pool.look(self.threads)?;
         let protected = stored.iter().any(|object| object.inode.immutable);

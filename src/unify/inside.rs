@@ -4,7 +4,7 @@
 //! `CAP_DAC_READ_SEARCH` (a chroot, a privileged container) can open it, and link what its package manager has just
 //! unpacked without waiting for the host. All others cannot, and hand their list over.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -170,7 +170,13 @@ pub fn unify(
         programs: None,
     };
     let guest = Guest { root: root.try_clone().map_err(at)?, inode };
-    let mut listed = Listed { pass: &pass, catalog: Catalog::default(), known: None, seen: HashSet::new() };
+    let mut listed = Listed {
+        pass: &pass,
+        catalog: Catalog::default(),
+        known: None,
+        seen: HashSet::new(),
+        unseen: HashMap::new(),
+    };
     listed.catalog.guests.push(guest);
     listed.add(0, paths.iter().map(PathBuf::as_path));
     let mut catalog = listed.catalog;

@@ -5,6 +5,7 @@
 //! names one or the other at every moment; the guest's own inode keeps a name in the run's directory, is looked at again
 //! before it is let go, and has its name back if a writer has come.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
@@ -29,7 +30,7 @@ use crate::sys::copy::Copier;
 use crate::sys::handle::Handle;
 use crate::sys::inode::Inode;
 use crate::sys::signal::Held;
-use crate::sys::swap::{self, Name, Shared};
+use crate::sys::swap::{self, LOCK_PATIENCE, Name, Shared};
 use crate::sys::traits::Traits;
 use crate::sys::{extents, filesystem, gate, iunlink, times, xattr};
 
@@ -380,7 +381,7 @@ impl Linker<'_> {
             return self.share(job.work, &object, dirs, linked);
         }
         let mut shelf = self.open_shelf(&object)?;
-        let mut shared = Shared::lock_at(&shelf, &object.file(), self.patience)?;
+        let mut shared = Shared::try_lock_at(&shelf, &object.file(), self.patience.min(LOCK_PATIENCE))?;
         if self.fence != Fence::None && !shared.inode()?.immutable {
             if !fresh {
                 // Who knows what it is by now: nobody gets it before it has been read again.
@@ -411,6 +412,7 @@ impl Linker<'_> {
                 inode: shared.inode()?,
                 attributes: xattr::read(&shared)?,
                 fresh,
+                unfinished: Cell::new(false),
             };
             let settled = link.chunk(chunk, &own, number, dirs, linked)?;
             // The object has been compared with a guest's file now.
@@ -420,7 +422,7 @@ impl Linker<'_> {
             if settled < chunk.len() {
                 object = self.successor(&object, &shared)?;
                 shelf = self.open_shelf(&object)?;
-                shared = Shared::lock_at(&shelf, &object.file(), self.patience)?;
+                shared = Shared::try_lock_at(&shelf, &object.file(), self.patience.min(LOCK_PATIENCE))?;
                 linked.objects += 1;
             }
         }
@@ -449,7 +451,7 @@ impl Linker<'_> {
         };
         copy.unlink().map_err(io::Error::from)?;
         if fresh && self.fence != Fence::None {
-            self.fence.set(&Shared::lock_at(name.dir, name.name, self.patience)?)?;
+            self.fence.set(&Shared::try_lock_at(name.dir, name.name, self.patience.min(LOCK_PATIENCE))?)?;
         }
         Ok((object, fresh))
     }

@@ -95,6 +95,8 @@ pub struct Passed {
     pub left_names: Vec<(PathBuf, Unfit)>,
     /// Guests that were left out, with the reason.
     pub skipped: Vec<(PathBuf, String)>,
+    /// Those of them in which a package manager is at work, by their places among the guests.
+    pub busy: BTreeMap<usize, PathBuf>,
     /// Names left for programs that run, by their places in the catalog's files.
     pub waiting: Vec<u32>,
     /// Names that were linked although programs run from what they named.
@@ -227,12 +229,14 @@ impl Pass<'_> {
             let told = inside::announce(pool, self.options, &guest.root);
             told.unwrap_or_else(|e| log::debug!("{}: {}", Shown(guest.root.path()), Reason(e)));
         }
-        let recovered = run::recover(pool, self.options.patience)?;
+        let mut recovered = run::recover(pool, self.options.patience)?;
+        let failed = std::mem::take(&mut recovered.failed);
         if recovered.total() > 0 {
             // What was given back to a guest has only just changed, and would be left for the next run.
             std::thread::sleep(TICK);
         }
         let mut passed = Passed { recovered, ..Passed::default() };
+        passed.linked.failed = failed;
         let index = self.check(pool, guests, &mut passed)?;
         Ok((passed, index))
     }

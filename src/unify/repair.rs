@@ -34,7 +34,7 @@ use crate::sys::inode::{Inode, InodeId, Time};
 use crate::sys::mounts::MountPoints;
 use crate::sys::resolve::Place;
 use crate::sys::signal::Held;
-use crate::sys::swap::{self, Name, Shared};
+use crate::sys::swap::{self, LOCK_PATIENCE, Name, Shared};
 use crate::sys::tree::Entry;
 use crate::sys::{filesystem, times};
 
@@ -125,7 +125,7 @@ impl Repairer<'_> {
             return Ok(repaired);
         }
         let found = self.find(&damaged, &mut repaired);
-        let claims = claim_all(self.guests);
+        let claims = claim_all(self.guests.iter().enumerate());
         let (mut patients, mut left) = (Vec::new(), Vec::new());
         for patient in found {
             let busy = claims.busy.iter().find(|(guest, _)| *guest == patient.guest);
@@ -152,7 +152,8 @@ impl Repairer<'_> {
         let finished = self.cure_all(&run, &patients, cures, &mut repaired)?;
         drop(run);
         if !finished {
-            run::recover(self.pool, self.patience)?;
+            let recovered = run::recover(self.pool, self.patience)?;
+            repaired.failed.extend(recovered.failed);
         }
         Ok(repaired)
     }
@@ -430,8 +431,9 @@ impl Repairer<'_> {
     fn lock_both(&self, intact: Name<'_>, damaged: &Stored) -> io::Result<(Shared, Shared)> {
         let inode = intact.inode()?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         let quarantine = self.pool.dir_of(damaged)?;
-        let lock_damaged = || Shared::lock_at(&quarantine, &damaged.file, self.patience);
-        let lock_intact = || Shared::lock_at(intact.dir, intact.name, self.patience);
+        let patience = self.patience.min(LOCK_PATIENCE);
+        let lock_damaged = || Shared::try_lock_at(&quarantine, &damaged.file, patience);
+        let lock_intact = || Shared::try_lock_at(intact.dir, intact.name, patience);
         if inode.id.ino < damaged.inode.id.ino {
             let intact = lock_intact()?;
             Ok((intact, lock_damaged()?))

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -23,10 +24,11 @@ use crate::sys::handle::Handle;
 use crate::sys::inode::Inode;
 use crate::sys::lease::Lease;
 use crate::sys::root::read_at;
-use crate::sys::swap::{self, Name, Shared};
+use crate::sys::swap::{self, LOCK_PATIENCE, Name, Shared};
 use crate::sys::{filesystem, gate, lock, state};
 
 const JOURNAL: &str = "journal";
+const KEPT: &str = ".kept";
 /// The first bytes of a journal, and its version.
 const MAGIC: &[u8] = b"cow-hooks journal 1\n";
 
@@ -110,7 +112,11 @@ pub fn temporary(number: u64) -> OsString {
 
 /// The name in a run's directory of an inode that has lost its name in a guest.
 pub fn kept(number: u64) -> OsString {
-    format!("{number}.kept").into()
+    format!("{number}{KEPT}").into()
+}
+
+fn is_kept(name: &OsStr) -> bool {
+    name.as_bytes().ends_with(KEPT.as_bytes())
 }
 
 /// Opens and locks a run's directory; `None` where somebody holds it, or it is gone.
@@ -145,6 +151,9 @@ pub struct Recovered {
     pub protected: u64,
     /// Temporary names removed.
     pub removed: u64,
+    /// What could not be ended, with the reason; the next run tries again.
+    #[serde(skip)]
+    pub failed: Vec<(PathBuf, String)>,
 }
 
 impl Recovered {
@@ -159,7 +168,11 @@ pub fn recover(pool: &Pool, patience: Duration) -> Result<Recovered, Error> {
     let mut recovered = Recovered::default();
     for name in state::names(pool.runs()).at(pool.path())? {
         let Some(dir) = claim(pool, &name).at(pool.path())? else { continue };
-        Ending { pool, dir: &dir, patience }.end(&mut recovered).at(&pool.path().join("runs").join(&name))?;
+        if let Err(e) = (Ending { pool, dir: &dir, patience }).end(&mut recovered) {
+            let path = pool.path().join("runs").join(&name);
+            recovered.failed.push((path, Reason(e).to_string()));
+            continue;
+        }
         match rustix::fs::unlinkat(pool.runs(), &name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(e) => {
@@ -183,14 +196,13 @@ impl Ending<'_> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(e),
         };
+        // One name's trouble is that name's: all others are ended, and then the journal stays.
+        let mut trouble = None;
         // A journal that was never whole speaks of nothing that was begun.
         if let Some((protect, intents)) = journal {
             let set_aside = self.pool.look_at_quarantine().map_err(io::Error::other)?;
             for family in intents.chunk_by(|a, b| a.object.same_object(&b.object)) {
                 let objects = self.pool.inodes_of(&family[0].object).map_err(io::Error::other)?;
-                for intent in family {
-                    self.end_one(intent, &objects, recovered).map_err(io::Error::other)?;
-                }
                 if protect {
                     let damaged =
                         set_aside.iter().filter(|stored| stored.name.same_object(&family[0].object));
@@ -199,14 +211,26 @@ impl Ending<'_> {
                     let protected = protected.map_err(io::Error::other)?;
                     recovered.protected += protected.files.len() as u64;
                     if let Some((path, reason)) = protected.failed.first() {
-                        return Err(io::Error::other(format!("{}: {reason}", Shown(path))));
+                        trouble = Some(io::Error::other(format!("{}: {reason}", Shown(path))));
+                    }
+                }
+                for intent in family {
+                    if let Err(e) = self.end_one(intent, &objects, recovered) {
+                        trouble = Some(io::Error::other(e));
                     }
                 }
             }
         }
+        if let Some(trouble) = trouble {
+            return Err(trouble);
+        }
         for name in state::names(self.dir)? {
+            let left = Name { dir: self.dir.as_fd(), name: &name };
+            // Only a fault of ours could leave a guest's file here without a journal: its last name is not removed.
+            if is_kept(&name) && left.inode()?.is_some_and(|inode| inode.nlink == 1) {
+                return Err(io::Error::other("a guest's file has its last name here"));
+            }
             if name != JOURNAL {
-                let left = Name { dir: self.dir.as_fd(), name: &name };
                 swap::unlink_shared(left, self.patience).map_err(io::Error::other)?;
                 recovered.removed += 1;
             }
@@ -241,15 +265,17 @@ impl Ending<'_> {
         } else {
             recovered.undone += 1;
         }
-        match kept.unlink() {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(e) => Err(io::Error::from(e).into()),
-        }
+        // In a window if need be: its guest may have protected it meanwhile.
+        swap::unlink_shared(kept, self.patience).map(drop)
     }
 
     /// Whether nobody has changed a guest's own inode since its name was taken.
     fn was_left_alone(&self, intent: &Intent, kept: Name<'_>, own: &Inode) -> io::Result<bool> {
-        let file = kept.open()?;
+        let file = match kept.open() {
+            // Another process has a lease on it: it may write at any time.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            opened => opened?,
+        };
         let quiet = Lease::take(file.as_fd()).map_or(true, |lease| lease.is_some());
         Ok(quiet && (own.size, nanoseconds(own.mtime)) == (intent.size, intent.mtime))
     }
@@ -260,8 +286,8 @@ impl Ending<'_> {
         let name = Name { dir: dir.as_fd(), name: &intent.name };
         let is_object = |inode: &Inode| objects.iter().any(|object| object.inode.id == inode.id);
         let Some(now) = name.inode()?.filter(is_object) else { return Ok(false) };
-        let shared = Shared::lock_at(name.dir, name.name, self.patience)?;
-        shared.change_names(|| kept.displace(name, now.id, None))?;
+        let shared = Shared::try_lock_at(name.dir, name.name, self.patience.min(LOCK_PATIENCE))?;
+        shared.persist(|| kept.displace(name, now.id, None))?;
         Ok(true)
     }
 }

@@ -142,7 +142,8 @@ impl Pass<'_> {
         });
         let unfinished = linked.as_ref().map_or(true, |linked| linked.unfinished);
         if unfinished {
-            run::recover(pool, self.options.patience)?;
+            let recovered = run::recover(pool, self.options.patience)?;
+            passed.linked.failed.extend(recovered.failed);
         }
         let before = passed.linked.names.len();
         let mut linked = match linked {
@@ -206,16 +207,17 @@ impl Pass<'_> {
         if self.locked {
             return (step, Claims::default());
         }
-        let claims = claim_all(&catalog.guests);
-        for (at, reason) in &claims.busy {
-            let path = catalog.guests[*at].root.path().to_path_buf();
-            if !passed.skipped.iter().any(|(skipped, _)| *skipped == path) {
-                passed.skipped.push((path, reason.clone()));
-            }
-        }
         let guest_of = |at: &u32| usize::from(catalog.dir(&catalog.files[*at as usize]).guest);
-        let is_busy = |at: &u32| claims.busy.iter().any(|(busy, _)| *busy == guest_of(at));
-        if !claims.busy.is_empty() {
+        let concerned: BTreeSet<usize> = step.iter().flat_map(|work| &work.names).map(&guest_of).collect();
+        // One that was busy before is not asked again: the others wait meanwhile.
+        let claimed = concerned.iter().filter(|at| !passed.busy.contains_key(at));
+        let claims = claim_all(claimed.map(|&at| (at, &catalog.guests[at])));
+        for (at, reason) in &claims.busy {
+            passed.busy.insert(*at, catalog.guests[*at].root.path().to_path_buf());
+            passed.skipped.push((catalog.guests[*at].root.path().to_path_buf(), reason.clone()));
+        }
+        let is_busy = |at: &u32| passed.busy.contains_key(&guest_of(at));
+        if !passed.busy.is_empty() {
             for work in &mut step {
                 let inodes = work.inodes(catalog);
                 let free = inodes.filter(|names| !names.iter().any(is_busy));

@@ -82,11 +82,12 @@ impl Verifier<'_> {
     /// # Errors
     /// Where nothing can be done at all. What fails for one object is in the result.
     pub fn verify(&self) -> Result<(Verified, Fence), Error> {
-        let recovered = run::recover(self.pool, self.patience)?;
+        let mut recovered = run::recover(self.pool, self.patience)?;
         let files = self.pool.look_at_all(self.threads)?;
         let fence = protection::fence(self.pool, &files);
         self.pool.may_change(fence != Fence::None)?;
-        let verified = self.examine(&files, fence, true)?;
+        let mut verified = self.examine(&files, fence, true)?;
+        verified.failed.append(&mut recovered.failed);
         Ok((Verified { recovered, ..verified }, fence))
     }
 

@@ -1,6 +1,6 @@
 //! One window: links of an object take the place of guests' names, are looked at again, and give way if a writer came.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,7 +16,7 @@ use super::object::ObjectName;
 use super::run::{kept, temporary};
 use crate::report::{Reason, Shown};
 use crate::sys::inode::Inode;
-use crate::sys::swap::{self, Name, Shared};
+use crate::sys::swap::{self, LOCK_PATIENCE, Name, Shared};
 use crate::sys::{root, xattr};
 
 /// A name that is to be the object's.
@@ -62,6 +62,8 @@ pub(super) struct Link<'l> {
     pub attributes: xattr::Xattrs,
     /// It was made, or compared with a file of equal digests, in this run.
     pub fresh: bool,
+    /// A name could not be given back: that is left to recovery.
+    pub unfinished: Cell<bool>,
 }
 
 impl Link<'_> {
@@ -78,6 +80,8 @@ impl Link<'_> {
         let mut compared = self.fresh;
         for (names, own) in inodes.iter().zip(own) {
             let looked = match own {
+                // Gone, or another file by now.
+                Err(e) if is_gone(e) => Ok(Err(Unfit::Changed)),
                 Ok(own) => self.look(names, own, number, dirs, &mut compared),
                 Err(e) => Err(io::Error::new(e.kind(), Reason(e).to_string()).into()),
             };
@@ -99,10 +103,11 @@ impl Link<'_> {
             });
         }
         let stages = RefCell::new(vec![Stage::Waiting; ready.len()]);
-        let change = self.shared.change_names(|| self.link_all(&ready, &mut stages.borrow_mut()))?;
+        let change = self.shared.persist(|| self.link_all(&ready, &mut stages.borrow_mut()))?;
         self.note(change, linked);
         let mut stages = stages.into_inner();
         self.take_back(&ready, &mut stages, linked)?;
+        linked.unfinished |= self.unfinished.get();
         let mut settled = 0;
         for ((names, ready), stage) in inodes.iter().zip(&ready).zip(&stages) {
             match (ready, stage) {
@@ -215,8 +220,7 @@ impl Link<'_> {
                 },
             };
             for target in &ready.names[..at] {
-                let given_back = self.give_back(target);
-                given_back.unwrap_or_else(|e| log::debug!("{}: {e}", Shown(self.name(target.at).as_ref())));
+                self.give_back(target).unwrap_or_else(|e| self.leave_to_recovery(target, e));
             }
             return Err(failed);
         }
@@ -234,6 +238,11 @@ impl Link<'_> {
             Err(Errno::STALE) => kept.unlink(),
             given_back => given_back,
         }
+    }
+
+    fn leave_to_recovery(&self, target: &Target, error: Errno) {
+        log::debug!("{}: {error}", Shown(self.name(target.at).as_ref()));
+        self.unfinished.set(true);
     }
 
     /// Gives the names back of inodes that a writer has got hold of meanwhile.
@@ -257,13 +266,13 @@ impl Link<'_> {
         if back.is_empty() {
             return Ok(());
         }
-        let change = self.shared.change_names(|| {
+        let change = self.shared.persist(|| {
             for target in back.iter().flat_map(|ready| &ready.names) {
                 match self.give_back(target) {
                     Err(Errno::PERM) => return Err(Errno::PERM),
                     // Before the window some may have been given back.
                     Ok(()) | Err(Errno::NOENT) => {}
-                    Err(e) => log::debug!("{}: {e}", Shown(self.name(target.at).as_ref())),
+                    Err(e) => self.leave_to_recovery(target, e),
                 }
             }
             Ok(())
@@ -276,7 +285,8 @@ impl Link<'_> {
     fn let_go(&self, ready: &Ready<'_>, linked: &mut Linked) -> Result<(), swap::Error> {
         for target in &ready.names {
             let kept = Name { dir: self.linker.run.dir(), name: &target.kept };
-            kept.unlink().map_err(io::Error::from)?;
+            // In a window if need be: its guest may have protected it meanwhile.
+            swap::unlink_shared(kept, LOCK_PATIENCE)?;
             linked.names.push(target.at);
         }
         if ready.before.nlink as usize == ready.names.len() {

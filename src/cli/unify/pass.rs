@@ -1,6 +1,6 @@
 //! `cow-unify GUEST...`: the pass itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -259,6 +259,7 @@ fn report(
     let mended = repaired.names.iter().filter(|name| name.left.is_none()).count() as u64;
     let failed = verified.failed.into_iter().chain(repaired.failed).chain(linked.failed);
     let named = arguments.dry_run || common.verbose > 0;
+    let busy: HashSet<PathBuf> = passed.busy.into_values().collect();
     let report = Report {
         dry_run: arguments.dry_run,
         pool,
@@ -308,8 +309,9 @@ fn report(
     }
     let protected =
         report.protected.is_empty() && report.set_aside.is_empty() && report.unprotected_objects == 0;
-    let whole =
-        report.changed_objects == 0 && report.failed.is_empty() && report.skipped.is_empty() && protected;
+    // What a guest has listed in which a package manager is at work waits for the next time.
+    let all_done = report.skipped.iter().all(|guest| arguments.changed && busy.contains(&guest.path));
+    let whole = report.changed_objects == 0 && report.failed.is_empty() && all_done && protected;
     super::print(common, &report, text, if whole { Exit::Done } else { Exit::Partial })
 }
 
