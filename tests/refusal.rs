@@ -222,6 +222,8 @@ fn privileged_a_guest_that_cannot_detach_is_not_unified_behind_its_back() {
     }
     guests.own("pkg", &[format!("/{path}")]);
     let unify = |arguments: &[&str], guests: &[PathBuf]| {
+        // What has only just changed is left for the next run.
+        std::thread::sleep(std::time::Duration::from_millis(30));
         let mut command = Command::new(env!("CARGO_BIN_EXE_cow-unify"));
         let output =
             command.arg("--pool").arg(guests[0].with_file_name(".pool")).args(arguments).args(guests);
