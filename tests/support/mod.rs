@@ -90,7 +90,15 @@ impl Filesystem {
     pub fn mount_again(&self, options: &str) {
         run(Command::new("umount").arg(&self.mount));
         let image = format!("/proc/{}/fd/{}", std::process::id(), self.image.as_raw_fd());
-        let device = text(&run(Command::new("losetup").args(["--find", "--show", &image])));
+        // Another test may take the free device that this one was told.
+        let set_up = (0..50).find_map(|_| {
+            let output = Command::new("losetup").args(["--find", "--show", &image]).output().unwrap();
+            if !output.status.success() {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            output.status.success().then_some(output)
+        });
+        let device = text(&set_up.expect("no loop device"));
         run(Command::new("mount").args(["-o", options, device.trim()]).arg(&self.mount));
         // It goes with the mount.
         run(Command::new("losetup").args(["--detach", device.trim()]));
