@@ -16,10 +16,13 @@ use rustix::fs::OFlags;
 use super::store::STATE_DIR;
 use crate::sys::inode::{Inode, InodeId, Kind, Time};
 use crate::sys::resolve::is_absent;
-use crate::sys::root::{Root, read_at};
+use crate::sys::root::{Root, read_at_most};
 use crate::sys::state;
 
 const FILE: &str = "links";
+/// The largest file that is read, in bytes, and the most names in it: what a guest holds is not to fill the host's memory.
+const MOST_READ: usize = 16 << 20;
+const MOST_NAMES: usize = 1 << 18;
 
 /// The hard links of a guest, as far as they are known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,11 +52,18 @@ impl HardLinks {
     }
 
     fn read_in(dir: impl AsFd) -> io::Result<HardLinks> {
-        match read_at(dir, OsStr::new(FILE)) {
-            Ok(content) => Ok(HardLinks::parse(&content)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(HardLinks::default()),
-            Err(e) => Err(e),
-        }
+        let parsed = match read_at_most(dir, OsStr::new(FILE), MOST_READ) {
+            Ok(content) => HardLinks::parse(&content),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(HardLinks::default()),
+            Err(e) if e.kind() == io::ErrorKind::FileTooLarge => None,
+            Err(e) => return Err(e),
+        };
+        Ok(parsed.unwrap_or_else(|| {
+            log::warn!(
+                "{STATE_DIR}/{FILE} of a guest is too large to be read: its equal files count as hard links"
+            );
+            HardLinks::default()
+        }))
     }
 
     /// Writes down in a guest that each of `files` is one file with these names, and that of the `others` each is a file
@@ -136,17 +146,27 @@ impl HardLinks {
         content
     }
 
-    fn parse(content: &[u8]) -> HardLinks {
+    /// None if there are too many names.
+    fn parse(content: &[u8]) -> Option<HardLinks> {
         let mut links = HardLinks { known: !content.is_empty(), ..HardLinks::default() };
-        for names in content.split(|&byte| byte == 0).collect::<Vec<_>>().split(|name| name.is_empty()) {
-            let names: BTreeSet<PathBuf> =
-                names.iter().map(|name| PathBuf::from(OsString::from_vec(name.to_vec()))).collect();
+        let (mut names, mut count) = (BTreeSet::new(), 0);
+        // What follows the last NUL byte ends the last file, too.
+        for name in content.split(|&byte| byte == 0).chain(std::iter::once(&[][..])) {
+            if !name.is_empty() {
+                count += 1;
+                if count > MOST_NAMES {
+                    return None;
+                }
+                names.insert(PathBuf::from(OsString::from_vec(name.to_vec())));
+                continue;
+            }
+            let names = std::mem::take(&mut names);
             // A guest may have written anything: each name is in one group.
             if names.iter().all(|name| !links.first.contains_key(name)) {
                 links.add(names);
             }
         }
-        links
+        Some(links)
     }
 }
 
@@ -296,9 +316,27 @@ mod tests {
 
     #[test]
     fn a_name_is_in_one_file_whatever_is_written() {
-        let links = HardLinks::parse(b"/a\0/b\0\0/b\0/c\0\0\0/d\0");
+        let links = HardLinks::parse(b"/a\0/b\0\0/b\0/c\0\0\0/d\0").unwrap();
         assert_eq!(links.file(Path::new("/c")), Some(Path::new("/c")));
         assert_eq!(links.file(Path::new("/b")), Some(Path::new("/a")));
         assert_eq!(links.of(Path::new("/d")).count(), 0);
+    }
+
+    #[test]
+    fn what_is_too_large_is_not_known() {
+        let (dir, root) = guest();
+        let path = dir.path().join("var/lib/cow-hooks/links");
+        std::fs::write(&path, vec![0; MOST_READ]).unwrap();
+        assert!(HardLinks::read(&root).unwrap().are_known());
+        std::fs::write(&path, vec![0; MOST_READ + 1]).unwrap();
+        assert!(!HardLinks::read(&root).unwrap().are_known());
+        let many = |count: usize| (0..count).map(|number| format!("/{number}\0")).collect::<String>();
+        std::fs::write(&path, many(MOST_NAMES)).unwrap();
+        assert_eq!(HardLinks::read(&root).unwrap().of(Path::new("/7")).count(), MOST_NAMES);
+        std::fs::write(&path, many(MOST_NAMES + 1)).unwrap();
+        assert!(!HardLinks::read(&root).unwrap().are_known());
+        // It does not stay so.
+        HardLinks::note(&root, &[names(&["/a", "/b"])], &[]).unwrap();
+        assert_eq!(HardLinks::read(&root).unwrap().of(Path::new("/b")).count(), 2);
     }
 }

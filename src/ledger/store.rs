@@ -17,7 +17,7 @@ use rustix::fs::OFlags;
 use super::Ledger;
 use crate::report::Shown;
 use crate::sys::inode::{Inode, Time};
-use crate::sys::root::{Root, read_at};
+use crate::sys::root::{Root, read_at_most};
 use crate::sys::seccomp::{self, Question};
 use crate::sys::{lock, state, times};
 
@@ -32,6 +32,12 @@ const MEMBERS: &str = "members";
 const PLANNED: &str = "planned";
 const UNABLE: &str = "unable";
 const LOCK: &str = "lock";
+
+/// The largest list that is read, in bytes, and how many the host reads in one run, of how many bytes in all: what a guest
+/// holds is not to fill the host's memory.
+const LARGEST_LIST: usize = 16 << 20;
+const MOST_LISTS: usize = 64;
+const MOST_LISTED: usize = 64 << 20;
 
 /// The state directory of a guest, opened or made.
 #[derive(Debug)]
@@ -319,25 +325,31 @@ impl Taken {
 
 /// Takes what is in a guest's spool, and what an interrupted run of the host had taken.
 ///
-/// Until it is released it stays there, under another name: nothing is lost if the host is interrupted.
+/// Until it is released it stays there, under another name: nothing is lost if the host is interrupted. What is too much
+/// for one run is left for the next.
 pub fn take_spool(root: &Root) -> io::Result<Taken> {
     let Some(dir) = spool_dir(root)? else {
         return Ok(Taken { dir: None, files: Vec::new(), paths: BTreeSet::new() });
     };
     let is_taken = |name: &OsString| name.as_bytes().starts_with(TAKEN.as_bytes());
-    let mut files: Vec<OsString> = state::names(&dir)?.into_iter().filter(is_taken).collect();
+    let mut taken: Vec<OsString> = state::names(&dir)?.into_iter().filter(is_taken).collect();
+    taken.truncate(MOST_LISTS);
     let number =
-        (0..).map(|number| OsString::from(format!("{TAKEN}{number}"))).find(|name| !files.contains(name));
-    if let Some(name) = number {
+        (0..).map(|number| OsString::from(format!("{TAKEN}{number}"))).find(|name| !taken.contains(name));
+    if let Some(name) = number.filter(|_| taken.len() < MOST_LISTS) {
         match state::rename(&dir, OsStr::new(CHANGED), &name) {
-            Ok(()) => files.push(name),
+            Ok(()) => taken.push(name),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
     }
-    let mut paths = BTreeSet::new();
-    for file in &files {
-        paths.append(&mut read_list(&dir, file)?);
+    let (mut files, mut paths, mut room) = (Vec::new(), BTreeSet::new(), MOST_LISTED);
+    for file in taken {
+        let content = read_content(&dir, &file)?;
+        let Some(left) = room.checked_sub(content.len()) else { break };
+        room = left;
+        paths.extend(parse_list(&content));
+        files.push(file);
     }
     Ok(Taken { dir: Some(dir), files, paths })
 }
@@ -360,13 +372,27 @@ fn replace_list(dir: &OwnedFd, file: impl AsRef<OsStr>, paths: &BTreeSet<PathBuf
 }
 
 fn read_list(dir: &OwnedFd, file: &OsStr) -> io::Result<BTreeSet<PathBuf>> {
-    let content = match read_at(dir, file) {
-        Ok(content) => content,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(e) => return Err(e),
-    };
+    Ok(parse_list(&read_content(dir, file)?).collect())
+}
+
+/// What is in a list; nothing if it is too large, so that nobody is stuck with it.
+fn read_content(dir: &OwnedFd, file: &OsStr) -> io::Result<Vec<u8>> {
+    match read_at_most(dir, file, LARGEST_LIST) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) if e.kind() == io::ErrorKind::FileTooLarge => {
+            log::warn!(
+                "a guest's list {} is too large to be read: `cow-unify` without --changed finds the files it names",
+                Shown(Path::new(file))
+            );
+            Ok(Vec::new())
+        }
+        content => content,
+    }
+}
+
+fn parse_list(content: &[u8]) -> impl Iterator<Item = PathBuf> {
     let paths = content.split(|&b| b == 0).filter(|path| !path.is_empty());
-    Ok(paths.map(|path| PathBuf::from(OsString::from_vec(path.to_vec()))).collect())
+    paths.map(|path| PathBuf::from(OsString::from_vec(path.to_vec())))
 }
 
 /// The directory of stash and members: the guest's own, or the one for work from outside.
@@ -397,4 +423,44 @@ fn ledger_path(root: &Root) -> io::Result<PathBuf> {
         }
     }
     Ok(top.join("roots").join(OsString::from_vec(name)).join(LEDGER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spool_is_read_within_limits_and_worked_off_all_the_same() {
+        let guest = tempfile::tempdir().unwrap();
+        let spool = guest.path().join(&STATE_DIR[1..]).join(SPOOL);
+        std::fs::create_dir_all(&spool).unwrap();
+        let root = Root::open(guest.path()).unwrap();
+        let left = || std::fs::read_dir(&spool).unwrap().count();
+        let write = |name: &str, content: &[u8]| std::fs::write(spool.join(name), content).unwrap();
+
+        // One that is too large keeps nobody from the others.
+        write("taken-0", &vec![b'x'; LARGEST_LIST + 1]);
+        write(CHANGED, b"/a\0/b\0");
+        let taken = take_spool(&root).unwrap();
+        assert_eq!(taken.paths, [PathBuf::from("/a"), PathBuf::from("/b")].into());
+        taken.release(&BTreeSet::new()).unwrap();
+        assert_eq!(left(), 0);
+
+        // Too many, and too much in all.
+        (0..MOST_LISTS + 3).for_each(|number| write(&format!("{TAKEN}{number}"), b"/c\0"));
+        write(CHANGED, b"/d\0");
+        let taken = take_spool(&root).unwrap();
+        assert_eq!(taken.files.len(), MOST_LISTS);
+        taken.release(&BTreeSet::new()).unwrap();
+        assert_eq!(left(), 4);
+        (0..5).for_each(|number| write(&format!("{TAKEN}{number}"), &vec![0; LARGEST_LIST]));
+        let mut runs = 0;
+        while left() > 0 {
+            let taken = take_spool(&root).unwrap();
+            assert!(taken.files.len() <= 7);
+            taken.release(&BTreeSet::new()).unwrap();
+            runs += 1;
+        }
+        assert_eq!(runs, 2);
+    }
 }

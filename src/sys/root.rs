@@ -138,7 +138,7 @@ impl Root {
     /// `InvalidInput` where `path` is something else than a regular file; a FIFO never blocks. `FileTooLarge` beyond
     /// 256 MiB.
     pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        read_regular(self.open_file(path)?)
+        read_regular(self.open_file(path)?, MOST_READ)
     }
 
     /// Opens the regular file `path` for reading, beneath the root, following symlinks inside it.
@@ -171,8 +171,13 @@ impl AsFd for Root {
 
 /// Reads the regular file `name` of the directory `dir` whole; a symlink is not followed.
 pub fn read_at(dir: impl AsFd, name: &OsStr) -> io::Result<Vec<u8>> {
+    read_at_most(dir, name, MOST_READ)
+}
+
+/// As [`read_at`]; a file of more than `most` bytes is an error (`FileTooLarge`).
+pub fn read_at_most(dir: impl AsFd, name: &OsStr, most: usize) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
-    read_regular(regular(rustix::fs::openat(dir, name, flags, Mode::empty())?)?)
+    read_regular(regular(rustix::fs::openat(dir, name, flags, Mode::empty())?)?, most)
 }
 
 fn regular(fd: OwnedFd) -> io::Result<OwnedFd> {
@@ -181,16 +186,16 @@ fn regular(fd: OwnedFd) -> io::Result<OwnedFd> {
     if is_file { Ok(fd) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")) }
 }
 
-fn read_regular(fd: OwnedFd) -> io::Result<Vec<u8>> {
+fn read_regular(fd: OwnedFd, most: usize) -> io::Result<Vec<u8>> {
     let stat = rustix::fs::fstat(&fd)?;
     let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, "too large to be read");
     let size = usize::try_from(stat.st_size).unwrap_or(0);
-    if size > MOST_READ {
+    if size > most {
         return Err(too_large());
     }
     let mut data = Vec::with_capacity(size);
-    std::fs::File::from(fd).take(MOST_READ as u64 + 1).read_to_end(&mut data)?;
-    if data.len() > MOST_READ { Err(too_large()) } else { Ok(data) }
+    std::fs::File::from(fd).take(most as u64 + 1).read_to_end(&mut data)?;
+    if data.len() > most { Err(too_large()) } else { Ok(data) }
 }
 
 /// `path` without its leading slashes; the root itself is `.`.

@@ -246,7 +246,7 @@ impl Tiny {
     /// What the first guest knows of its hard links: the names of each file, sorted.
     pub fn links(&self) -> Vec<Vec<String>> {
         let content = fs::read_to_string(self.path("g1/var/lib/cow-hooks/links")).unwrap_or_default();
-        let groups = content.split("\0\0").filter(|group| !group.is_empty());
+        let groups = content.trim_start_matches('\0').split("\0\0").filter(|group| !group.is_empty());
         groups
             .map(|group| group.split('\0').filter(|name| !name.is_empty()).map(str::to_owned).collect())
             .collect()
