@@ -1,6 +1,7 @@
 //! Protection that was lost is noticed, given back, and what may have changed without it is read again.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -287,4 +288,28 @@ fn privileged_listed_files_that_are_unified_already_are_the_pools() {
     let report = json(&farm, 0, CHANGED);
     assert_eq!((&report["shared_before"], &report["left"]["protected"]), (&6.into(), &1.into()), "{report}");
     set_immutable(&own, false);
+}
+
+#[test]
+fn privileged_without_room_for_a_list_all_is_protected_and_read_in_the_same_run() {
+    if !privileged() {
+        return;
+    }
+    for words in [PASS, CHANGED, VERIFY] {
+        let farm = farm(&[]);
+        strip(&farm);
+        damage(&farm.path("g1/usr/bin/a"), "content");
+        let ballast = farm.path("ballast");
+        let mut file = fs::File::create(&ballast).unwrap();
+        for size in [1 << 20, 1 << 12, 1] {
+            while file.write_all(&vec![1; size]).and_then(|()| file.sync_data()).is_ok() {}
+        }
+        drop(file);
+        // What is damaged needs room for a journal, perhaps.
+        let output = farm.command(words).output().unwrap();
+        assert!(text(&output).contains("known to this run alone"), "{words:?}: {}", text(&output));
+        assert_protected(&farm, "no room");
+        assert_eq!(stored(&farm, "quarantine").len(), 1, "{words:?}: {}", text(&output));
+        fs::remove_file(&ballast).unwrap();
+    }
 }

@@ -15,10 +15,12 @@
 //! indices where an inode has as many links as the filesystem allows. With a reference guest, a fifth part keeps
 //! files of different paths apart.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
@@ -82,6 +84,8 @@ pub struct Pool {
     inode: Inode,
     /// How files are shared here.
     pub settings: Settings,
+    /// Objects to be read again that could not be written down.
+    pub(super) unlisted: Mutex<HashSet<OsString>>,
 }
 
 /// While it lives, no other run works on the whole pool.
@@ -152,7 +156,8 @@ impl Pool {
         });
         let open = |name: &str| root.open_dir(Path::new(name)).at(&path.join(name));
         let (objects, runs) = (open(OBJECTS)?, open(RUNS)?);
-        Ok(Some(Pool { objects, runs, inode, settings: settings.at(path)?, root }))
+        let unlisted = Mutex::default();
+        Ok(Some(Pool { objects, runs, inode, settings: settings.at(path)?, unlisted, root }))
     }
 
     /// The path the pool was opened by.
@@ -300,6 +305,11 @@ impl Pool {
         let names = state::names(&dir).at(&path)?;
         let parsed = |file: OsString| Some((ObjectName::parse_quarantined(&file)?, file, true));
         look_in(&dir, &path, names.into_iter().filter_map(parsed))
+    }
+
+    /// How many damaged files guests still have names of.
+    pub fn still_seen(&self) -> Result<u64, Error> {
+        Ok(self.look_at_quarantine()?.iter().filter(|stored| !stored.is_unused()).count() as u64)
     }
 
     /// The directory that a file of the pool lies in.

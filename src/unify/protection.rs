@@ -2,20 +2,21 @@
 //!
 //! A file that has lost its protection may have been changed by any guest. So it is put on a list of suspects, on the
 //! disk, before it is protected again; the list goes when its files have been read. Whoever is killed in between leaves
-//! the list for the next run.
+//! the list for the next run. Where there is no room for a list, the run itself keeps it.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::link::Fence;
 use super::pool::{Pool, Stored};
 use super::{At, Error};
 use crate::parallel;
-use crate::report::Reason;
+use crate::report::{Reason, Shown};
 use crate::sys::inode::Inode;
 use crate::sys::resolve::is_absent;
 use crate::sys::root::read_at;
@@ -41,6 +42,8 @@ pub struct Protected {
     pub files: Vec<PathBuf>,
     /// Files that could not be protected, with the reason.
     pub failed: Vec<(PathBuf, String)>,
+    /// The objects among these.
+    pub open: HashSet<OsString>,
 }
 
 /// Objects to be read again, and the lists that name them.
@@ -84,14 +87,17 @@ impl Pool {
         if unprotected.is_empty() || fence == Fence::None {
             return Ok(protected);
         }
-        self.suspect(unprotected.iter().filter(|file| !file.set_aside).map(|file| file.name.whole()))
-            .at(&self.path().join(SUSPECTS))?;
+        let objects = unprotected.iter().filter(|file| !file.set_aside).map(|file| file.name.whole());
+        self.suspect(objects.collect());
         let done = parallel::map(threads, &unprotected, |file| self.protect_one(file, fence, patience));
         for (file, done) in unprotected.iter().zip(done) {
             match done {
                 Ok(true) => protected.files.push(self.path_of(file)),
                 Ok(false) => {}
-                Err(e) => protected.failed.push((self.path_of(file), Reason(e).to_string())),
+                Err(e) => {
+                    protected.failed.push((self.path_of(file), Reason(e).to_string()));
+                    protected.open.extend((!file.set_aside).then(|| file.name.whole()));
+                }
             }
         }
         Ok(protected)
@@ -111,9 +117,29 @@ impl Pool {
         fence.set(&shared).map(|()| true)
     }
 
-    /// Remembers objects that are to be read again; on the disk when this returns.
-    fn suspect(&self, names: impl Iterator<Item = OsString>) -> io::Result<()> {
-        let list = names.collect::<Vec<_>>().join(OsStr::new("\n"));
+    /// Remembers objects that are to be read again; on the disk when this returns, if there is room.
+    fn suspect(&self, names: HashSet<OsString>) {
+        if names.is_empty() {
+            return;
+        }
+        // Without a list, too, they are protected: they must not stay open to changes.
+        if let Err(e) = self.write_down(&names) {
+            log::error!(
+                "{}: {}: which objects are to be read again is known to this run alone; if it does not reach its \
+                 end, run `cow-unify verify`",
+                Shown(&self.path().join(SUSPECTS)),
+                Reason(e)
+            );
+            self.unlisted().extend(names);
+        }
+    }
+
+    fn unlisted(&self) -> MutexGuard<'_, HashSet<OsString>> {
+        self.unlisted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_down(&self, names: &HashSet<OsString>) -> io::Result<()> {
+        let list = names.iter().map(OsString::as_os_str).collect::<Vec<_>>().join(OsStr::new("\n"));
         let dir = state::make_dir_at(self.root(), OsStr::new(SUSPECTS))?;
         // A process of another PID namespace may have the same number.
         for number in 0.. {
@@ -131,12 +157,13 @@ impl Pool {
 
     /// All objects that are to be read again.
     pub fn suspects(&self) -> Result<Suspects, Error> {
+        let mut suspects = Suspects { names: self.unlisted().clone(), lists: Vec::new() };
         let path = self.path().join(SUSPECTS);
         let dir = match self.root().open_dir(SUSPECTS.as_ref()) {
-            Err(e) if is_absent(&e) => return Ok(Suspects::default()),
+            Err(e) if is_absent(&e) => return Ok(suspects),
             opened => opened.at(&path)?,
         };
-        let mut suspects = Suspects { names: HashSet::new(), lists: state::names(&dir).at(&path)? };
+        suspects.lists = state::names(&dir).at(&path)?;
         for list in &suspects.lists {
             let text = read_at(&dir, list).at(&path.join(list))?;
             let names = text.split(|&byte| byte == b'\n').filter(|name| !name.is_empty());
@@ -145,9 +172,18 @@ impl Pool {
         Ok(suspects)
     }
 
-    /// These have been read.
-    pub fn forget(&self, suspects: &Suspects) -> Result<(), Error> {
+    /// These have been read, but for those that `failed`, which are to be read again.
+    pub fn forget(&self, suspects: &Suspects, failed: HashSet<OsString>) -> Result<(), Error> {
         let path = self.path().join(SUSPECTS);
+        self.unlisted().clear();
+        if !failed.is_empty() {
+            if let Err(e) = self.write_down(&failed) {
+                log::debug!("{}: {}", Shown(&path), Reason(e));
+                self.unlisted().extend(failed);
+                // What is written down names too many, perhaps, but not too few.
+                return Ok(());
+            }
+        }
         if suspects.lists.is_empty() {
             return Ok(());
         }

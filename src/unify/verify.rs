@@ -2,6 +2,8 @@
 //!
 //! Bytes that are in the page cache are not read from the disk again: what is checked is what guests see.
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -107,20 +109,20 @@ impl Verifier<'_> {
             Verified { protected: protected.files, failed: protected.failed, ..Verified::default() };
         let suspects = self.pool.suspects()?;
         let wanted = |file: &&Stored| !file.set_aside && (all || suspects.holds(file));
-        self.read_all(files.iter().filter(wanted).collect(), fence, &mut verified)?;
-        if verified.failed.is_empty() {
-            self.pool.forget(&suspects)?;
-        }
+        let mut failed = self.read_all(files.iter().filter(wanted).collect(), fence, &mut verified)?;
+        failed.extend(protected.open);
+        self.pool.forget(&suspects, failed)?;
         Ok(verified)
     }
 
-    /// Reads objects, and sets aside those that are not what their names say.
+    /// Reads objects, and sets aside those that are not what their names say. Returns those of which nobody knows.
     fn read_all(
         &self,
         mut objects: Vec<&Stored>,
         fence: Fence,
         verified: &mut Verified,
-    ) -> Result<(), Error> {
+    ) -> Result<HashSet<OsString>, Error> {
+        let mut failed = HashSet::new();
         // In the order of their inodes, which is about that of the disk.
         objects.sort_unstable_by_key(|object| object.inode.id.ino);
         self.watch.begin("verifying", objects.len() as u64);
@@ -141,13 +143,14 @@ impl Verifier<'_> {
             verified.bytes += object.inode.size;
             if let Err(e) = set_aside {
                 verified.failed.push((path, Reason(e).to_string()));
+                failed.insert(object.name.whole());
             }
         }
         if !verified.damaged.is_empty() {
             filesystem::sync(self.pool.runs()).at(self.pool.path())?;
         }
         drop(held);
-        Ok(())
+        Ok(failed)
     }
 
     /// What differs; `None` where the object is gone.
