@@ -291,6 +291,34 @@ fn privileged_listed_files_that_are_unified_already_are_the_pools() {
 }
 
 #[test]
+fn privileged_a_damaged_file_that_stays_in_use_is_named_and_told_of_by_later_runs() {
+    if !privileged() {
+        return;
+    }
+    for words in [PASS, CHANGED] {
+        let farm = farm(&[]);
+        strip(&farm);
+        damage(&farm.path("g1/usr/bin/a"), "content");
+        let said = ran(&farm, 1, &[words, &["-v"]].concat());
+        for guest in ["g1", "g2"] {
+            let line = format!("{guest}/usr/bin/a: damaged, left: no intact copy");
+            assert!(said.contains(&line), "{words:?}: {said}");
+        }
+        assert!(said.contains("remedy: reinstall the packages"), "{words:?}: {said}");
+        for words in [words, PASS, &["--dry-run", "--scope", "all", "g1", "g2"], words] {
+            let said = ran(&farm, 1, words);
+            let lines = said.lines().filter(|line| line.contains("1 damaged files are still in use")).count();
+            assert_eq!(lines, 1, "{words:?}: {said}");
+        }
+        assert_eq!(json(&farm, 1, words)["still_seen"], 1);
+        // A guest with a copy comes.
+        farm.write("g3/usr/bin/a", content("usr/bin/a"));
+        ran(&farm, 1, &["verify", "g1", "g2", "g3", "--pool", ".cow-pool"]);
+        ran(&farm, 0, words);
+    }
+}
+
+#[test]
 fn privileged_without_room_for_a_list_all_is_protected_and_read_in_the_same_run() {
     if !privileged() {
         return;
@@ -311,5 +339,6 @@ fn privileged_without_room_for_a_list_all_is_protected_and_read_in_the_same_run(
         assert_protected(&farm, "no room");
         assert_eq!(stored(&farm, "quarantine").len(), 1, "{words:?}: {}", text(&output));
         fs::remove_file(&ballast).unwrap();
+        assert!(ran(&farm, 1, words).contains("still in use"));
     }
 }

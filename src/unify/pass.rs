@@ -81,6 +81,8 @@ pub struct Passed {
     pub shared_before: u64,
     /// Names of objects that are in quarantine.
     pub damaged: u64,
+    /// Damaged files, set aside, that guests have names of.
+    pub still_seen: u64,
     /// Objects that somebody has written to meanwhile.
     pub changed_objects: u64,
     /// What was linked.
@@ -147,6 +149,7 @@ impl Pass<'_> {
         let index = match self.pool {
             Some(pool) => {
                 let files = pool.look_at_all(self.options.threads)?;
+                passed.still_seen = pool.still_seen()?;
                 if protection::fence(pool, &files) != Fence::None {
                     passed.unprotected = pool.unprotected(&files).len() as u64;
                 }
@@ -244,17 +247,22 @@ impl Pass<'_> {
     /// Looks at the protection of all that is in the pool, and mends what is amiss.
     fn check(&self, pool: &Pool, guests: &[Guest], passed: &mut Passed) -> Result<Index, Error> {
         let Options { fence, threads, patience, reserve, .. } = *self.options;
-        if fence == Fence::None {
-            return pool.index(threads);
-        }
         let watch = self.watch;
-        let files = pool.look_at_all(threads)?;
-        passed.verified = Verifier { pool, patience, threads, watch }.check(&files, fence)?;
-        if passed.verified.damaged.is_empty() && passed.verified.protected.is_empty() {
-            return Ok(Index::of(&files));
-        }
-        passed.repaired = Repairer { pool, guests, fence, patience, reserve, threads, watch }.repair()?;
-        pool.index(threads)
+        let index = if fence == Fence::None {
+            pool.index(threads)?
+        } else {
+            let files = pool.look_at_all(threads)?;
+            passed.verified = Verifier { pool, patience, threads, watch }.check(&files, fence)?;
+            if passed.verified.damaged.is_empty() && passed.verified.protected.is_empty() {
+                Index::of(&files)
+            } else {
+                let repairer = Repairer { pool, guests, fence, patience, reserve, threads, watch };
+                passed.repaired = repairer.repair()?;
+                pool.index(threads)?
+            }
+        };
+        passed.still_seen = pool.still_seen()?;
+        Ok(index)
     }
 
     fn plan(&self, catalog: &mut Catalog, index: &Index, passed: &mut Passed) -> Vec<Work> {

@@ -20,6 +20,7 @@ use crate::unify::catalog::{Guest, Unfit};
 use crate::unify::link::Fence;
 use crate::unify::pass::{InUse, Options, Pass, Passed};
 use crate::unify::pool::{Pool, Settings, Share, may_change};
+use crate::unify::repair::Sighting;
 use crate::unify::rules::Rules;
 use crate::unify::{Error, identity::Mtime, known, system};
 
@@ -42,6 +43,8 @@ struct Report {
     shared_before: u64,
     /// Names of objects in quarantine.
     damaged: u64,
+    /// Files in quarantine that guests still have names of.
+    still_seen: u64,
     left: BTreeMap<Unfit, u64>,
     /// Names that stay as they are; only with --verbose.
     left_names: Vec<LeftName>,
@@ -257,7 +260,13 @@ fn report(
     let (verified, repaired) = (passed.verified, passed.repaired);
     let paths = |paths: Vec<PathBuf>| paths.into_iter().map(|path| Named { path }).collect();
     let mended = repaired.names.iter().filter(|name| name.left.is_none()).count() as u64;
-    let failed = verified.failed.into_iter().chain(repaired.failed).chain(linked.failed);
+    let left = |Sighting { path, left, .. }: Sighting| Some((path, format!("damaged, left: {}", left?)));
+    let failed = verified
+        .failed
+        .into_iter()
+        .chain(repaired.failed)
+        .chain(repaired.names.into_iter().filter_map(left))
+        .chain(linked.failed);
     let named = arguments.dry_run || common.verbose > 0;
     let busy: HashSet<PathBuf> = passed.busy.into_values().collect();
     let report = Report {
@@ -275,6 +284,7 @@ fn report(
         bytes_copied: linked.copied,
         shared_before: passed.shared_before,
         damaged: passed.damaged,
+        still_seen: passed.still_seen,
         left: passed.left,
         left_names: passed.left_names.into_iter().map(|(path, reason)| LeftName { path, reason }).collect(),
         no_guests: others.into_iter().map(|(path, what)| problem((path, what.to_owned()))).collect(),
@@ -295,11 +305,14 @@ fn report(
     tell_of_protection(&report);
     super::complain(&report.failed, common);
     super::tell_of_left(&report.skipped);
-    if report.damaged > 0 {
-        log::warn!(
-            "{} names belong to damaged objects: `cow-unify verify GUEST...` names them",
-            report.damaged
-        );
+    if repaired.wants_copy {
+        log::warn!("{}", super::verify::WANTS_COPY);
+    }
+    let damaged = report.damaged > 0 || report.still_seen > 0;
+    if damaged {
+        // Names are counted in directories that were read alone, files in all.
+        let count = report.still_seen.max(1);
+        log::error!("{count} damaged files are still in use: `cow-unify verify GUEST...` names them");
     }
     if report.changed_objects > 0 {
         log::error!(
@@ -311,7 +324,8 @@ fn report(
         report.protected.is_empty() && report.set_aside.is_empty() && report.unprotected_objects == 0;
     // What a guest has listed in which a package manager is at work waits for the next time.
     let all_done = report.skipped.iter().all(|guest| arguments.changed && busy.contains(&guest.path));
-    let whole = report.changed_objects == 0 && report.failed.is_empty() && all_done && protected;
+    let done = report.changed_objects == 0 && report.failed.is_empty() && all_done;
+    let whole = done && protected && !damaged;
     super::print(common, &report, text, if whole { Exit::Done } else { Exit::Partial })
 }
 

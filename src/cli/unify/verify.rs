@@ -16,6 +16,10 @@ use crate::unify::repair::{Repaired, Repairer, Sighting};
 use crate::unify::scope::Scope;
 use crate::unify::verify::{Damage, Verified, Verifier};
 
+/// What is left to a person where there is no intact copy.
+pub const WANTS_COPY: &str = "remedy: reinstall the packages these files belong to in one of the guests, then run \
+                              `cow-unify verify` with all guests again";
+
 /// What was found and done, for machines.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -111,7 +115,7 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
 
 fn report(pool: &Pool, guests: usize, verified: Verified, repaired: Repaired) -> anyhow::Result<Report> {
     let named = |path: PathBuf| Named { path };
-    let still_seen = pool.look_at_quarantine()?.iter().filter(|stored| !stored.is_unused()).count() as u64;
+    let still_seen = pool.still_seen()?;
     let seen = |Sighting { path, damaged, left }: Sighting| Seen {
         path,
         damaged: damaged.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -142,10 +146,7 @@ fn report(pool: &Pool, guests: usize, verified: Verified, repaired: Repaired) ->
 /// What is left to a person.
 fn remedies(report: &Report) {
     if report.wants_copy {
-        log::warn!(
-            "remedy: reinstall the packages these files belong to in one of the guests, then run `cow-unify verify` \
-             with all guests again"
-        );
+        log::warn!("{WANTS_COPY}");
     } else if report.still_seen > 0 && report.guests == 0 {
         log::warn!("remedy: `cow-unify verify GUEST...` finds the damaged files in guests, and repairs them");
     } else if report.still_seen > 0 {
