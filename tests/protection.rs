@@ -319,6 +319,32 @@ fn privileged_a_damaged_file_that_stays_in_use_is_named_and_told_of_by_later_run
 }
 
 #[test]
+fn privileged_an_object_that_somebody_has_open_for_writing_gets_no_new_names() {
+    if !privileged() {
+        return;
+    }
+    let farm = farm(&[]);
+    strip(&farm);
+    let path = farm.path("g1/usr/bin/a");
+    let writer = fs::File::options().append(true).open(&path).unwrap();
+    let third = farm.write("g3/usr/bin/a", content("usr/bin/a"));
+    for words in [PASS, CHANGED, PASS] {
+        farm.write("g3/var/lib/cow-hooks/spool/changed", "/usr/bin/a\0");
+        ran(&farm, 1, &[words, &["g3"]].concat());
+        assert_protected(&farm, "open for writing");
+        assert!(!same_inode(&path, &third), "{words:?}");
+    }
+    // That one alone is to be read again.
+    let lists = fs::read_dir(farm.path(".cow-pool/suspects")).unwrap();
+    let lists: Vec<String> = lists.map(|list| fs::read_to_string(list.unwrap().path()).unwrap()).collect();
+    assert_eq!((lists.len(), lists[0].lines().count()), (1, 1), "{lists:?}");
+    drop(writer);
+    ran(&farm, 0, &[PASS, &["g3"]].concat());
+    assert!(same_inode(&path, &third));
+    assert_eq!(fs::read_dir(farm.path(".cow-pool/suspects")).unwrap().count(), 0);
+}
+
+#[test]
 fn privileged_without_room_for_a_list_all_is_protected_and_read_in_the_same_run() {
     if !privileged() {
         return;

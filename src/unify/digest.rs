@@ -129,7 +129,7 @@ impl Quiet<'_> {
 }
 
 /// Takes a lease on a file; `None` where somebody has it open for writing.
-pub fn take_lease(file: &OwnedFd) -> io::Result<Option<Quiet<'_>>> {
+pub fn take_lease(file: &impl AsFd) -> io::Result<Option<Quiet<'_>>> {
     match Lease::take(file.as_fd()) {
         Ok(lease) => Ok(lease.map(Quiet::Leased)),
         Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOLCK)) => Ok(Some(Quiet::Unknown)),

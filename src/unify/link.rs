@@ -391,6 +391,12 @@ impl Linker<'_> {
             }
             self.fence.set(&shared)?;
         }
+        // Protection keeps nobody out who has opened it before.
+        if self.fence != Fence::None && !fresh && take_lease(&shared)?.is_none() {
+            *done = inodes.len();
+            linked.left.extend(job.work.names.iter().map(|&at| (at, Unfit::Unprotected)));
+            return Ok(());
+        }
         let mut number = job.first;
         while *done < inodes.len() {
             let rest = &inodes[*done..];
