@@ -242,6 +242,35 @@ fn privileged_the_list_of_hard_links_does_not_grow() {
 }
 
 #[test]
+fn privileged_what_was_shared_before_anything_was_written_down_stays_one_file() {
+    if !privileged() {
+        return;
+    }
+    let tiny = Tiny::new();
+    let [before, second, third] = [0, 1, 2].map(|number| Package { tiny: &tiny, number });
+    tiny.both(&format!("dpkg -i {}", before.deb(1, &[&["a"], &["b"], &["c", "d"]])));
+    tiny.unify(&[]);
+    let links = tiny.path("g1/var/lib/cow-hooks/links");
+    // Without one, and with one that a power cut has left without its content.
+    for (after, lost) in [(&second, true), (&third, false)] {
+        fs::write(&links, "").unwrap();
+        if lost {
+            fs::remove_file(&links).unwrap();
+        }
+        tiny.unify(&[]);
+        assert_eq!(tiny.links(), Vec::<Vec<String>>::new());
+        tiny.both(&format!("dpkg -i {}", after.deb(1, &[&["e"], &["f", "g"]])));
+        let said = tiny.unify(&[]);
+        let paths = |package: &Package<'_>, names: &[&str]| -> Vec<String> {
+            names.iter().map(|name| format!("/{}", package.path(name))).collect()
+        };
+        let known = tiny.links();
+        assert!(known.contains(&paths(&before, &["a", "b", "c", "d"])), "{known:?}: {said}");
+        assert!(known.contains(&paths(after, &["f", "g"])), "{known:?}: {said}");
+    }
+}
+
+#[test]
 fn privileged_hard_links_made_under_supervision_are_known_later() {
     if !privileged() {
         return;

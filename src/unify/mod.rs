@@ -22,6 +22,7 @@ pub mod inside;
 pub mod known;
 pub mod link;
 pub mod names;
+mod noted;
 pub mod object;
 pub mod pass;
 pub mod plan;

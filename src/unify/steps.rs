@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 
 use super::catalog::Catalog;
 use super::claims::{Claims, claim_all};
@@ -14,9 +13,8 @@ use super::plan::Work;
 use super::pool::Pool;
 use super::room::{Cost, Room, is_exhaustion};
 use super::run::{self, Run};
-use super::{At, Error};
-use crate::ledger::hardlinks::HardLinks;
-use crate::report::{Reason, Shown};
+use super::{At, Error, noted};
+use crate::report::Reason;
 use crate::sys::filesystem;
 use crate::sys::swap::Name;
 
@@ -110,7 +108,7 @@ impl Pass<'_> {
                 }
             }
             let (step, _claims) = self.claim(catalog, step, passed);
-            note_links(catalog, &step);
+            noted::note(catalog, &step);
             let postponed = self.step(pool, catalog, &step, passed)?;
             let mut step: Vec<Option<Work>> = step.into_iter().map(Some).collect();
             for Postponed { work, reason } in postponed {
@@ -226,21 +224,5 @@ impl Pass<'_> {
             step.retain(|work| work.is_worthwhile(catalog));
         }
         (step, claims)
-    }
-}
-
-/// Tells the guests which of their names were hard links of one another.
-fn note_links(catalog: &Catalog, step: &[Work]) {
-    for (number, guest) in catalog.guests.iter().enumerate() {
-        let here = |at: &&u32| usize::from(catalog.dir(&catalog.files[**at as usize]).guest) == number;
-        let path = |at: &u32| catalog.path(&catalog.files[*at as usize]);
-        let (mut several, mut single) = (Vec::new(), Vec::new());
-        for names in step.iter().flat_map(|work| work.inodes(catalog)) {
-            let names: BTreeSet<PathBuf> = names.iter().filter(here).map(path).collect();
-            if names.len() > 1 { several.push(names) } else { single.extend(names) }
-        }
-        // Without it, equal files are taken for one there.
-        let noted = HardLinks::note(&guest.root, &several, &single);
-        noted.unwrap_or_else(|e| log::warn!("{}: {}", Shown(guest.root.path()), Reason(e)));
     }
 }
