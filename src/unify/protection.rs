@@ -176,13 +176,13 @@ impl Pool {
     pub fn forget(&self, suspects: &Suspects, failed: HashSet<OsString>) -> Result<(), Error> {
         let path = self.path().join(SUSPECTS);
         self.unlisted().clear();
-        if !failed.is_empty() {
-            if let Err(e) = self.write_down(&failed) {
-                log::debug!("{}: {}", Shown(&path), Reason(e));
-                self.unlisted().extend(failed);
-                // What is written down names too many, perhaps, but not too few.
-                return Ok(());
-            }
+        if !failed.is_empty()
+            && let Err(e) = self.write_down(&failed)
+        {
+            log::debug!("{}: {}", Shown(&path), Reason(e));
+            self.unlisted().extend(failed);
+            // What is written down names too many, perhaps, but not too few.
+            return Ok(());
         }
         if suspects.lists.is_empty() {
             return Ok(());
