@@ -251,7 +251,7 @@ fn privileged_equal_files_and_hard_links_are_told_apart_when_they_are_made_priva
     farm.unify(&[]);
     assert!(names.iter().all(|name| same_inode(name, &farm.path("g2/usr/bin/one"))));
     let links = fs::read(farm.path("g1/var/lib/cow-hooks/links")).unwrap();
-    assert_eq!(links, b"/usr/bin/one\0/usr/bin/two\0\0");
+    assert_eq!(links, b"\0/usr/bin/one\0/usr/bin/two\0\0");
 }
 
 #[test]
