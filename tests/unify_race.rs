@@ -41,6 +41,15 @@ fn write_until(
     }
 }
 
+/// Stops the writers when it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn raced(kind: &str) {
     if !privileged() {
         return;
@@ -64,10 +73,11 @@ fn raced(kind: &str) {
         std::thread::scope(|scope| {
             scope.spawn(|| write_until(&stop, &first, b'1', &written[0], &opened));
             scope.spawn(|| write_until(&stop, &second, b'2', &written[1], &opened));
+            // The writers end, also if this fails.
+            let _stop = Stop(&stop);
             for _ in 0..3 {
                 farm.unify(&[]);
             }
-            stop.store(true, Ordering::Relaxed);
         });
         for (guest, (files, mark)) in [(first, b'1'), (second, b'2')].into_iter().enumerate() {
             for (at, path) in files.iter().enumerate() {
@@ -88,6 +98,9 @@ fn raced(kind: &str) {
                 }
                 fs::remove_file(path).unwrap();
             }
+        }
+        for object in farm.objects() {
+            crate::support::set_immutable(&farm.path(".cow-pool/objects").join(object), true);
         }
     }
     let files = rounds() * FILES * 2;
