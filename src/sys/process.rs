@@ -108,17 +108,13 @@ impl Processes {
     /// Which mount namespace a process is in, and its root directory.
     pub fn surroundings(&self, pid: i32) -> io::Result<(Vec<u8>, Inode)> {
         let namespace = rustix::fs::readlinkat(&self.proc, format!("{pid}/ns/mnt"), Vec::new())?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(&self.proc, format!("{pid}/root"), flags, Mode::empty())?;
         // A filesystem that the process itself serves is not asked.
-        Ok((namespace.into_bytes(), Inode::cached(root)?))
+        Ok((namespace.into_bytes(), Inode::cached(self.root(pid)?)?))
     }
 
     /// The root directory of a process, and what it has mounted, with paths from there (`proc_pid_mountinfo(5)`).
     pub fn mounts(&self, pid: i32) -> io::Result<(OwnedFd, Vec<u8>)> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(&self.proc, format!("{pid}/root"), flags, Mode::empty())?;
-        Ok((root, self.read(pid, "mountinfo")?))
+        Ok((self.root(pid)?, self.read(pid, "mountinfo")?))
     }
 
     /// Parent, grandparent and so on, up to the first process of the namespace.
@@ -161,8 +157,12 @@ impl Processes {
 
     /// The root directory of the process.
     pub fn root_inode(&self, pid: i32) -> io::Result<Inode> {
+        Inode::of(self.root(pid)?)
+    }
+
+    fn root(&self, pid: i32) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Inode::of(rustix::fs::openat(&self.proc, format!("{pid}/root"), flags, Mode::empty())?)
+        Ok(rustix::fs::openat(&self.proc, format!("{pid}/root"), flags, Mode::empty())?)
     }
 
     /// What it may do, and who may do something with it.
