@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::policy::Protection;
-use crate::sys::inode::{Inode, Kind};
+use crate::sys::file::inode::{Inode, Kind};
 
 /// What stands for a file's protection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -117,7 +117,7 @@ pub fn inspect(inode: &Inode, names_here: u32, protection: Protection, layered: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::inode::{InodeId, Time};
+    use crate::sys::file::inode::{InodeId, Time};
 
     fn inode(nlink: u32, immutable: bool) -> Inode {
         let zero = Time { secs: 0, nanos: 0 };

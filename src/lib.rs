@@ -38,6 +38,7 @@ pub mod policy;
 pub mod report;
 #[path = "../hooks/rpm/plugin.rs"]
 pub mod rpm_plugin;
+pub mod state;
 pub mod supervise;
 pub mod sys;
 pub mod transaction;

@@ -3,7 +3,7 @@
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::sys::filter;
+use crate::sys::seccomp::filter;
 
 /// As many threads as there are processors; one where a filter forbids threads, or what counts processors.
 pub fn processors() -> usize {

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cow_hooks::detach::Unwatched;
 use cow_hooks::policy::Policy;
-use cow_hooks::sys::inode::{Inode, Time};
+use cow_hooks::state::members::Cover;
+use cow_hooks::sys::file::inode::{Inode, Time};
+use cow_hooks::sys::path::root::Root;
 use cow_hooks::sys::process::Processes;
-use cow_hooks::sys::root::Root;
-use cow_hooks::transaction::members::Cover;
 use cow_hooks::transaction::{Guest, Purpose, member};
 use proptest::prelude::*;
 use rustix::fs::{FlockOperation, IFlags};
@@ -448,7 +448,7 @@ fn content_and_topology(top: &Path) -> Vec<(PathBuf, Vec<u8>, u32, Time, PathBuf
     let mut first: std::collections::HashMap<u64, PathBuf> = std::collections::HashMap::new();
     let mut tree = Vec::new();
     for (path, inode) in entries(top).into_iter().filter(|(path, _)| path.starts_with("usr")) {
-        if inode.kind == cow_hooks::sys::inode::Kind::Regular {
+        if inode.kind == cow_hooks::sys::file::inode::Kind::Regular {
             let leader = first.entry(inode.id.ino).or_insert_with(|| path.clone()).clone();
             tree.push((path.clone(), fs::read(top.join(&path)).unwrap(), inode.mode, inode.mtime, leader));
         }

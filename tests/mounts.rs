@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use cow_hooks::sys::inode::Time;
+use cow_hooks::sys::file::inode::Time;
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 
 use crate::support::bed::with_shell;

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use cow_hooks::sys::inode::{Kind, Time};
+use cow_hooks::sys::file::inode::{Kind, Time};
 use serde_json::Value;
 
 use crate::support::strace::{killed_at_each, traced};
@@ -157,7 +157,7 @@ fn content(number: usize) -> Vec<u8> {
 
 /// All there is to see of a tree by its owner, but which inodes its files are, and how these are protected.
 fn look(top: &Path) -> BTreeMap<PathBuf, (Option<Seen>, u32, Time)> {
-    let shown = |(path, inode): (PathBuf, cow_hooks::sys::inode::Inode)| {
+    let shown = |(path, inode): (PathBuf, cow_hooks::sys::file::inode::Inode)| {
         let file = (inode.kind == Kind::Regular).then(|| Seen { immutable: false, ..seen(&top.join(&path)) });
         (path, (file, inode.mode, inode.mtime))
     };

@@ -516,7 +516,7 @@ fn privileged_status_counts_what_there_is() {
     for (path, inode) in crate::support::entries(&first) {
         let ours = path.starts_with("var/lib/cow-hooks");
         let own = path == Path::new("etc/own");
-        if inode.kind != cow_hooks::sys::inode::Kind::Regular || own {
+        if inode.kind != cow_hooks::sys::file::inode::Kind::Regular || own {
             continue;
         }
         let tally = if inode.immutable { &mut unified } else { &mut private };

@@ -9,7 +9,7 @@ use crate::support::{
     Filesystem, Guests, chroot, feed, inode, install_libraries, privileged, removal, run, same_inode,
     set_immutable, set_mtime, text,
 };
-use cow_hooks::sys::inode::Time;
+use cow_hooks::sys::file::inode::Time;
 
 const UNIFY: &str = env!("CARGO_BIN_EXE_cow-unify");
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use cow_hooks::sys::inode::Kind;
+use cow_hooks::sys::file::inode::Kind;
 use serde_json::Value;
 
 use crate::support::strace::{killed_at_each, traced};

@@ -9,9 +9,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use cow_hooks::sys::gate;
-use cow_hooks::sys::inode::Time;
-use cow_hooks::sys::swap::{Change, Name, Shared};
+use cow_hooks::sys::file::inode::Time;
+use cow_hooks::sys::share::gate;
+use cow_hooks::sys::share::swap::{Change, Name, Shared};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timestamps, XattrFlags};
 
 use crate::support::{FILESYSTEMS, Filesystem, Seen, privileged, run, seen, set_immutable, set_mtime};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use cow_hooks::sys::inode::Time;
+use cow_hooks::sys::file::inode::Time;
 
 use crate::support::{
     FILESYSTEMS, Guests, assert_same, chroot, feed, files, inode, picture, privileged, removal, set_mtime,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::rpm::pair;
 use crate::support::pair::{Pair, Scope, support};
 use crate::support::{entries, inode, privileged, run, same_inode, text};
-use cow_hooks::sys::inode::Kind;
+use cow_hooks::sys::file::inode::Kind;
 
 const MANY: &str = "/root/many";
 /// Where the packages have their files.

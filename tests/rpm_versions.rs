@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use cow_hooks::sys::inode::Time;
+use cow_hooks::sys::file::inode::Time;
 
 use crate::support::chroots::{Chroots, PRIVATE, RPMS, install_hooks, plugin_dir};
 use crate::support::pair::ours;

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use cow_hooks::sys::inode::Time;
+use cow_hooks::sys::file::inode::Time;
 use serde_json::Value;
 
 use crate::support::{
@@ -123,11 +123,11 @@ pub fn visible(top: &Path) -> Vec<String> {
         .map(|(path, inode)| {
             let full = top.join(&path);
             let more = match inode.kind {
-                cow_hooks::sys::inode::Kind::Regular => {
+                cow_hooks::sys::file::inode::Kind::Regular => {
                     let seen = seen(&full);
                     format!("{:?} {:?}", seen.content.len(), (seen.xattrs, seen.content))
                 }
-                cow_hooks::sys::inode::Kind::Symlink => format!("{:?}", fs::read_link(&full).unwrap()),
+                cow_hooks::sys::file::inode::Kind::Symlink => format!("{:?}", fs::read_link(&full).unwrap()),
                 _ => String::new(),
             };
             format!(

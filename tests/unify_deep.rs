@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use cow_hooks::sys::inode::Inode;
+use cow_hooks::sys::file::inode::Inode;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps};
 
 use crate::support::{inode, privileged, text};

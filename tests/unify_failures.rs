@@ -69,7 +69,7 @@ fn privileged_an_object_of_too_many_links_gets_a_second_inode() {
         let guest = if number % 2 == 0 { "g1" } else { "g2" };
         let path = farm.path(&format!("{guest}/usr/bin/{number}"));
         fs::write(&path, "x").unwrap();
-        crate::support::set_mtime(&path, cow_hooks::sys::inode::Time { secs: 1, nanos: 1 });
+        crate::support::set_mtime(&path, cow_hooks::sys::file::inode::Time { secs: 1, nanos: 1 });
     }
     let report = farm.unify(&[]);
     assert_eq!(report["linked"], 70_000, "{report}");

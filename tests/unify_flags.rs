@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cow_hooks::sys::inode::Time;
-use cow_hooks::sys::traits::Traits;
+use cow_hooks::sys::file::inode::Time;
+use cow_hooks::sys::file::traits::Traits;
 
 use crate::support::{inode, privileged, run, same_inode, seen, set_mtime, text};
 use crate::unify::Farm;

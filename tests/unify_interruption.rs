@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
 
-use cow_hooks::sys::inode::Kind;
+use cow_hooks::sys::file::inode::Kind;
 
 use crate::support::strace::{beyond, killed_at_each, traced};
 use crate::support::{FILESYSTEMS, entries, inode, privileged, same_inode, set_immutable, text};

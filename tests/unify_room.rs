@@ -88,7 +88,7 @@ fn privileged_holes_take_neither_room_nor_time() {
                 file.set_len(size).unwrap();
                 data.iter().for_each(|(at, bytes)| file.write_all_at(bytes, *at).unwrap());
                 drop(file);
-                set_mtime(path, cow_hooks::sys::inode::Time { secs: 1, nanos: 0 });
+                set_mtime(path, cow_hooks::sys::file::inode::Time { secs: 1, nanos: 0 });
             }
             (a, b)
         };

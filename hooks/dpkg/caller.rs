@@ -6,12 +6,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use cow_hooks::hook::caller::Caller;
-use cow_hooks::package::apt::Stream;
 use cow_hooks::package::dpkg::after::Dpkg;
+use cow_hooks::package::dpkg::apt::Stream;
 use cow_hooks::package::dpkg::{Admindir, Invocation};
 use cow_hooks::report::{Reason, Shown};
+use cow_hooks::state::members::Member;
 use cow_hooks::sys::process::Process;
-use cow_hooks::transaction::members::Member;
 
 /// A caller, and where its dpkg keeps its database.
 #[derive(Debug)]

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use cow_hooks::hook::{self, post, series};
+use cow_hooks::sys::path::root::Root;
 use cow_hooks::sys::process::ProcessId;
-use cow_hooks::sys::root::Root;
 use cow_hooks::transaction::settle::Settled;
 use cow_hooks::transaction::{Error, Guest};
 

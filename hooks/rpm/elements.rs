@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::ffi::{Action, Element};
 use crate::package::canonical::Canonical;
 use crate::package::{PackageManager, Packages};
-use crate::sys::root::Root;
+use crate::sys::path::root::Root;
 
 /// What rpm appends to the name of a configuration file that it keeps beside another.
 const BESIDE: [&str; 3] = [".rpmnew", ".rpmsave", ".rpmorig"];

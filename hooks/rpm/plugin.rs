@@ -21,13 +21,13 @@ use crate::hook::{self, post};
 use crate::logging;
 use crate::policy::{Mode, Policy};
 use crate::report::{Reason, Shown};
+use crate::state::members::{Cover, Member};
 use crate::supervise;
-use crate::sys::inode::{Inode, Kind};
-use crate::sys::outside::Outside;
+use crate::sys::file::inode::{Inode, Kind};
+use crate::sys::path::resolve::Resolver;
+use crate::sys::path::root::Root;
+use crate::sys::process::outside::Outside;
 use crate::sys::process::{ProcessId, Processes};
-use crate::sys::resolve::Resolver;
-use crate::sys::root::Root;
-use crate::transaction::members::{Cover, Member};
 use crate::transaction::{Guest, member};
 
 /// What rpm looks up: the name of the file, and `_hooks`.

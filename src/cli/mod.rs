@@ -13,8 +13,8 @@ use serde::Serialize;
 use crate::exit::Exit;
 use crate::policy::Policy;
 use crate::report::{Reason, Shown, json_path};
-use crate::sys::root::Root;
-use crate::unify::inside;
+use crate::sys::path::root::Root;
+use crate::unify::pass::inside;
 
 /// A file in the result, for machines.
 #[derive(Debug, Serialize)]

@@ -12,14 +12,14 @@ use serde::Serialize;
 use super::bar::Bar;
 use super::{Named, Problem, failed, guest, guest_path};
 use crate::detach::preflight::Refusal;
+use crate::detach::recover::Recovered;
 use crate::detach::survey::{Left, Surveyor};
 use crate::exit::Exit;
 use crate::package::installed::Managers;
 use crate::report::{Reason, Shown, size};
-use crate::sys::inode::{Inode, Kind};
-use crate::sys::resolve::Resolver;
-use crate::sys::root::Root;
-use crate::transaction::recover::Recovered;
+use crate::sys::file::inode::{Inode, Kind};
+use crate::sys::path::resolve::Resolver;
+use crate::sys::path::root::Root;
 use crate::transaction::{Begun, Guest, Purpose};
 
 /// Give unified files private copies, so that they can be changed.

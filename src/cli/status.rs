@@ -14,9 +14,9 @@ use self::supervision::Supervision;
 use super::{failed, guest, guest_path};
 use crate::exit::Exit;
 use crate::report::{Reason, Shown};
-use crate::sys::inode::{Inode, Kind};
-use crate::sys::resolve::Resolver;
-use crate::sys::root::Root;
+use crate::sys::file::inode::{Inode, Kind};
+use crate::sys::path::resolve::Resolver;
+use crate::sys::path::root::Root;
 use crate::transaction::Guest;
 
 /// Show which files are unified, and explain one.

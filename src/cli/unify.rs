@@ -21,8 +21,8 @@ use super::{Named, Problem, failed};
 use crate::exit::Exit;
 use crate::policy::Policy;
 use crate::report::Shown;
-use crate::sys::root::Root;
-use crate::unify::pool::{self, Pool};
+use crate::sys::path::root::Root;
+use crate::unify::pool::directory::{self, Pool};
 use crate::unify::{self, Error};
 
 /// Runs the command with the arguments of this process.
@@ -37,7 +37,7 @@ pub fn main() -> Exit {
     raise_limit(Resource::Nofile);
     // Copies are as large as what is copied; beyond what is allowed the call fails.
     raise_limit(Resource::Fsize);
-    crate::sys::signal::ignore_file_size();
+    crate::sys::process::signal::ignore_file_size();
     if arguments.command.is_some() && !arguments.pass.guests.is_empty() {
         let e =
             anyhow::anyhow!("guests stand before the command's name; a guest of that name is written ./NAME");
@@ -149,6 +149,6 @@ fn threads(common: &Common) -> usize {
 }
 
 /// The pool's lock, or a refusal.
-fn lock(pool: &Pool, policy: &Policy) -> Result<pool::Locked, unify::Error> {
+fn lock(pool: &Pool, policy: &Policy) -> Result<directory::Locked, unify::Error> {
     pool.lock(policy.lock_timeout)
 }

@@ -17,19 +17,21 @@ use rustix::io::Errno;
 use super::Watch;
 use super::preflight::Refusal;
 use super::survey::Found;
-use crate::ledger::hardlinks::HardLinks;
-use crate::ledger::store::{STATE_DIR, Store};
 use crate::ledger::{Copy, Entry, Intent, Ledger};
 use crate::parallel;
 use crate::report::{Reason, Shown};
-use crate::sys::copy::Copier;
-use crate::sys::handle::Handle;
-use crate::sys::inode::{Inode, InodeId};
-use crate::sys::resolve::is_absent;
-use crate::sys::root::Root;
-use crate::sys::signal::Held;
-use crate::sys::swap::{self, Name, Shared};
-use crate::sys::{filesystem, gate, state, times};
+use crate::state::hard_links::HardLinks;
+use crate::state::store::{STATE_DIR, Store};
+use crate::sys::file::handle::Handle;
+use crate::sys::file::inode::{Inode, InodeId};
+use crate::sys::file::{filesystem, times};
+use crate::sys::path::own_files;
+use crate::sys::path::resolve::is_absent;
+use crate::sys::path::root::Root;
+use crate::sys::process::signal::Held;
+use crate::sys::share::copy::Copier;
+use crate::sys::share::gate;
+use crate::sys::share::swap::{self, Name, Shared};
 
 /// A name that kept its shared inode.
 #[derive(Debug, thiserror::Error)]
@@ -321,9 +323,9 @@ impl Detacher<'_> {
         for job in jobs {
             let name = job.entry.temporary();
             let removed = if job.entry.intent.beside {
-                dirs.open(&job.entry.intent.place.dir).and_then(|dir| state::remove(dir, &name))
+                dirs.open(&job.entry.intent.place.dir).and_then(|dir| own_files::remove(dir, &name))
             } else {
-                state::remove(self.store.stash(), &name)
+                own_files::remove(self.store.stash(), &name)
             };
             if let Err(e) = removed {
                 log::warn!(

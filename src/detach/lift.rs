@@ -10,11 +10,11 @@ use super::Watch;
 use super::apply::{Failure, Outcome};
 use super::survey::Found;
 use crate::report::Reason;
-use crate::sys::inode::Inode;
-use crate::sys::layer;
-use crate::sys::resolve::is_absent;
-use crate::sys::root::Root;
-use crate::sys::swap::Name;
+use crate::sys::file::inode::Inode;
+use crate::sys::file::layer;
+use crate::sys::path::resolve::is_absent;
+use crate::sys::path::root::Root;
+use crate::sys::share::swap::Name;
 
 /// Which mounts have files in layers; each is asked once.
 #[derive(Debug, Default)]

@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod lift;
 pub mod preflight;
+pub mod recover;
 pub mod survey;
 
 /// Somebody who watches a batch being copied.

@@ -10,8 +10,10 @@ use rustix::fs::OFlags;
 use super::survey::{Found, Unseen};
 use crate::report::{Reason, Shown};
 use crate::supervise;
-use crate::sys::root::Root;
-use crate::sys::{filesystem, filter, swap};
+use crate::sys::file::filesystem;
+use crate::sys::path::root::Root;
+use crate::sys::seccomp::filter;
+use crate::sys::share::swap;
 
 /// Room an inode, its directory entry and its extended attributes may take beside its data.
 const OVERHEAD: u64 = 4096;

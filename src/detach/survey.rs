@@ -11,19 +11,19 @@ use serde::Serialize;
 
 use super::lift::Layers;
 use crate::inspect::{Verdict, inspect};
-use crate::ledger::hardlinks::HardLinks;
 use crate::package::installed::Managers;
 use crate::package::owners::Owners;
 use crate::parallel;
 use crate::policy::pattern::PatternSet;
 use crate::policy::{LastLink, Policy};
 use crate::report::{Reason, Shown, json_path};
-use crate::sys::filesystem;
-use crate::sys::inode::{Inode, InodeId, Kind};
-use crate::sys::mounts::MountPoints;
-use crate::sys::resolve::{Place, Resolver, is_absent};
-use crate::sys::root::Root;
-use crate::sys::tree::{self, Descend};
+use crate::state::hard_links::HardLinks;
+use crate::sys::file::filesystem;
+use crate::sys::file::inode::{Inode, InodeId, Kind};
+use crate::sys::path::resolve::{Place, Resolver, is_absent};
+use crate::sys::path::root::Root;
+use crate::sys::path::tree::{self, Descend};
+use crate::sys::process::mounts::MountPoints;
 
 /// A file that was looked at.
 #[derive(Clone, Debug)]
@@ -355,7 +355,7 @@ impl<'a> Surveyor<'a> {
         let file = |path: &Path, inode: &Inode| (inode.id, links.file(path).map(Path::to_path_buf));
         let asked: HashSet<_> =
             self.candidates.iter().map(|(place, inode)| file(&place.path(), inode)).collect();
-        let ours = Path::new(crate::ledger::store::STATE_DIR);
+        let ours = Path::new(crate::state::store::STATE_DIR);
         for (place, inode) in found {
             if !known.contains_key(&inode.id) || place.dir.starts_with(ours) || inode.is_mounted_on() {
                 continue;

@@ -3,12 +3,12 @@
 use std::io;
 use std::path::Path;
 
-use crate::ledger::store::Store;
 use crate::report::Reason;
-use crate::sys::inode::Inode;
+use crate::state::members::{Member, Members};
+use crate::state::store::Store;
+use crate::sys::file::inode::Inode;
+use crate::sys::path::root::Root;
 use crate::sys::process::{Process, Processes};
-use crate::sys::root::Root;
-use crate::transaction::members::{Member, Members};
 
 /// Programs that stand between a package manager and its hook.
 const SHELLS: [&str; 5] = ["sh", "dash", "bash", "ash", "busybox"];

@@ -14,7 +14,7 @@ use std::process::{Command, ExitCode};
 use crate::policy::{Mode, Policy};
 use crate::report::Reason;
 use crate::supervise::{self, Options};
-use crate::sys::root::Root;
+use crate::sys::path::root::Root;
 
 /// The environment variable that switches everything off for one run, by the value `off`.
 pub const SWITCH: &str = "COW_HOOKS";

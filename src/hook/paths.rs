@@ -8,13 +8,14 @@ use super::caller::Caller;
 use super::post;
 use super::pre::{Decision, Run, Start, refuse};
 use crate::detach::survey::Surveyor;
-use crate::ledger::store::{STATE_DIR, Store};
-use crate::package::{Managers, PackageManager, lists};
+use crate::package::dpkg::lists;
+use crate::package::{Managers, PackageManager};
 use crate::policy::Policy;
 use crate::report::Reason;
+use crate::state::members::{Cover, Members};
+use crate::state::store::{STATE_DIR, Store};
 use crate::supervise;
-use crate::sys::root::Root;
-use crate::transaction::members::{Cover, Members};
+use crate::sys::path::root::Root;
 use crate::transaction::{Guest, member};
 
 /// What a package manager calls its hook with.

@@ -12,9 +12,9 @@ use crate::inspect::Verdict;
 use crate::package::PackageManager;
 use crate::policy::{Mode, Policy};
 use crate::report::{Reason, Shown, size};
+use crate::state::members::Member;
 use crate::supervise;
-use crate::sys::root::Root;
-use crate::transaction::members::Member;
+use crate::sys::path::root::Root;
 use crate::transaction::{Begun, Guest, Purpose, Supervise};
 
 /// How many files are named for one reason.

@@ -3,9 +3,7 @@
 //!
 //! An entry is durable before the name it speaks of is touched, and forgotten when nothing is owed any more.
 
-pub mod hardlinks;
 mod schema;
-pub mod store;
 
 use std::ffi::OsString;
 use std::io;
@@ -15,9 +13,9 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags, Row, params};
 
 use crate::report::{Reason, Shown};
-use crate::sys::inode::{InodeId, Time};
+use crate::sys::file::inode::{InodeId, Time};
+use crate::sys::path::resolve::Place;
 use crate::sys::process::ProcessId;
-use crate::sys::resolve::Place;
 
 /// What went wrong with the ledger.
 #[derive(Debug, thiserror::Error)]
@@ -499,7 +497,7 @@ fn put_aside(path: &Path) -> Result<PathBuf, Error> {
     let dir_fd = std::fs::File::open(dir).map_err(at)?;
     // The write-ahead log belongs to the database it lies beside.
     for (from, to) in [("", ".unreadable"), ("-wal", ".unreadable-wal"), ("-shm", ".unreadable-shm")] {
-        match crate::sys::state::rename(&dir_fd, &with(from), &with(to)) {
+        match crate::sys::path::own_files::rename(&dir_fd, &with(from), &with(to)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(e)),
             _ => {}
         }

@@ -5,8 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::sys::resolve::Resolver;
-use crate::sys::root::Root;
+use crate::sys::path::resolve::Resolver;
+use crate::sys::path::root::Root;
 
 /// Makes listed paths comparable: a package may list `/bin/bash` where the file is `/usr/bin/bash`.
 ///

@@ -8,12 +8,12 @@ use std::path::PathBuf;
 
 use super::canonical::Canonical;
 use super::dpkg::Admindir;
-use super::dpkg::after::Dpkg;
 use super::pacman::Pacman;
 use super::rpm::Rpm;
 use super::{PackageManager, Packages};
+use crate::package::dpkg::after::Dpkg;
 use crate::report::{Reason, Shown};
-use crate::sys::root::Root;
+use crate::sys::path::root::Root;
 
 /// As many bytes of paths as are taken from one guest; a guest of a million files has half of it.
 pub const MOST_LISTED: usize = 128 << 20;
@@ -252,7 +252,7 @@ mod tests {
 
     use super::*;
     use crate::package::testing::Guest;
-    use crate::sys::times::TICK;
+    use crate::sys::file::times::TICK;
 
     /// A package of any manager.
     struct Some {

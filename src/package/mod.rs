@@ -11,13 +11,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-pub mod apt;
 pub mod canonical;
-pub mod control;
-pub mod deb;
 pub mod dpkg;
 pub mod installed;
-pub mod lists;
 pub mod owners;
 pub mod pacman;
 pub mod rpm;

@@ -13,9 +13,9 @@ use rustix::fs::{Mode, OFlags};
 use super::absolute;
 use super::installed::{Database, Entry, Error, Part, Tell, Visit, may_be_since};
 use super::steady;
-use crate::sys::resolve::is_absent;
-use crate::sys::root::{Root, read_at};
-use crate::sys::state::names;
+use crate::sys::path::own_files::names;
+use crate::sys::path::resolve::is_absent;
+use crate::sys::path::root::{Root, read_at};
 
 /// Where the database is, unless pacman is told otherwise (pacman.conf(5), `DBPath`).
 const DIR: &str = "/var/lib/pacman/local";
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
     use crate::package::PackageManager;
     use crate::package::testing::Guest;
-    use crate::sys::times::TICK;
+    use crate::sys::file::times::TICK;
 
     const DESC: &[u8] = b"%NAME%\nbash\n\n%VERSION%\n5.2-1\n\n%INSTALLDATE%\n1700000000\n\n%SIZE%\n1\n";
     const FILES: &[u8] =

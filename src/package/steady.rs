@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::installed::Error;
-use crate::sys::inode::{Inode, InodeId, Kind, Time};
-use crate::sys::resolve::is_absent;
-use crate::sys::root::Root;
-use crate::sys::times::{TICK, now};
+use crate::sys::file::inode::{Inode, InodeId, Kind, Time};
+use crate::sys::file::times::{TICK, now};
+use crate::sys::path::resolve::is_absent;
+use crate::sys::path::root::Root;
 
 /// What tells of a file's changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

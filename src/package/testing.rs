@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 
 use super::dpkg::{Admindir, Database};
-use crate::sys::root::Root;
+use crate::sys::path::root::Root;
 
 /// A guest, with the databases of the package managers that have packages in it.
 pub struct Guest {

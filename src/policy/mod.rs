@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::file::{Invalid, size};
 pub use self::pattern::{Pattern, PatternSet};
 use crate::report::{Reason, Shown};
-use crate::sys::root::Root;
+use crate::sys::path::root::Root;
 
 /// The defaults, which are also the reference that is installed as an example.
 pub const DEFAULT: &str = include_str!("default.toml");

@@ -10,11 +10,11 @@ use rustix::io::Errno;
 use super::journal::{self, LOCK_PATIENCE};
 use super::{Options, worker};
 use crate::report::Reason;
+use crate::sys::path::root::Root;
+use crate::sys::process::signal;
 use crate::sys::process::{self, ProcessId, Processes};
-use crate::sys::root::Root;
 use crate::sys::seccomp::inflight::InFlight;
 use crate::sys::seccomp::{Answer, Listener};
-use crate::sys::signal;
 
 /// A worker that lived shorter had no chance.
 const SHORT: Duration = Duration::from_secs(1);

@@ -16,17 +16,19 @@ use super::links::Links;
 use crate::detach::Unwatched;
 use crate::detach::apply::{Detacher, Manner, Outcome};
 use crate::detach::preflight::Refusal;
+use crate::detach::recover;
 use crate::detach::survey::Found;
-use crate::ledger::store::Store;
 use crate::ledger::{Entry, Intent, Ledger, Window};
 use crate::report::{Reason, Shown};
-use crate::sys::handle::Handle;
-use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::state::store::Store;
+use crate::sys::file::filesystem;
+use crate::sys::file::handle::Handle;
+use crate::sys::file::inode::{Inode, InodeId, Kind};
+use crate::sys::path::resolve::Place;
+use crate::sys::path::root::Root;
+use crate::sys::path::{own_files, tree};
 use crate::sys::process::ProcessId;
-use crate::sys::resolve::Place;
-use crate::sys::root::Root;
-use crate::sys::{filesystem, gate, state, tree};
-use crate::transaction::recover;
+use crate::sys::share::gate;
 use crate::transaction::settle::prune_links;
 
 /// How long another window of an inode is waited for.
@@ -150,7 +152,7 @@ impl Journal {
         {
             return awaited;
         }
-        let members = self.store.members().and_then(|members| state::names(&members));
+        let members = self.store.members().and_then(|members| own_files::names(&members));
         let awaited = members.is_ok_and(|members| !members.is_empty());
         // What was changed just now may be changed once more without another time to tell of it.
         self.awaited = dir.mtime.is_past(QUIET).then_some((dir, awaited));
@@ -297,7 +299,7 @@ fn readable(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 /// The names of shared, immutable files in a directory.
 fn shared_in(dir: BorrowedFd<'_>) -> io::Result<Vec<(OsString, Inode)>> {
-    let names = state::names(&readable(dir)?)?;
+    let names = own_files::names(&readable(dir)?)?;
     let look = |name: OsString| Inode::at(dir.as_fd(), &name).ok().map(|inode| (name, inode));
     Ok(names.into_iter().filter_map(look).filter(|(_, inode)| is_shared(inode)).collect())
 }

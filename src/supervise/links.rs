@@ -1,5 +1,5 @@
 //! Which names are one file to the processes that are supervised: hard links that were there before the inode was shared
-//! (`ledger::hardlinks`), and those made since.
+//! (`state::hard_links`), and those made since.
 //!
 //! In a guest that others than `cow-unify` have unified, what can be found is taken for hard links. Nothing here is
 //! trusted: each name is looked at again before it is used.
@@ -9,12 +9,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::ledger::hardlinks::HardLinks;
-use crate::ledger::store::STATE_DIR;
 use crate::report::Reason;
-use crate::sys::inode::{Inode, InodeId, Kind, Time};
-use crate::sys::root::Root;
-use crate::sys::tree::{self, Descend};
+use crate::state::hard_links::HardLinks;
+use crate::state::store::STATE_DIR;
+use crate::sys::file::inode::{Inode, InodeId, Kind, Time};
+use crate::sys::path::root::Root;
+use crate::sys::path::tree::{self, Descend};
 
 /// Names of files, as paths from the supervisor's root.
 #[derive(Debug)]

@@ -11,13 +11,10 @@
 //! has ended what that had begun, lets the calls go on that were waiting for it, and starts another. Both end with the
 //! last supervised process.
 
-mod caller;
-mod change;
+mod call;
 mod guardian;
 mod journal;
 mod links;
-mod lookup;
-mod names;
 mod recent;
 mod start;
 mod worker;

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
-use crate::sys::inode::InodeId;
+use crate::sys::file::inode::InodeId;
 use crate::sys::process;
 
 /// As many as the files of most packages.

@@ -13,8 +13,9 @@ use rustix::net::{
 use super::Options;
 use super::guardian::Guardian;
 use crate::report::Reason;
+use crate::sys::seccomp::filter;
 use crate::sys::seccomp::{self, Question, program};
-use crate::sys::{filter, process, remote};
+use crate::sys::{process, ptrace};
 
 /// Who supervises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +128,7 @@ pub fn process(pid: i32, mut command: Command) -> Result<Supervised, Error> {
         return Ok(Supervised::Already);
     }
     available()?;
-    let listen = || remote::listen_in(pid, &program::program(), seccomp::KILLABLE).map_err(why);
+    let listen = || ptrace::listen_in(pid, &program::program(), seccomp::KILLABLE).map_err(why);
     unless_lost(|| Supervisor::run(&mut command)?.listen(listen))
 }
 
@@ -150,7 +151,7 @@ pub fn may_supervise(pid: i32) -> Result<(), Error> {
         return Ok(());
     }
     available()?;
-    remote::may_listen_in(pid).map_err(why)
+    ptrace::may_listen_in(pid).map_err(why)
 }
 
 /// Whether this machine can supervise at all, and no filter forbids what that needs.

@@ -13,19 +13,19 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::Errno;
 
 use super::Options;
-use super::caller::Caller;
 use super::journal::{self, Journal, LOCK_PATIENCE};
 use super::links::Links;
 use super::recent::Recent;
 use crate::report::{Reason, size};
-use crate::sys::inode::{Inode, InodeId, Kind};
+use crate::supervise::call::caller::Caller;
+use crate::sys::file::inode::{Inode, InodeId, Kind};
+use crate::sys::path::root::Root;
+use crate::sys::process::task::Task;
+use crate::sys::process::view::View;
 use crate::sys::process::{self, ProcessId, Processes};
-use crate::sys::root::Root;
 use crate::sys::seccomp::calls::{Shape, shape};
 use crate::sys::seccomp::inflight::InFlight;
 use crate::sys::seccomp::{self, Answer, Call, Listener, Question, question};
-use crate::sys::task::Task;
-use crate::sys::view::View;
 
 /// Threads that answer: one may have to wait for a filesystem that another serves.
 const THREADS: usize = 4;

@@ -4,8 +4,7 @@
 //! member leaves, the run is settled.
 
 pub mod course;
-pub mod members;
-pub mod recover;
+pub mod release;
 pub mod settle;
 
 use std::io;
@@ -13,23 +12,25 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use self::course::Course;
-use self::members::{Cover, Member, Members};
-use self::recover::Recovered;
 use self::settle::Settled;
 use crate::detach::Watch;
 use crate::detach::apply::{Detacher, Manner, Outcome};
 use crate::detach::lift;
 use crate::detach::preflight::{self, Refusal};
+use crate::detach::recover::Recovered;
 use crate::detach::survey::{Found, Survey, Surveyor, Unseen};
 use crate::ledger::Ledger;
-use crate::ledger::store::{Locked, STATE_DIR, Store, is_unable, note_unable};
 use crate::package::PackageManager;
 use crate::policy::{self, Policy};
 use crate::report::{Reason, Shown};
+use crate::state::members::{Cover, Member, Members};
+use crate::state::store::{Locked, STATE_DIR, Store, is_unable, note_unable};
 use crate::supervise;
+use crate::sys::file::filesystem;
+use crate::sys::path::root::Root;
 use crate::sys::process::{ProcessId, Processes};
-use crate::sys::root::Root;
-use crate::sys::{filesystem, filter, swap};
+use crate::sys::seccomp::filter;
+use crate::sys::share::swap;
 
 /// How long a hook waits for another one of the same guest; that one may be copying thousands of files.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -405,7 +406,7 @@ impl<'a> Guest<'a> {
     }
 
     fn recover_in(self, store: &Store, ledger: &mut Ledger) -> Result<Recovered, Error> {
-        recover::recover(self.root, store, ledger, self.policy.lock_timeout)
+        crate::detach::recover::recover(self.root, store, ledger, self.policy.lock_timeout)
     }
 
     fn leave(self, store: &Store, member: Option<Member>) {

@@ -14,22 +14,23 @@ use rustix::io::Errno;
 pub use self::together::prune_links;
 use self::together::{Unit, units};
 use super::{Error, Guest};
-use crate::ledger::store::Store;
 use crate::ledger::{Entry, Ledger, State};
 use crate::package::Packages;
 use crate::parallel;
 use crate::policy::Policy;
 use crate::report::{Reason, Shown};
-use crate::sys::inode::{Inode, InodeId, Kind};
-use crate::sys::layer;
-use crate::sys::lease::Lease;
-use crate::sys::programs::Programs;
-use crate::sys::resolve::is_absent;
-use crate::sys::signal::Held;
-use crate::sys::swap::{self, Name, Shared};
-use crate::sys::{filesystem, gate};
-use crate::unify::identity::{self, Mtime};
-use crate::unify::inside;
+use crate::state::store::Store;
+use crate::sys::file::filesystem;
+use crate::sys::file::inode::{Inode, InodeId, Kind};
+use crate::sys::file::layer;
+use crate::sys::path::resolve::is_absent;
+use crate::sys::process::programs::Programs;
+use crate::sys::process::signal::Held;
+use crate::sys::share::gate;
+use crate::sys::share::lease::Lease;
+use crate::sys::share::swap::{self, Name, Shared};
+use crate::unify::pass::inside;
+use crate::unify::pool::identity::{self, Mtime};
 
 /// What settling came to.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -1,45 +1,20 @@
 //! Makes equal files of many guests one inode, and keeps them so.
 //!
-//! [`scan`] finds the files that may be unified ([`rules`], [`scope`]), [`digest`] reads those of which at least two could
-//! be equal, [`plan`] puts together what is, [`link`] makes it names of an [`object`] of the [`pool`], in steps for which there is
-//! [`room`]; [`run`] remembers what was begun and not ended, [`cache`] what need not be looked at again. [`identity`] says what equal means. [`pass`]
-//! is the whole of that, [`changed`] the same for what guests have listed, [`inside`] for a guest that reaches the pool.
+//! From the outside in; each knows only those below it:
 //!
-//! [`protection`] is looked at before anything else; [`verify`] and [`repair`] find and replace what is not what its name says, [`gc`] removes what no guest has, [`detach`]
-//! lets a guest go, [`status`] says what is shared.
+//! - [`pass`]: one pass over guests: scan, read, link, and remember what is left.
+//! - [`care`]: looks at the pool's protection, reads all of it, replaces what is damaged, removes what nobody has.
+//! - [`link`]: puts together what is equal, and makes it names of one object.
+//! - [`scan`]: finds the files that may be unified, and reads those of which at least two could be equal.
+//! - [`pool`]: the host's directory of objects; what equal means; what was begun and not ended.
+//! - [`eligible`]: which files may be unified, by their paths alone.
 
-pub mod cache;
-pub mod catalog;
-pub mod changed;
-pub mod claims;
-mod dedupe;
-pub mod detach;
-pub mod digest;
-pub mod gc;
-pub mod identity;
-mod in_use;
-pub mod inside;
-pub mod known;
+pub mod care;
+pub mod eligible;
 pub mod link;
-pub mod names;
-mod noted;
-pub mod object;
 pub mod pass;
-pub mod plan;
 pub mod pool;
-pub mod protection;
-mod reach;
-pub mod repair;
-pub mod room;
-pub mod rules;
-pub mod run;
 pub mod scan;
-pub mod scope;
-pub mod status;
-mod steps;
-pub mod system;
-pub mod verify;
-mod window;
 
 use std::ffi::OsString;
 use std::io;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use cow_hooks::sys::inode::{InodeId, Kind};
+use cow_hooks::sys::file::inode::{InodeId, Kind};
 
 use crate::rpm::plugin;
 

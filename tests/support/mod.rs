@@ -19,8 +19,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use cow_hooks::sys::inode::{Inode, Kind, Time};
-use cow_hooks::sys::xattr::{self, Xattrs};
+use cow_hooks::sys::file::inode::{Inode, Kind, Time};
+use cow_hooks::sys::file::xattr::{self, Xattrs};
 use rustix::fs::IFlags;
 
 /// The filesystems everything must hold on.

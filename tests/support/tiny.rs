@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use cow_hooks::sys::inode::Time;
+use cow_hooks::sys::file::inode::Time;
 
 use super::bed::with_shell;
 use super::{Filesystem, install_libraries, run, same_inode, set_mtime, text};

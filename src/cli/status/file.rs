@@ -11,11 +11,11 @@ use crate::detach::lift::Layers;
 use crate::detach::preflight::Refusal;
 use crate::detach::survey::{Found, Surveyor};
 use crate::inspect::{Verdict, inspect};
-use crate::ledger::store::{self, Store};
 use crate::package::installed::Managers;
 use crate::package::owners::Owners;
 use crate::report::{Shown, json_path, size};
-use crate::sys::inode::Inode;
+use crate::state::store::{self, Store};
+use crate::sys::file::inode::Inode;
 use crate::transaction::Guest;
 use crate::transaction::course::Course;
 

@@ -9,12 +9,12 @@ use serde::Serialize;
 use crate::detach::survey::{Found, Surveyor, Tally};
 use crate::exit::Exit;
 use crate::inspect::Verdict;
-use crate::ledger::store::{self, STATE_DIR, Store};
 use crate::report::{Reason, Shown, json_path, size};
-use crate::sys::inode::InodeId;
+use crate::state::members::Members;
+use crate::state::store::{self, STATE_DIR, Store};
+use crate::sys::file::inode::InodeId;
 use crate::sys::process::Processes;
 use crate::transaction::Guest;
-use crate::transaction::members::Members;
 
 /// The files below one directory.
 #[derive(Debug, Serialize)]

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::unify::identity::Mtime;
-use crate::unify::pass::InUse;
-use crate::unify::pool::Share;
-use crate::unify::scope::Scope;
+use crate::unify::eligible::scope::Scope;
+use crate::unify::pass::whole::InUse;
+use crate::unify::pool::directory::Share;
+use crate::unify::pool::identity::Mtime;
 
 /// Make equal files of guests one inode.
 #[derive(Debug, Parser)]

@@ -13,12 +13,12 @@ use crate::inspect::Verdict;
 use crate::policy::Policy;
 use crate::report::{Reason, Shown, size};
 use crate::transaction::Begun;
-use crate::unify::catalog::Guest;
-use crate::unify::detach::detach;
-use crate::unify::inside;
-use crate::unify::names::outer_path;
-use crate::unify::pass::open_guest;
-use crate::unify::pool::Pool;
+use crate::transaction::release::detach;
+use crate::unify::pass::inside;
+use crate::unify::pass::whole::open_guest;
+use crate::unify::pool::directory::Pool;
+use crate::unify::scan::catalog::Guest;
+use crate::unify::scan::names::outer_path;
 
 /// What happened, for machines.
 #[derive(Debug, Serialize)]

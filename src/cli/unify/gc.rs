@@ -10,7 +10,7 @@ use super::{Named, Problem};
 use crate::cli::bar::Bar;
 use crate::exit::Exit;
 use crate::report::{Shown, size};
-use crate::unify::gc::Collector;
+use crate::unify::care::gc::Collector;
 
 /// What happened, for machines.
 #[derive(Debug, Serialize)]

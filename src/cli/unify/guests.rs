@@ -4,14 +4,14 @@
 use std::path::{Path, PathBuf};
 
 use crate::report::Reason;
-use crate::sys::inode::InodeId;
-use crate::sys::root::relative;
-use crate::sys::state;
+use crate::sys::file::inode::InodeId;
+use crate::sys::path::own_files;
+use crate::sys::path::root::relative;
 use crate::unify::Error;
-use crate::unify::catalog::Guest;
-use crate::unify::pass::{check_outside, check_reach, open_guest};
-use crate::unify::pool::Share;
-use crate::unify::scope::Scope;
+use crate::unify::eligible::scope::Scope;
+use crate::unify::pass::whole::{check_outside, check_reach, open_guest};
+use crate::unify::pool::directory::Share;
+use crate::unify::scan::catalog::Guest;
 
 /// The one or the other of these is in the root directory of any system.
 const OF_A_ROOT: [&str; 7] = ["usr", "etc", "bin", "sbin", "lib", "var", "opt"];
@@ -106,7 +106,7 @@ fn other(guest: &Guest, scope: Scope) -> Option<&'static str> {
     if path.file_name().is_some_and(|name| name == "lost+found") {
         return Some("where fsck puts what it has found");
     }
-    let names = guest.root.open_dir(relative(Path::new("/"))).and_then(state::names).unwrap_or_default();
+    let names = guest.root.open_dir(relative(Path::new("/"))).and_then(own_files::names).unwrap_or_default();
     if names.is_empty() {
         return Some("an empty directory");
     }

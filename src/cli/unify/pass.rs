@@ -13,16 +13,19 @@ use super::{Named, Problem};
 use crate::cli::bar::Bar;
 use crate::exit::Exit;
 use crate::report::{Reason, Shown, json_path, size};
-use crate::sys::programs::Programs;
-use crate::sys::root::Root;
-use crate::sys::{filesystem, iunlink};
-use crate::unify::catalog::{Guest, Unfit};
-use crate::unify::link::Fence;
-use crate::unify::pass::{InUse, Options, Pass, Passed};
-use crate::unify::pool::{Pool, Settings, Share, may_change};
-use crate::unify::repair::Sighting;
-use crate::unify::rules::Rules;
-use crate::unify::{Error, identity::Mtime, known, system};
+use crate::sys::file::filesystem;
+use crate::sys::path::root::Root;
+use crate::sys::process::programs::Programs;
+use crate::sys::share::iunlink;
+use crate::unify::Error;
+use crate::unify::care::repair::Sighting;
+use crate::unify::eligible::rules::Rules;
+use crate::unify::link::batch::Fence;
+use crate::unify::pass::whole::{InUse, Options, Pass, Passed};
+use crate::unify::pass::{known, system};
+use crate::unify::pool::directory::{Pool, Settings, Share, may_change};
+use crate::unify::pool::identity::Mtime;
+use crate::unify::scan::catalog::{Guest, Unfit};
 
 /// What happened, for machines.
 #[derive(Debug, Serialize)]
@@ -173,7 +176,7 @@ fn rules(arguments: &PassArguments, matches: &ArgMatches) -> anyhow::Result<Rule
 
 /// Which of the guests is the model; it must be one of them.
 fn reference(guests: &[Guest], path: &Path) -> anyhow::Result<usize> {
-    let reference = crate::unify::pass::open_guest(path)?;
+    let reference = crate::unify::pass::whole::open_guest(path)?;
     let found = guests.iter().position(|guest| guest.inode.id == reference.inode.id);
     found.ok_or_else(|| anyhow::anyhow!("--reference {}: name it among the guests, too", Shown(path)))
 }

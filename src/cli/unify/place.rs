@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::arguments::Common;
 use crate::report::Shown;
-use crate::unify::catalog::Guest;
-use crate::unify::known;
-use crate::unify::pool::Pool;
+use crate::unify::pass::known;
+use crate::unify::pool::directory::Pool;
+use crate::unify::scan::catalog::Guest;
 use crate::unify::{At, Error};
 
 /// Where the pool is: as named, or the one of these guests, or else to be made beside the first of them. Canonical.

@@ -12,9 +12,9 @@ use crate::cli::bar::Bar;
 use crate::detach::survey::Tally;
 use crate::exit::Exit;
 use crate::report::{Shown, json_path, size};
-use crate::unify::pool::Share;
-use crate::unify::scope::Scope;
-use crate::unify::status::{GuestStatus, Looker};
+use crate::unify::care::status::{GuestStatus, Looker};
+use crate::unify::eligible::scope::Scope;
+use crate::unify::pool::directory::Share;
 
 /// What there is, for machines. What is not known is null: where guests share blocks, inodes do not tell.
 #[derive(Debug, Serialize)]

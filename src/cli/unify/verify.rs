@@ -11,10 +11,10 @@ use super::{Named, Problem};
 use crate::cli::bar::Bar;
 use crate::exit::Exit;
 use crate::report::{Shown, json_path, size};
-use crate::unify::pool::{Pool, Share};
-use crate::unify::repair::{Repaired, Repairer, Sighting};
-use crate::unify::scope::Scope;
-use crate::unify::verify::{Damage, Verified, Verifier};
+use crate::unify::care::repair::{Repaired, Repairer, Sighting};
+use crate::unify::care::verify::{Damage, Verified, Verifier};
+use crate::unify::eligible::scope::Scope;
+use crate::unify::pool::directory::{Pool, Share};
 
 /// What is left to a person where there is no intact copy.
 pub const WANTS_COPY: &str = "remedy: reinstall the packages these files belong to in one of the guests, then run \

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use super::database::{Admindir, Database};
 use super::listed::Listed;
 use super::status::Package;
+use crate::package::dpkg::lists;
 use crate::package::installed::{self, Entry, Part, Tell, Visit};
-use crate::package::lists;
-use crate::sys::resolve::is_absent;
-use crate::sys::root::Root;
+use crate::sys::path::resolve::is_absent;
+use crate::sys::path::root::Root;
 
 /// The guest's dpkg.
 #[derive(Debug)]

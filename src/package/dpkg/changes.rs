@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use super::command_line::{Action, Invocation};
 use super::database::Database;
 use super::status::{Package, State, Want};
-use crate::package::{PackageSpec, apt};
+use crate::package::PackageSpec;
+use crate::package::dpkg::apt;
 use crate::report::{Reason, Shown};
 
 /// One step of a run of dpkg's.

@@ -16,9 +16,10 @@ use rustix::fs::AtFlags;
 use super::diversions::{self, Diversion};
 use super::status::{self, Package};
 use super::{Error, statoverride};
-use crate::package::{MultiArch, PackageId, lists};
-use crate::sys::root::{Root, read_at};
-use crate::sys::state::names;
+use crate::package::dpkg::lists;
+use crate::package::{MultiArch, PackageId};
+use crate::sys::path::own_files::names;
+use crate::sys::path::root::{Root, read_at};
 
 /// Where dpkg's database is, unless it is told otherwise.
 pub const ADMINDIR: &str = "/var/lib/dpkg";

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::super::absolute;
+use crate::package::absolute;
 
 /// A diversion: what any package but `by` installs as `from` is found at `to`.
 #[derive(Debug, Clone, PartialEq, Eq)]

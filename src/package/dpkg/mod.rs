@@ -1,11 +1,15 @@
 //! dpkg: its database, its command line, and what a run of it may touch.
 
 pub mod after;
+pub mod apt;
 pub mod changes;
 pub mod command_line;
+pub mod control;
 pub mod database;
+pub mod deb;
 pub mod diversions;
 pub mod listed;
+pub mod lists;
 pub mod plan;
 pub mod statoverride;
 pub mod status;

@@ -15,10 +15,10 @@ use super::changes::Change;
 use super::database::Database;
 use super::diversions::Diversion;
 use super::status::{Package, State, Want};
-use crate::package::deb::{self, Control, Kind};
+use crate::package::dpkg::deb::{self, Control, Kind};
 use crate::package::{PackageId, PackageSpec, sort_paths};
 use crate::parallel;
-use crate::sys::root::{Root, relative};
+use crate::sys::path::root::{Root, relative};
 
 /// dpkg's own temporary names beside a file it unpacks. They exist beforehand where a run was interrupted.
 const PAYLOAD_SUFFIXES: [&str; 2] = [".dpkg-tmp", ".dpkg-new"];

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::super::absolute;
+use crate::package::absolute;
 
 /// Reads the paths of `statoverride`: `user group mode path`, the path may hold spaces.
 pub fn parse(data: &[u8]) -> Vec<PathBuf> {

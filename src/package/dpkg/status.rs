@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::super::control::{Stanza, relationship_names, stanzas};
-use super::super::{MultiArch, PackageId, lists};
+use super::control::{Stanza, relationship_names, stanzas};
+use super::lists;
+use crate::package::{MultiArch, PackageId};
 
 /// What the administrator wants of a package (dpkg(1), package selection states).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use super::header::Header;
 use super::{malformed, ndb, sqlite};
 use crate::package::installed::{Database, Entry, Error, Part, Tell, Visit, may_be_since};
 use crate::package::steady;
-use crate::sys::inode::Inode;
-use crate::sys::resolve::is_absent;
-use crate::sys::root::{Root, fill};
+use crate::sys::file::inode::Inode;
+use crate::sys::path::resolve::is_absent;
+use crate::sys::path::root::{Root, fill};
 
 /// Where databases are: mostly in the first; in the second with Fedora and SUSE, where a symlink leads there.
 const DIRS: [&str; 2] = ["/var/lib/rpm", "/usr/lib/sysimage/rpm"];
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
     use crate::package::PackageManager;
     use crate::package::testing::{Guest, rpm_header};
-    use crate::sys::times::TICK;
+    use crate::sys::file::times::TICK;
 
     const CONFIG: u32 = 1;
     const GHOST: u32 = 1 << 6;

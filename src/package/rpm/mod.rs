@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 
 pub use database::Rpm;
 
-use crate::sys::inode::Inode;
+use crate::sys::file::inode::Inode;
 
 /// The largest file of a database that is read, in bytes; thousands of packages take a tenth of it.
 const MOST_READ: u64 = 1 << 30;

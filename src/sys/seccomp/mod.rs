@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod calls;
+pub mod filter;
 pub mod inflight;
 pub mod program;
 
@@ -10,8 +11,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
-
-use super::filter;
 
 /// A flag of filters: calls that were received are interrupted by fatal signals alone (Linux 5.19).
 pub const KILLABLE: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;

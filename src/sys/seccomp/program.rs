@@ -126,8 +126,8 @@ fn when(comparison: u32, k: u32, then: Vec<sock_filter>) -> Vec<sock_filter> {
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
-    use super::super::calls::{I386, X86_64};
     use super::*;
+    use crate::sys::seccomp::calls::{I386, X86_64};
 
     /// What the kernel would do: the instructions that [`program`] uses, run.
     fn run(program: &[sock_filter], audit: u32, number: u32, arguments: &[u64]) -> u32 {

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 
 use super::{Fate, Settling};
 use crate::ledger::Entry;
-use crate::ledger::hardlinks::HardLinks;
-use crate::ledger::store::Store;
 use crate::report::Reason;
-use crate::sys::inode::{Inode, InodeId};
-use crate::sys::root::Root;
-use crate::sys::state;
-use crate::sys::swap::Name;
+use crate::state::hard_links::HardLinks;
+use crate::state::store::Store;
+use crate::sys::file::inode::{Inode, InodeId};
+use crate::sys::path::own_files;
+use crate::sys::path::root::Root;
+use crate::sys::share::swap::Name;
 
 /// Names that have one fate, and one file.
 pub(super) struct Unit<'e> {
@@ -98,7 +98,7 @@ impl Settling<'_> {
 /// Forgets which names were hard links of shared files, as far as they are not shared any more; while originals wait to
 /// come back, that is not known.
 pub fn prune_links(root: &Root, store: &Store) {
-    let pruned = state::names(store.stash())
+    let pruned = own_files::names(store.stash())
         .and_then(|waiting| if waiting.is_empty() { HardLinks::prune(root) } else { Ok(()) });
     pruned.unwrap_or_else(|e| log::debug!("hard links: {}", Reason(e)));
 }

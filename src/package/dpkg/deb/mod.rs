@@ -1,0 +1,131 @@
+//! What a .deb holds (deb(5)): the control member, and, where that does not tell, the payload's names.
+//!
+//! This is the only file that knows the crate `debian-packaging`.
+
+mod ar;
+mod payload;
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use debian_packaging::deb::reader::{BinaryPackageEntry, BinaryPackageReader, ControlTarReader};
+
+use super::control::{Stanza, relationship_names, stanzas};
+use super::lists;
+use crate::package::{MultiArch, PackageId};
+use crate::report::{Reason, Shown};
+
+pub use payload::{Entry, Kind, payload};
+
+/// More than any file of a control member holds.
+const MAX_SIZE: u64 = 64 << 20;
+
+/// An archive that cannot be read. dpkg will refuse it too.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is not a readable .deb: {}", Shown(path), Reason(source))]
+pub struct Error {
+    /// The archive.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub source: io::Error,
+}
+
+/// What a package's control member says of the package's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Control {
+    /// Name and architecture.
+    pub id: PackageId,
+    /// The version.
+    pub version: String,
+    /// Whether several architectures of it can be installed.
+    pub multi_arch: MultiArch,
+    /// Whether the system cannot do without it (`Essential` or `Protected`).
+    pub essential: bool,
+    /// Names in `Conflicts`, packages and virtual packages.
+    pub conflicts: Vec<String>,
+    /// Names in `Replaces`.
+    pub replaces: Vec<String>,
+    /// Names in `Provides`.
+    pub provides: Vec<String>,
+    /// The configuration files.
+    pub conffiles: Vec<PathBuf>,
+    /// The files of `md5sums`, hard links included, symlinks and directories not; `None` without that list.
+    pub files: Option<Vec<PathBuf>>,
+}
+
+impl Control {
+    /// Reads the control member of the archive `path`, and no more of it.
+    pub fn open(path: &Path) -> Result<Control, Error> {
+        let read = || Control::read(BufReader::new(File::open(path)?));
+        read().map_err(|source| Error { path: path.to_path_buf(), source })
+    }
+
+    /// Reads the control member of an archive, and no more of it.
+    pub fn read(reader: impl Read) -> io::Result<Control> {
+        let mut control = Vec::new();
+        let mut conffiles = Vec::new();
+        let mut md5sums = None;
+        let mut archive = control_archive(reader)?;
+        for entry in archive.entries().map_err(io::Error::other)? {
+            let mut entry = entry.map_err(io::Error::other)?;
+            let name = entry.path_bytes().into_owned();
+            match name.strip_prefix(b"./").unwrap_or(&name) {
+                b"control" => control = read_bounded(&mut *entry)?,
+                b"conffiles" => conffiles = read_bounded(&mut *entry)?,
+                b"md5sums" => md5sums = Some(read_bounded(&mut *entry)?),
+                _ => {}
+            }
+        }
+        let missing = |what: &str| invalid(format!("its control file has no {what}"));
+        let stanza = stanzas(&control).next().unwrap_or(Stanza::new(b""));
+        let text = |field: &str| stanza.field(field).map(|value| String::from_utf8_lossy(value).into_owned());
+        let names = |field: &str| stanza.field(field).map(relationship_names).unwrap_or_default();
+        let is_set = |field: &str| stanza.field(field).is_some_and(|value| value == b"yes");
+        Ok(Control {
+            id: PackageId {
+                name: text("Package").ok_or_else(|| missing("Package"))?,
+                arch: text("Architecture").ok_or_else(|| missing("Architecture"))?,
+            },
+            version: text("Version").ok_or_else(|| missing("Version"))?,
+            multi_arch: stanza.field("Multi-Arch").and_then(MultiArch::parse).unwrap_or_default(),
+            essential: is_set("Essential") || is_set("Protected"),
+            conflicts: names("Conflicts"),
+            replaces: names("Replaces"),
+            provides: names("Provides"),
+            conffiles: lists::conffiles(&conffiles),
+            files: md5sums.map(|data| lists::md5sums(&data)),
+        })
+    }
+}
+
+/// The archive within the control member, unpacked in memory.
+///
+/// `debian-packaging` reads every member whole, and the crate it finds them with panics on damaged headers, so it
+/// is given an archive of the one member that matters, its header checked.
+fn control_archive(reader: impl Read) -> io::Result<ControlTarReader> {
+    let member = ar::member(reader, "control.tar")?;
+    let archive = ar::MAGIC.chain(&member.header[..]).chain(member.data);
+    let mut reader = BinaryPackageReader::new(archive).map_err(io::Error::other)?;
+    match reader.next_entry() {
+        Some(Ok(BinaryPackageEntry::Control(archive))) => Ok(archive),
+        Some(Err(error)) => Err(io::Error::other(error)),
+        Some(Ok(_)) | None => Err(invalid("it has no control member".to_owned())),
+    }
+}
+
+fn read_bounded(reader: impl Read) -> io::Result<Vec<u8>> {
+    let mut data = Vec::new();
+    reader.take(MAX_SIZE + 1).read_to_end(&mut data)?;
+    if data.len() as u64 > MAX_SIZE {
+        return Err(invalid(format!("a file of its control member is longer than {MAX_SIZE} bytes")));
+    }
+    Ok(data)
+}
+
+fn invalid(reason: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
+}
+
+#[cfg(test)]
+mod tests;

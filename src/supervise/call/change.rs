@@ -1,0 +1,303 @@
+//! Calls that change a file: its names in the guest get a private copy first, and so do the caller's descriptors.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::OsStr;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom, flock};
+use rustix::io::Errno;
+
+use super::caller::Caller;
+use crate::detach::survey::Found;
+use crate::report::{Reason, Shown};
+use crate::state::store::STATE_DIR;
+use crate::supervise::journal::{LOCK_PATIENCE, names_of};
+use crate::supervise::worker::lock;
+use crate::sys::file::inode::{Inode, Kind};
+use crate::sys::file::{filesystem, layer};
+use crate::sys::path::resolve::Place;
+use crate::sys::path::root::Root;
+use crate::sys::process::task::{FileLock, OpenFile};
+use crate::sys::seccomp::Answer;
+use crate::sys::seccomp::calls::Right;
+use crate::sys::share::copy::Copier;
+use crate::sys::share::lock;
+use crate::sys::share::swap::Name;
+
+/// Flags that stay with an open file and mean the same when it is opened again.
+const KEPT: OFlags = OFlags::APPEND
+    .union(OFlags::NOATIME)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::DIRECT)
+    .union(OFlags::DSYNC)
+    .union(OFlags::SYNC);
+
+/// How long the lock is waited for between two looks at a file that may be in a window.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+impl Caller<'_> {
+    /// Makes private what is open as `file`, if it is shared and the caller may change it. `number` is the caller's
+    /// own descriptor, where the call uses that.
+    pub(super) fn make_private(
+        &mut self,
+        file: &OwnedFd,
+        right: Right,
+        number: Option<i32>,
+    ) -> io::Result<Answer> {
+        Ok(match self.privatize(file, right, number)? {
+            ControlFlow::Break(answer) => answer,
+            ControlFlow::Continue(_) => Answer::Continue,
+        })
+    }
+
+    /// As [`Caller::make_private`]; goes on with the private file, where there is one to be made.
+    pub(super) fn privatize(
+        &mut self,
+        file: &OwnedFd,
+        right: Right,
+        number: Option<i32>,
+    ) -> io::Result<ControlFlow<Answer, OwnedFd>> {
+        let inode = self.look(file)?;
+        if !self.supervisor.is_shared(&inode) && !self.is_left_open(file, &inode)? {
+            return Ok(ControlFlow::Break(Answer::Continue));
+        }
+        if !inode.immutable && layer::is_layered(file)? {
+            return Ok(ControlFlow::Break(Answer::Continue));
+        }
+        if let Some(answer) = self.denial(right, file, &inode)? {
+            return Ok(ControlFlow::Break(answer));
+        }
+        if filesystem::is_read_only(file)? {
+            return Ok(ControlFlow::Break(Answer::Failed(Errno::ROFS)));
+        }
+        if self.removes_nothing(right, file)? {
+            return Ok(ControlFlow::Break(Answer::Failed(Errno::NODATA)));
+        }
+        Ok(ControlFlow::Continue(self.private_copy(file, &inode, number)?))
+    }
+
+    /// Gives what is open as `file` a private copy, and opens that in the place of the caller's descriptors.
+    pub(super) fn private_copy(
+        &mut self,
+        file: &OwnedFd,
+        inode: &Inode,
+        number: Option<i32>,
+    ) -> io::Result<OwnedFd> {
+        self.waits()?;
+        if layer::is_layered(file)? {
+            return self.lift(file);
+        }
+        let private = match self.detach(file, inode)? {
+            Some((root, place)) => {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                rustix::fs::openat(root.open_dir(&place.dir)?, &place.name, flags, Mode::empty())?
+            }
+            None => self.nameless(file, inode)?,
+        };
+        self.replace_descriptors(inode, &private, number)?;
+        Ok(private)
+    }
+
+    /// Has the kernel copy up a file in layers: its names and the caller's descriptors are what they were.
+    pub(super) fn lift(&self, file: &OwnedFd) -> io::Result<OwnedFd> {
+        layer::lift(self.supervisor.processes.reopen(file, OFlags::RDONLY)?)?;
+        self.supervisor.tally.detached.fetch_add(1, Ordering::Relaxed);
+        file.try_clone()
+    }
+
+    /// What is open as `file`, when nobody has a window open on it.
+    pub(super) fn look(&self, file: &OwnedFd) -> io::Result<Inode> {
+        let inode = Inode::of(file)?;
+        if !may_be_in_window(&inode) {
+            return Ok(inode);
+        }
+        outside_window(self.supervisor.processes.reopen(file, OFlags::RDONLY)?)
+    }
+
+    /// Gives the file's name, and its other names in the guest, a private copy; returns where it is. `None` where it
+    /// has lost the name it was opened by.
+    fn detach(&mut self, file: &OwnedFd, inode: &Inode) -> io::Result<Option<(Root, Place)>> {
+        let Some((root, place)) = self.place_of(file, inode)? else { return Ok(None) };
+        if self.supervisor.options.policy.never_touch.matches(&place.path()) {
+            return Err(Errno::PERM.into());
+        }
+        let names = self.names(&root, &place, inode);
+        self.view.go_home()?;
+        let supervisor = self.supervisor;
+        let detached = supervisor.with_journal(|journal| journal.detach(&root, names));
+        let (outcome, kept) = detached.map_err(|e| {
+            log::warn!("{}: {}", Shown(&place.path()), Reason(&e));
+            io::Error::from(e)
+        })?;
+        if !outcome.detached.is_empty() {
+            supervisor.links().detached(inode.id);
+        }
+        for failure in &outcome.failed {
+            log::warn!("{}: {}", Shown(&failure.path), failure.reason);
+        }
+        // Nothing else keeps the kernel from changing the file of all guests.
+        if supervisor.options.unprotected && !outcome.failed.is_empty() {
+            return Err(Errno::IO.into());
+        }
+        for path in &outcome.leaked {
+            log::warn!("{}: somebody may have changed the shared file; let the host verify it", Shown(path));
+        }
+        for path in &outcome.detached {
+            log::debug!("{}: made private for process {}", Shown(path), self.call.tid);
+        }
+        supervisor.tally.detached.fetch_add(outcome.detached.len() as u64, Ordering::Relaxed);
+        supervisor.tally.bytes.fetch_add(outcome.bytes, Ordering::Relaxed);
+        if !kept {
+            lock(&supervisor.changed).extend(outcome.detached);
+        }
+        Ok(Some((root, place)))
+    }
+
+    /// Where an open file is: as we name it if we can, else as the caller does.
+    pub(super) fn place_of(&mut self, file: &OwnedFd, inode: &Inode) -> io::Result<Option<(Root, Place)>> {
+        self.view.go_home()?;
+        let ours = self.supervisor.home.try_clone()?;
+        let path = self.view.path_of(&self.supervisor.processes, file)?;
+        // What has lost the name it was opened by may have another.
+        let name = path.as_os_str().as_bytes();
+        let name = OsStr::from_bytes(name.strip_suffix(b" (deleted)").unwrap_or(name));
+        let others = self.supervisor.links().names(inode, Path::new(name));
+        // An original in the stash has lost its name.
+        let is_stashed = path.starts_with(STATE_DIR);
+        let named = others.iter().find_map(|path| verified(&ours, path, inode));
+        let named = if is_stashed { named } else { verified(&ours, &path, inode).or(named) };
+        if named.is_some() || is_stashed {
+            return Ok(named.map(|place| (ours, place)));
+        }
+        self.view.enter()?;
+        let theirs = self.lookup.root()?;
+        let path = self.view.path_of(&self.supervisor.processes, file)?;
+        Ok(verified(&theirs, &path, inode).map(|place| (theirs, place)))
+    }
+
+    /// Whether a file that others share is without a name here, and has only one elsewhere.
+    pub(super) fn is_left_open(&mut self, file: &OwnedFd, inode: &Inode) -> io::Result<bool> {
+        let lost = inode.immutable && self.supervisor.links().has_lost(inode.id);
+        Ok(lost && self.place_of(file, inode)?.is_none())
+    }
+
+    /// The names that are one file to the caller.
+    fn names(&self, root: &Root, place: &Place, inode: &Inode) -> Vec<Found> {
+        let mut names = vec![Found { place: place.clone(), inode: *inode }];
+        let mut add = |path: &Path| {
+            let is_known = |known: &Found| known.place.path() == path;
+            if let Some(place) = verified(root, path, inode).filter(|_| !names.iter().any(is_known)) {
+                names.push(Found { place, inode: *inode });
+            }
+        };
+        let mut links = self.supervisor.links();
+        links.names(inode, &place.path()).iter().for_each(|path| add(path));
+        if !links.are_known() {
+            // Other guests have theirs in directories of their own.
+            let beside = root.open_dir(&place.dir).and_then(|dir| names_of(dir.as_fd(), inode.id.ino));
+            beside.unwrap_or_default().iter().for_each(|name| add(&place.dir.join(name)));
+        }
+        names
+    }
+
+    /// A private copy without a name.
+    fn nameless(&mut self, file: &OwnedFd, inode: &Inode) -> io::Result<OwnedFd> {
+        self.view.go_home()?;
+        let source = self.supervisor.processes.reopen(file, OFlags::RDONLY)?;
+        let name = format!("nameless-{}", self.call.id);
+        let copied = self.supervisor.with_journal(|journal| {
+            let to = Name { dir: journal.stash(), name: name.as_ref() };
+            let copied = Copier::default().copy(&source, inode, to.dir, to.name);
+            let (copy, _) = copied?;
+            to.unlink().map_err(io::Error::from)?;
+            Ok(copy)
+        });
+        copied.map_err(io::Error::other)
+    }
+
+    /// Opens the private file in the place of the caller's descriptors that are open on the shared one.
+    ///
+    /// The one in use is replaced in any case; another one stays where a lock on it belongs to the process. What was open as a place
+    /// only (`O_PATH`) is open for reading then: the kernel hands over nothing less.
+    fn replace_descriptors(&self, shared: &Inode, private: &OwnedFd, in_use: Option<i32>) -> io::Result<()> {
+        let is_shared = |fd: OwnedFd| Inode::of(fd).is_ok_and(|inode| inode.id == shared.id);
+        let mut found: Vec<(i32, OpenFile, usize)> = Vec::new();
+        for number in self.task.descriptors()? {
+            if !self.task.descriptor(number).is_ok_and(is_shared) {
+                continue;
+            }
+            let open = self.task.open_file(number)?;
+            let flags = OFlags::from_bits_truncate(open.flags);
+            let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR) && !flags.contains(OFlags::PATH);
+            if !writes && (open.lock != FileLock::Other || in_use == Some(number)) {
+                let twin = found.iter().find(|(other, ..)| self.task.is_one_file(*other, number));
+                let group = twin.map_or(found.len(), |(.., group)| *group);
+                found.push((number, open, group));
+            }
+        }
+        let mut opened: HashMap<usize, OwnedFd> = HashMap::new();
+        for (number, open, group) in found {
+            let flags = OFlags::from_bits_truncate(open.flags);
+            let file = match opened.entry(group) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(slot) => {
+                    let file = self.supervisor.processes.reopen(private, flags & KEPT)?;
+                    rustix::fs::seek(&file, SeekFrom::Start(open.position))?;
+                    let taken = match open.lock {
+                        FileLock::Shared => flock(&file, FlockOperation::NonBlockingLockShared),
+                        FileLock::Exclusive => flock(&file, FlockOperation::NonBlockingLockExclusive),
+                        FileLock::None | FileLock::Other => Ok(()),
+                    };
+                    taken.unwrap_or_else(|e| log::debug!("descriptor {number}: its lock is lost: {e}"));
+                    slot.insert(file)
+                }
+            };
+            let close_on_exec = flags.contains(OFlags::CLOEXEC);
+            self.supervisor.listener.replace_fd(self.call.id, file.as_fd(), number, close_on_exec)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether more is to be asked than this, before a file is taken for one that is not shared.
+pub(super) fn may_be_shared(inode: &Inode) -> bool {
+    inode.kind == Kind::Regular && (inode.immutable || inode.nlink > 1)
+}
+
+/// Whether a file looks like one that is not shared, and may be one whose flag another process has just cleared.
+pub(super) fn may_be_in_window(inode: &Inode) -> bool {
+    may_be_shared(inode) && !inode.immutable
+}
+
+/// The inode of an open file, when nobody has a window open on it. Windows are short, and the lock that they are opened
+/// under may be passed from one to the next for long.
+pub(super) fn outside_window(file: OwnedFd) -> io::Result<Inode> {
+    let begun = Instant::now();
+    loop {
+        let inode = Inode::of(&file)?;
+        // Not all locks are ours.
+        if !may_be_in_window(&inode) || begun.elapsed() > LOCK_PATIENCE {
+            return Ok(inode);
+        }
+        match lock::exclusive(&file, LOOK_AGAIN) {
+            Ok(()) => return Inode::of(&file),
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The place that `path` names, if that is the inode.
+fn verified(root: &Root, path: &Path, inode: &Inode) -> Option<Place> {
+    let (dir, name) = (path.parent()?, path.file_name()?);
+    let found = Inode::at(root.open_dir(dir).ok()?, name).ok()?;
+    let place = Place { dir: dir.to_path_buf(), name: name.to_os_string() };
+    (path.is_absolute() && found.id == inode.id).then_some(place)
+}

@@ -1,0 +1,283 @@
+//! A guest's root directory: every path of the guest is resolved beneath it, by descriptor.
+//!
+//! Absolute symlinks and `..` are taken relative to the guest's root (`openat2(2)`,
+//! `RESOLVE_IN_ROOT`), so no name a guest holds can lead out of it.
+
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom};
+use rustix::io::Errno;
+
+use crate::sys::file::inode::{Inode, InodeId};
+use crate::sys::seccomp::filter;
+
+/// The largest file that is read whole, in bytes: what a guest holds is not to fill the host's memory.
+const MOST_READ: usize = 256 << 20;
+/// The longest path that is opened in one call, in bytes (`PATH_MAX` without the zero at its end).
+const IN_ONE_CALL: usize = 4095;
+/// The longest path that is opened at all. Nobody works with such, but a guest can make paths without end, and each
+/// directory below is opened from the root.
+const LONGEST: usize = 8 * 4096;
+
+/// An open guest root.
+#[derive(Debug)]
+pub struct Root {
+    fd: OwnedFd,
+    path: PathBuf,
+    borders: Vec<InodeId>,
+}
+
+impl Root {
+    /// Opens `path` as a guest's root.
+    pub fn open(path: &Path) -> io::Result<Root> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Root::from_fd(fd, path))
+    }
+
+    /// A root that is open already; `path` is for messages.
+    pub fn from_fd(fd: OwnedFd, path: &Path) -> Root {
+        Root { fd, path: path.to_path_buf(), borders: Vec::new() }
+    }
+
+    /// The same root without these directories and what is below them: a pool, other guests.
+    pub fn bounded(self, borders: Vec<InodeId>) -> Root {
+        Root { borders, ..self }
+    }
+
+    /// Whether an open directory below the root is none of the guest's.
+    pub fn is_border(&self, directory: impl AsFd) -> bool {
+        let is_border = |inode: Inode| self.borders.contains(&inode.id);
+        !self.borders.is_empty() && Inode::of(directory).is_ok_and(is_border)
+    }
+
+    /// The same root, once more.
+    pub fn try_clone(&self) -> io::Result<Root> {
+        Ok(Root { fd: self.fd.try_clone()?, path: self.path.clone(), borders: self.borders.clone() })
+    }
+
+    /// The path the root was opened by, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether this is the root of the calling process.
+    pub fn is_own(&self) -> bool {
+        let id = |path: &Path| rustix::fs::stat(path).map(|s| (s.st_dev, s.st_ino)).ok();
+        rustix::fs::fstat(&self.fd).map(|s| (s.st_dev, s.st_ino)).ok() == id(Path::new("/"))
+    }
+
+    /// Opens `path`, beneath the root. Symlinks are followed inside the root unless `flags` has `NOFOLLOW`; none is in a
+    /// path that is longer than the kernel takes at once: only walks come to such, and their paths have none.
+    ///
+    /// # Errors
+    /// As `openat2(2)`; `ELOOP` for a magic link or a final symlink with `NOFOLLOW`.
+    pub fn open_at(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        let path = relative(path);
+        if path.as_os_str().len() > IN_ONE_CALL {
+            return self.open_in_pieces(path, flags);
+        }
+        // Out of its own root no process can be led.
+        if !filter::permits(libc::SYS_openat2) && self.is_own() {
+            // As openat2(2), which refuses flags that mean nothing to it.
+            let harmless = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NOCTTY };
+            return Ok(rustix::fs::openat(
+                &self.fd,
+                path,
+                flags | harmless | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?);
+        }
+        open_beneath(&self.fd, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    }
+
+    fn open_in_pieces(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        if path.as_os_str().len() > LONGEST {
+            return Err(io::Error::other(format!(
+                "its path is longer than {LONGEST} bytes, and is not followed"
+            )));
+        }
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let mut rest = path.as_os_str().as_bytes();
+        let mut dir: Option<OwnedFd> = None;
+        loop {
+            let from = dir.as_ref().map_or(self.fd.as_fd(), AsFd::as_fd);
+            if rest.len() <= IN_ONE_CALL {
+                return open_beneath(from, Path::new(OsStr::from_bytes(rest)), flags, resolve);
+            }
+            let cut = rest[..=IN_ONE_CALL].iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+            let piece = Path::new(OsStr::from_bytes(&rest[..cut]));
+            let next = open_beneath(from, piece, OFlags::PATH | OFlags::DIRECTORY, resolve)?;
+            rest = &rest[cut + 1..];
+            dir = Some(next);
+        }
+    }
+
+    /// Looks at `path`, beneath the root; it is not followed. What a symlink on the way makes of it is for the caller to
+    /// see.
+    pub fn look(&self, path: &Path) -> io::Result<Inode> {
+        let path = relative(path);
+        if path.as_os_str().len() > IN_ONE_CALL {
+            return Inode::of(self.open_in_pieces(path, OFlags::PATH | OFlags::NOFOLLOW)?);
+        }
+        Inode::at(&self.fd, path.as_os_str())
+    }
+
+    /// Opens the directory `path`, beneath the root, following symlinks inside it.
+    pub fn open_dir(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
+    /// Reads the regular file `path` whole, beneath the root, following symlinks inside it.
+    ///
+    /// # Errors
+    /// `InvalidInput` where `path` is something else than a regular file; a FIFO never blocks. `FileTooLarge` beyond
+    /// 256 MiB.
+    pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        read_regular(self.open_file(path)?, MOST_READ)
+    }
+
+    /// Opens the regular file `path` for reading, beneath the root, following symlinks inside it.
+    ///
+    /// # Errors
+    /// `InvalidInput` where `path` is something else than a regular file; a FIFO never blocks.
+    pub fn open_file(&self, path: &Path) -> io::Result<OwnedFd> {
+        regular(self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK)?)
+    }
+}
+
+fn open_beneath(dir: impl AsFd, path: &Path, flags: OFlags, resolve: ResolveFlags) -> io::Result<OwnedFd> {
+    // openat2(2) refuses flags that mean nothing to it.
+    let harmless = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NOCTTY };
+    let flags = flags | harmless | OFlags::CLOEXEC;
+    loop {
+        // EAGAIN: a rename raced with the resolution of `..`; openat2(2) asks the caller to try again.
+        match rustix::fs::openat2(&dir, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN) => continue,
+            other => return Ok(other?),
+        }
+    }
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Reads the regular file `name` of the directory `dir` whole; a symlink is not followed.
+pub fn read_at(dir: impl AsFd, name: &OsStr) -> io::Result<Vec<u8>> {
+    read_at_most(dir, name, MOST_READ)
+}
+
+/// As [`read_at`]; a file of more than `most` bytes is an error (`FileTooLarge`).
+pub fn read_at_most(dir: impl AsFd, name: &OsStr, most: usize) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
+    read_regular(regular(rustix::fs::openat(dir, name, flags, Mode::empty())?)?, most)
+}
+
+fn regular(fd: OwnedFd) -> io::Result<OwnedFd> {
+    let stat = rustix::fs::fstat(&fd)?;
+    let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+    if is_file { Ok(fd) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")) }
+}
+
+fn read_regular(fd: OwnedFd, most: usize) -> io::Result<Vec<u8>> {
+    let stat = rustix::fs::fstat(&fd)?;
+    let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, "too large to be read");
+    let size = usize::try_from(stat.st_size).unwrap_or(0);
+    if size > most {
+        return Err(too_large());
+    }
+    let mut data = Vec::with_capacity(size);
+    std::fs::File::from(fd).take(most as u64 + 1).read_to_end(&mut data)?;
+    if data.len() > most { Err(too_large()) } else { Ok(data) }
+}
+
+/// `path` without its leading slashes; the root itself is `.`.
+pub fn relative(path: &Path) -> &Path {
+    let bytes = path.as_os_str().as_bytes();
+    let start = bytes.iter().position(|&b| b != b'/').unwrap_or(bytes.len());
+    if start == bytes.len() { Path::new(".") } else { Path::new(OsStr::from_bytes(&bytes[start..])) }
+}
+
+/// Whether two open files hold the same bytes. Holes that both have cost nothing.
+pub fn same_content(a: impl AsFd, b: impl AsFd) -> io::Result<bool> {
+    let mut buffers = (vec![0; 1 << 17], vec![0; 1 << 17]);
+    let mut at = 0;
+    loop {
+        let got = (fill(&a, &mut buffers.0, at)?, fill(&b, &mut buffers.1, at)?);
+        if buffers.0[..got.0] != buffers.1[..got.1] {
+            return Ok(false);
+        }
+        if got.0 == 0 {
+            return Ok(true);
+        }
+        at += got.0 as u64;
+        if got.0 == buffers.0.len() {
+            // The end is read in any case: it shows the lengths.
+            let ends = rustix::fs::fstat(&a)?.st_size.min(rustix::fs::fstat(&b)?.st_size) as u64;
+            at = at.max(next_data(&a, at)?.min(next_data(&b, at)?).min(ends.saturating_sub(1)));
+        }
+    }
+}
+
+/// Where data begins, from `at` on; the largest number where all that follows is a hole.
+pub fn next_data(file: impl AsFd, at: u64) -> io::Result<u64> {
+    match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(start) => Ok(start),
+        Err(Errno::NXIO) => Ok(u64::MAX),
+        // A filesystem that does not tell.
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOTTY) => Ok(at),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Reads from `at` until the buffer is full or the file ends.
+pub fn fill(fd: impl AsFd, buf: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match rustix::io::retry_on_intr(|| rustix::io::pread(&fd, &mut buf[done..], at + done as u64))? {
+            0 => break,
+            got => done += got,
+        }
+    }
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_any_length_are_opened_but_for_those_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let (mut at, mut path) = (root.fd.try_clone().unwrap(), PathBuf::from("/"));
+        let (name, flags) = ("x".repeat(255), OFlags::PATH | OFlags::DIRECTORY);
+        for _ in 0..40 {
+            rustix::fs::mkdirat(&at, &name, Mode::RWXU).unwrap();
+            at = rustix::fs::openat(&at, &name, flags, Mode::empty()).unwrap();
+            path.push(&name);
+            assert_eq!(Inode::of(root.open_dir(&path).unwrap()).unwrap().id, Inode::of(&at).unwrap().id);
+        }
+        rustix::fs::symlinkat("/", &at, "link").unwrap();
+        assert_eq!(root.look(&path.join("link")).unwrap().kind, crate::sys::file::inode::Kind::Symlink);
+        assert!(root.open_dir(&path.join("link")).is_err());
+        assert!(root.open_dir(&path.join("..")).is_ok());
+        let end = root.open_dir(&path.join("z".repeat(LONGEST))).unwrap_err();
+        assert!(!crate::sys::path::resolve::is_absent(&end), "{end}");
+    }
+
+    #[test]
+    fn a_file_without_end_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::File::create(dir.path().join("sparse")).unwrap().set_len(1 << 40).unwrap();
+        let error = Root::open(dir.path()).unwrap().read(Path::new("/sparse")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    }
+}

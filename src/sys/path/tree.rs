@@ -1,0 +1,139 @@
+//! A walk through a guest's tree by directory descriptors, on one filesystem.
+
+use std::ffi::OsStr;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{OFlags, RawDir, SeekFrom};
+
+use super::root::Root;
+use crate::sys::file::inode::{Inode, Kind};
+
+/// One entry of a directory.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// Canonical path of the directory, from the guest's root.
+    pub dir_path: &'a Path,
+    /// The open directory.
+    pub dir: BorrowedFd<'a>,
+    /// Name in it.
+    pub name: &'a OsStr,
+    /// Its type, as the directory says.
+    pub kind: Kind,
+    /// Its inode number, as the directory says.
+    pub ino: u64,
+}
+
+impl Entry<'_> {
+    /// The path of the entry, from the guest's root.
+    pub fn path(&self) -> PathBuf {
+        self.dir_path.join(self.name)
+    }
+
+    /// The inode of the entry.
+    pub fn inode(&self) -> io::Result<Inode> {
+        Inode::at(self.dir, self.name)
+    }
+}
+
+/// What a visitor wants of the directory it was shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Descend {
+    /// Walk into it, if it is one.
+    Into,
+    /// Leave it out.
+    Past,
+}
+
+/// Calls `visit` for every entry below the canonical directory `top`, a directory before what is in it.
+///
+/// `skipped` is told of each directory that is not entered: without an error where another filesystem or mount
+/// begins, with one where it cannot be read.
+pub fn walk(
+    root: &Root,
+    top: &Path,
+    visit: &mut dyn FnMut(&Entry<'_>) -> Descend,
+    skipped: &mut dyn FnMut(&Path, Option<io::Error>),
+) {
+    let start = root.open_dir(top).and_then(|fd| Ok((Inode::of(&fd)?, fd)));
+    let (home, fd) = match start {
+        Ok((inode, fd)) => (inode, fd),
+        Err(e) => return skipped(top, Some(e)),
+    };
+    let mut waiting: Vec<(PathBuf, Option<OwnedFd>)> = vec![(top.to_path_buf(), Some(fd))];
+    while let Some((path, fd)) = waiting.pop() {
+        let entered = fd.map_or_else(|| enter(root, &path, &home), |fd| Ok(Some(fd)));
+        let listed = match entered {
+            Ok(Some(fd)) if path != top && root.is_border(&fd) => Ok(()),
+            Ok(Some(fd)) => list(&path, &fd, &mut waiting, visit),
+            Ok(None) => {
+                skipped(&path, None);
+                Ok(())
+            }
+            Err(e) => Err(e),
+        };
+        match listed {
+            // Gone, or no longer a directory, since it was listed.
+            Err(e) if super::resolve::is_absent(&e) => {}
+            Err(e) => skipped(&path, Some(e)),
+            Ok(()) => {}
+        }
+    }
+}
+
+/// Opens a directory found on the way, if it is on the filesystem and mount where the walk began.
+fn enter(root: &Root, path: &Path, home: &Inode) -> io::Result<Option<OwnedFd>> {
+    let fd = root.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
+    let inode = Inode::of(&fd)?;
+    Ok((inode.id.dev == home.id.dev && inode.mount == home.mount).then_some(fd))
+}
+
+fn list(
+    path: &Path,
+    fd: &OwnedFd,
+    waiting: &mut Vec<(PathBuf, Option<OwnedFd>)>,
+    visit: &mut dyn FnMut(&Entry<'_>) -> Descend,
+) -> io::Result<()> {
+    let mut failed = None;
+    entries(fd, &mut listing_buffer(), |name, kind, ino| {
+        let dir = std::os::fd::AsFd::as_fd(fd);
+        let kind =
+            if kind == Kind::Unknown { Inode::at(dir, name).map(|inode| inode.kind) } else { Ok(kind) };
+        let kind = match kind {
+            Ok(kind) => kind,
+            Err(e) => return failed = Some(e),
+        };
+        let shown = Entry { dir_path: path, dir, name, kind, ino };
+        if visit(&shown) == Descend::Into && kind == Kind::Directory {
+            waiting.push((path.join(name), None));
+        }
+    })?;
+    failed.map_or(Ok(()), Err)
+}
+
+/// What [`entries`] reads into; to be used again for the next directory.
+pub fn listing_buffer() -> Vec<MaybeUninit<u8>> {
+    vec![MaybeUninit::uninit(); 1 << 16]
+}
+
+/// Calls `visit` with name, type and inode number of everything in an open directory, from its beginning; `.` and
+/// `..` are left out. The type is `Unknown` where the filesystem does not keep it there.
+pub fn entries(
+    dir: &OwnedFd,
+    buffer: &mut [MaybeUninit<u8>],
+    mut visit: impl FnMut(&OsStr, Kind, u64),
+) -> io::Result<()> {
+    rustix::fs::seek(dir, SeekFrom::Start(0))?;
+    let mut listing = RawDir::new(dir, buffer);
+    while let Some(entry) = listing.next() {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            visit(name, Kind::from(entry.file_type()), entry.ino());
+        }
+    }
+    Ok(())
+}

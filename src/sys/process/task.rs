@@ -1,0 +1,361 @@
+//! A thread of another process: its view of the filesystem, its descriptors, its memory, its rights (`proc(5)`).
+
+#![allow(unsafe_code)]
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
+use rustix::fs::{Mode, OFlags};
+
+use super::Processes;
+use crate::sys::file::inode::{Inode, InodeId, Kind};
+use crate::sys::seccomp::filter;
+
+/// Longest path of a system call, with its end (`PATH_MAX`, `linux/limits.h`).
+const PATH_MAX: usize = 4096;
+/// A string is read in parts that lie in one page each: what follows may not be there.
+const PAGE: u64 = 4096;
+
+/// `CAP_DAC_OVERRIDE` and `CAP_FOWNER` of `linux/capability.h`.
+const RULES_FILES: u64 = 1 << 1 | 1 << 3;
+
+/// A thread that waits for us.
+#[derive(Debug)]
+pub struct Task {
+    /// Its number.
+    pub tid: i32,
+    dir: OwnedFd,
+}
+
+/// Whose rights a thread has, and which process it belongs to (`proc_pid_status(5)`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Number of its process.
+    pub process: i32,
+    /// Numbers of its process in each process namespace, the innermost last.
+    pub process_in: Vec<i32>,
+    /// Number of the thread in each process namespace, the innermost last.
+    pub thread_in: Vec<i32>,
+    /// The user whose files it may use.
+    pub uid: u32,
+    /// The group, likewise.
+    pub gid: u32,
+    /// Its further groups.
+    pub groups: Vec<u32>,
+    /// Effective capabilities.
+    pub capabilities: u64,
+}
+
+/// What `/proc/PID/fdinfo` says of a descriptor (`proc_pid_fdinfo(5)`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenFile {
+    /// Where it reads and writes next.
+    pub position: u64,
+    /// Flags as of `open(2)`, `O_CLOEXEC` among them.
+    pub flags: u32,
+    /// The lock on it.
+    pub lock: FileLock,
+}
+
+/// A lock on an open file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FileLock {
+    /// None.
+    #[default]
+    None,
+    /// One of `flock(2)`, which belongs to the open file.
+    Shared,
+    /// Likewise.
+    Exclusive,
+    /// A lease, or a lock of parts, which belongs to the process.
+    Other,
+}
+
+impl Task {
+    /// The thread `tid`.
+    pub fn open(processes: &Processes, tid: i32) -> io::Result<Task> {
+        Ok(Task { tid, dir: processes.directory(tid)? })
+    }
+
+    /// Its root directory.
+    pub fn root(&self) -> io::Result<OwnedFd> {
+        self.follow("root")
+    }
+
+    /// What its root directory is, without opening it.
+    ///
+    /// # Errors
+    /// `ESRCH` or `ENOENT` where the thread has ended, even if its number is another's by now.
+    pub fn root_inode(&self) -> io::Result<Inode> {
+        Inode::behind(&self.dir, "root")
+    }
+
+    /// Its working directory.
+    pub fn working_directory(&self) -> io::Result<OwnedFd> {
+        self.follow("cwd")
+    }
+
+    /// What its descriptor `number` is open on.
+    pub fn descriptor(&self, number: i32) -> io::Result<OwnedFd> {
+        self.follow(&format!("fd/{number}"))
+    }
+
+    /// What its descriptor `number` is open on, without opening that.
+    pub fn descriptor_inode(&self, number: i32) -> io::Result<Inode> {
+        Inode::behind(&self.dir, &format!("fd/{number}"))
+    }
+
+    fn follow(&self, link: &str) -> io::Result<OwnedFd> {
+        Ok(rustix::fs::openat(&self.dir, link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    /// The numbers of its descriptors.
+    pub fn descriptors(&self) -> io::Result<Vec<i32>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(&self.dir, "fd", flags, Mode::empty())?;
+        let mut numbers = Vec::new();
+        for entry in rustix::fs::Dir::new(dir)? {
+            let entry = entry?;
+            numbers.extend(entry.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()));
+        }
+        Ok(numbers)
+    }
+
+    /// How its descriptor `number` is open.
+    pub fn open_file(&self, number: i32) -> io::Result<OpenFile> {
+        Ok(parse_open_file(&self.read(&format!("fdinfo/{number}"))?))
+    }
+
+    /// Whether two of its descriptors are one open file, with one position (`kcmp(2)`).
+    ///
+    /// Without `CONFIG_KCMP` they count as two.
+    pub fn is_one_file(&self, a: i32, b: i32) -> bool {
+        const KCMP_FILE: libc::c_int = 0;
+        if !filter::permits(libc::SYS_kcmp) {
+            return false;
+        }
+        // SAFETY: only numbers are passed.
+        unsafe { libc::syscall(libc::SYS_kcmp, self.tid, self.tid, KCMP_FILE, a, b) == 0 }
+    }
+
+    /// Its rights.
+    pub fn status(&self) -> io::Result<Status> {
+        Ok(parse_status(&self.read("status")?))
+    }
+
+    /// Its user namespace.
+    pub fn user_namespace(&self) -> io::Result<InodeId> {
+        Ok(Inode::behind(&self.dir, "ns/user")?.id)
+    }
+
+    /// Its effective capabilities (`capget(2)`), in its own user namespace.
+    pub fn capabilities(&self) -> io::Result<u64> {
+        /// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`.
+        const VERSION: u32 = 0x2008_0522;
+        let mut header = [VERSION, self.tid as u32];
+        // Effective, permitted and inheritable ones, first of the lower 32, then of the others.
+        let mut sets = [[0u32; 3]; 2];
+        // SAFETY: both live through the call, in the layout of the version that the header names.
+        let result = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(u64::from(sets[1][0]) << 32 | u64::from(sets[0][0]))
+    }
+
+    /// Whether no permission of a file stands in its way, as far as its own user namespace reaches.
+    pub fn rules_files(&self) -> bool {
+        self.capabilities().is_ok_and(|capabilities| capabilities & RULES_FILES == RULES_FILES)
+    }
+
+    fn read(&self, file: &str) -> io::Result<Vec<u8>> {
+        let fd = rustix::fs::openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut content = vec![0; PAGE as usize];
+        let mut length = 0;
+        loop {
+            let got = rustix::io::read(&fd, &mut content[length..])?;
+            length += got;
+            // procfs gives as much as there is room for.
+            if length < content.len() {
+                content.truncate(length);
+                return Ok(content);
+            }
+            content.resize(2 * length, 0);
+        }
+    }
+
+    /// The string at `address` of its memory, without its end.
+    ///
+    /// # Errors
+    /// `EFAULT` where nothing is; `ENAMETOOLONG` where no end is in sight.
+    pub fn string(&self, address: u64) -> io::Result<Vec<u8>> {
+        let mut string = Vec::with_capacity(256);
+        while string.len() < PATH_MAX {
+            let at = address.wrapping_add(string.len() as u64);
+            let mut part = [0; 256];
+            let length = part.len().min((PAGE - at % PAGE) as usize);
+            let got = self.memory(at, &mut part[..length])?;
+            match part[..got].iter().position(|&byte| byte == 0) {
+                Some(end) => {
+                    string.extend_from_slice(&part[..end]);
+                    return Ok(string);
+                }
+                None => string.extend_from_slice(&part[..got]),
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG))
+    }
+
+    /// Fills `buffer` from `address` of its memory; returns how much of it there is.
+    ///
+    /// # Errors
+    /// `EFAULT` where nothing is.
+    pub fn memory(&self, address: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let from = RemoteIoVec { base: address as usize, len: buffer.len() };
+        match process_vm_readv(Pid::from_raw(self.tid), &mut [IoSliceMut::new(buffer)], &[from])? {
+            0 => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+            got => Ok(got),
+        }
+    }
+}
+
+impl AsFd for Task {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+}
+
+impl Status {
+    /// Whether the permission bits of `inode` let it write, or change names in a directory. Access control lists are not
+    /// looked at.
+    pub fn may_write(&self, inode: &Inode) -> bool {
+        let bits = if self.uid == inode.uid {
+            inode.mode >> 6
+        } else if self.gid == inode.gid || self.groups.contains(&inode.gid) {
+            inode.mode >> 3
+        } else {
+            inode.mode
+        };
+        let wanted = if inode.kind == Kind::Directory { 3 } else { 2 };
+        bits & wanted == wanted
+    }
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = (&str, &str)> {
+    let lines = text.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
+    lines.filter_map(|line| line.split_once(':'))
+}
+
+fn parse_status(text: &[u8]) -> Status {
+    let mut status = Status::default();
+    for (key, value) in lines(text) {
+        let words = value.split_ascii_whitespace();
+        let last = || words.clone().next_back();
+        match key {
+            "Tgid" => status.process = number(last()),
+            "NStgid" => status.process_in = words.map(|word| number(Some(word))).collect(),
+            "NSpid" => status.thread_in = words.map(|word| number(Some(word))).collect(),
+            "Uid" => status.uid = last().and_then(|word| word.parse().ok()).unwrap_or(u32::MAX),
+            "Gid" => status.gid = last().and_then(|word| word.parse().ok()).unwrap_or(u32::MAX),
+            "Groups" => status.groups = words.filter_map(|word| word.parse().ok()).collect(),
+            "CapEff" => {
+                status.capabilities = last().and_then(|word| u64::from_str_radix(word, 16).ok()).unwrap_or(0);
+            }
+            _ => {}
+        }
+    }
+    status
+}
+
+fn number(word: Option<&str>) -> i32 {
+    word.and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+fn parse_open_file(text: &[u8]) -> OpenFile {
+    let mut file = OpenFile::default();
+    for (key, value) in lines(text) {
+        let value = value.trim();
+        match key {
+            "pos" => file.position = value.parse().unwrap_or(0),
+            "flags" => file.flags = u32::from_str_radix(value, 8).unwrap_or(0),
+            "lock" => file.lock = parse_lock(value, file.lock),
+            _ => {}
+        }
+    }
+    file
+}
+
+/// A line like `1: FLOCK  ADVISORY  WRITE 4242 08:01:1234 0 EOF` (`proc_locks(5)`).
+fn parse_lock(line: &str, before: FileLock) -> FileLock {
+    let mut words = line.split_ascii_whitespace().skip(1);
+    match (words.next(), words.nth(1), before) {
+        (Some("FLOCK"), Some("WRITE"), FileLock::None) => FileLock::Exclusive,
+        (Some("FLOCK"), Some("READ"), FileLock::None) => FileLock::Shared,
+        _ => FileLock::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own() -> Task {
+        Task::open(&Processes::open().unwrap(), std::process::id() as i32).unwrap()
+    }
+
+    #[test]
+    fn the_last_of_four_users_is_the_one_that_counts_for_files() {
+        let text = b"Name:\tx\nTgid:\t7\nNStgid:\t7\t1\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapEff:\t000000000000000a\n";
+        let status = parse_status(text);
+        assert_eq!((status.process, status.uid, status.gid), (7, 4, 8));
+        assert_eq!((status.groups.as_slice(), status.process_in.as_slice()), (&[9, 10][..], &[7, 1][..]));
+        assert_eq!(status.capabilities, 10);
+    }
+
+    #[test]
+    fn capabilities_are_those_that_the_status_tells() {
+        let task = own();
+        assert_eq!(task.capabilities().unwrap(), task.status().unwrap().capabilities);
+    }
+
+    #[test]
+    fn a_string_is_read_up_to_its_end() {
+        let text = [b'a'; 6000];
+        let mut with_end = text.to_vec();
+        with_end[5000] = 0;
+        let task = own();
+        assert_eq!(task.string(with_end.as_ptr() as u64 + 4990).unwrap(), b"aaaaaaaaaa");
+        let endless = task.string(text.as_ptr() as u64).unwrap_err();
+        assert_eq!(endless.raw_os_error(), Some(libc::ENAMETOOLONG));
+        assert_eq!(task.string(8).unwrap_err().raw_os_error(), Some(libc::EFAULT));
+    }
+
+    #[test]
+    fn a_lock_of_the_open_file_is_told_from_others() {
+        let lock = |lines: &str| parse_open_file(lines.as_bytes()).lock;
+        let (whole, part) = (
+            "lock:\t1: FLOCK  ADVISORY  READ 7 08:01:9 0 EOF\n",
+            "lock:\t1: POSIX  ADVISORY  READ 7 08:01:9 0 9\n",
+        );
+        assert_eq!(lock("pos:\t0\n"), FileLock::None);
+        assert_eq!(lock(whole), FileLock::Shared);
+        assert_eq!(lock(part), FileLock::Other);
+        assert_eq!(lock(&format!("{whole}{part}")), FileLock::Other);
+    }
+
+    #[test]
+    fn a_descriptor_tells_flags_and_position() {
+        use std::io::{Seek, SeekFrom};
+        use std::os::fd::AsRawFd;
+        let mut file = tempfile::tempfile().unwrap();
+        file.seek(SeekFrom::Start(42)).unwrap();
+        let copy = file.try_clone().unwrap();
+        let task = own();
+        let open = task.open_file(file.as_raw_fd()).unwrap();
+        assert_eq!((open.position, open.flags & libc::O_ACCMODE as u32), (42, libc::O_RDWR as u32));
+        assert!(task.descriptors().unwrap().contains(&file.as_raw_fd()));
+        assert!(task.is_one_file(file.as_raw_fd(), copy.as_raw_fd()));
+    }
+}

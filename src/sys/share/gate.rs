@@ -1,0 +1,290 @@
+//! Keeps writers away from an inode whose immutable flag is clear (`fanotify(7)`).
+//!
+//! An open asks three things in this order (`do_open` of `fs/namei.c`, `do_dentry_open` of `fs/open.c`): whether the
+//! file is immutable, whether an `FAN_OPEN_PERM` listener allows it, whether a lease must be broken. So who found the
+//! flag clear comes to us next, and is suspended until we answer: readers may pass, writers get `EPERM`, as from the
+//! flag itself. `truncate(2)` opens nothing; since Linux 6.14 it asks `FAN_PRE_ACCESS` listeners in the same place.
+//!
+//! Somebody may be preempted between the first question and the second. So an inode stays marked for some time
+//! ([`GRACE`]) after its flag is set again.
+//!
+//! One thread of the process answers, at once and from what each asker does alone: no window waits for it, and it
+//! waits for nobody. It opens nothing but procfs, and all of its code is in memory before the first mark: else it might
+//! have to answer itself. Several processes that mark one inode each answer for themselves, one after the other.
+//! Where this process dies, the kernel allows whatever has not been answered (`fanotify_release`), and recovery has
+//! to set the flag again. Where it is stopped, who opens a marked file waits until it goes on or is killed.
+//!
+//! Not kept away: who truncates so that we cannot see it: before Linux 6.14 and on filesystems without
+//! `FAN_PRE_ACCESS` (tmpfs) by `truncate(2)`; from another process namespace by that or by `O_RDONLY | O_TRUNC`; by the
+//! latter also through `openat2(2)`, io_uring or the 32-bit calls.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::fanotify::{
+    EventFFlags, Fanotify, FanotifyEvent, FanotifyResponse, InitFlags, MarkFlags, MaskFlags, Response,
+};
+use nix::sys::signal::SigSet;
+
+use super::lease::Lease;
+use crate::sys::file::inode::{Inode, InodeId};
+use crate::sys::process::{Processes, SystemCall};
+use crate::sys::seccomp::filter;
+
+/// How long an opener may take from the kernel's first question to the second.
+pub const GRACE: Duration = Duration::from_millis(50);
+
+/// Marks a group has before the other group takes the next ones, so that the first can forget its own.
+const MANY: usize = 1024;
+
+/// `FAN_PRE_ACCESS` of `linux/fanotify.h`: content is about to be read, written or cut off.
+const FAN_PRE_ACCESS: MaskFlags = MaskFlags::from_bits_retain(0x0010_0000);
+/// `truncate` and `truncate64` of 32-bit programs on both architectures; in 64-bit numbering these access no content.
+const TRUNCATE_32: [libc::c_long; 2] = [92, 193];
+
+static GATE: OnceLock<Option<Gate>> = OnceLock::new();
+
+/// Closes the gate of an open inode, until some time after the result is dropped.
+///
+/// `None` where there can be no gate: no `CAP_SYS_ADMIN` in the first user namespace, or a kernel without
+/// `CONFIG_FANOTIFY_ACCESS_PERMISSIONS`.
+pub fn close(fd: BorrowedFd<'_>, inode: InodeId) -> Option<Closed> {
+    let gate = GATE.get_or_init(|| Gate::new().ok()).as_ref()?;
+    // Started by whoever finds it not running: a thread cannot borrow what is still being made.
+    static SERVED: OnceLock<bool> = OnceLock::new();
+    let serve = || std::thread::Builder::new().name("gate".into()).spawn(|| gate.serve()).is_ok();
+    if !SERVED.get_or_init(serve) {
+        return None;
+    }
+    gate.close(fd, inode)
+}
+
+/// Waits until nobody is under way any more who found a flag clear that this process had cleared.
+///
+/// To be called before the process ends, for its marks end with it.
+pub fn linger() {
+    let Some(Some(gate)) = GATE.get() else { return };
+    let closed = gate.state().generations.iter().filter_map(|generation| generation.last).max();
+    if let Some(closed) = closed {
+        std::thread::sleep(GRACE.saturating_sub(closed.elapsed()));
+    }
+}
+
+/// A closed gate.
+#[derive(Debug)]
+pub struct Closed {
+    gate: &'static Gate,
+    inode: InodeId,
+    generation: usize,
+}
+
+impl Closed {
+    /// Whether somebody was turned away since it was closed.
+    pub fn was_tried(&self) -> bool {
+        self.gate.state().windows.get(&self.inode).is_some_and(|tried| *tried)
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        let mut state = self.gate.state();
+        state.windows.remove(&self.inode);
+        let generation = &mut state.generations[self.generation];
+        generation.open -= 1;
+        generation.last = Some(Instant::now());
+    }
+}
+
+/// Two groups of marks, of which one can be emptied while the other takes new ones.
+#[derive(Debug)]
+struct Gate {
+    groups: [Fanotify; 2],
+    mask: MaskFlags,
+    processes: Option<Processes>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    current: usize,
+    generations: [Generation; 2],
+    /// The inodes of open windows, and whether somebody was turned away from them.
+    windows: HashMap<InodeId, bool>,
+}
+
+/// The marks of one group.
+#[derive(Debug, Default)]
+struct Generation {
+    marks: usize,
+    open: usize,
+    last: Option<Instant>,
+}
+
+impl Gate {
+    fn new() -> io::Result<Gate> {
+        let needed = [
+            libc::SYS_fanotify_init,
+            libc::SYS_fanotify_mark,
+            libc::SYS_mlockall,
+            libc::SYS_clone3,
+            libc::SYS_prctl,
+        ];
+        if !needed.into_iter().all(filter::permits) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let group = || {
+            let flags = InitFlags::FAN_CLASS_PRE_CONTENT
+                | InitFlags::FAN_CLOEXEC
+                | InitFlags::FAN_NONBLOCK
+                | InitFlags::FAN_UNLIMITED_QUEUE
+                | InitFlags::FAN_UNLIMITED_MARKS
+                | InitFlags::FAN_REPORT_TID;
+            // Non-blocking: not to wait for the holder of a write lease.
+            let event = EventFFlags::O_LARGEFILE | EventFFlags::O_CLOEXEC | EventFFlags::O_NONBLOCK;
+            Fanotify::init(flags, event)
+        };
+        let groups = [group()?, group()?];
+        // Pages of a program that was itself opened at a closed gate ask FAN_PRE_ACCESS when they are read in.
+        let mask = match rustix::mm::mlockall(rustix::mm::MlockAllFlags::CURRENT) {
+            Ok(()) => MaskFlags::FAN_OPEN_PERM | FAN_PRE_ACCESS,
+            Err(_) => MaskFlags::FAN_OPEN_PERM,
+        };
+        Ok(Gate { groups, mask, processes: Processes::open().ok(), state: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&'static self, fd: BorrowedFd<'_>, inode: InodeId) -> Option<Closed> {
+        let mut state = self.state();
+        let other = 1 - state.current;
+        if state.generations[state.current].marks >= MANY && state.generations[other].marks == 0 {
+            state.current = other;
+        }
+        let generation = state.current;
+        let mark = |mask| self.groups[generation].mark(MarkFlags::FAN_MARK_ADD, mask, fd, None::<&OsStr>);
+        // EINVAL before Linux 6.14, EOPNOTSUPP where the filesystem does not ask.
+        mark(self.mask).or_else(|_| mark(MaskFlags::FAN_OPEN_PERM)).ok()?;
+        state.generations[generation].marks += 1;
+        state.generations[generation].open += 1;
+        state.windows.insert(inode, false);
+        Some(Closed { gate: self, inode, generation })
+    }
+
+    /// Answers for as long as the process lives.
+    fn serve(&self) {
+        let _ = SigSet::all().thread_block();
+        loop {
+            let mut ready = self.groups.each_ref().map(|group| PollFd::new(group.as_fd(), PollFlags::POLLIN));
+            let _ = poll(&mut ready, PollTimeout::try_from(GRACE).unwrap_or(PollTimeout::MAX));
+            for group in &self.groups {
+                // The kernel itself turns away whom it cannot tell us of, and lets the read fail.
+                for event in group.read_events().into_iter().flatten() {
+                    if let Some(file) = event.fd() {
+                        self.answer(group, &event, file);
+                    }
+                }
+            }
+            self.forget();
+        }
+    }
+
+    /// Removes the marks that nobody can need any more.
+    fn forget(&self) {
+        let mut state = self.state();
+        for (group, generation) in self.groups.iter().zip(&mut state.generations) {
+            let over = generation.last.is_some_and(|last| last.elapsed() >= GRACE);
+            if generation.open == 0 && generation.marks > 0 && over {
+                // The descriptor only has to be one.
+                let flushed =
+                    group.mark(MarkFlags::FAN_MARK_FLUSH, MaskFlags::empty(), group, None::<&OsStr>);
+                if flushed.is_ok() {
+                    generation.marks = 0;
+                }
+            }
+        }
+    }
+
+    fn answer(&self, group: &Fanotify, event: &FanotifyEvent, file: BorrowedFd<'_>) {
+        let allowed = self.allows(event, file);
+        if !allowed
+            && let Ok(inode) = Inode::of(file)
+            && let Some(tried) = self.state().windows.get_mut(&inode.id)
+        {
+            *tried = true;
+        }
+        let response = if allowed { Response::FAN_ALLOW } else { Response::FAN_DENY };
+        // It fails where the asker has been killed.
+        let _ = group.write_response(FanotifyResponse::new(file, response));
+    }
+
+    fn allows(&self, event: &FanotifyEvent, file: BorrowedFd<'_>) -> bool {
+        let call = self.processes.as_ref().and_then(|processes| asker(processes, event.pid()));
+        if !event.mask().contains(MaskFlags::FAN_OPEN_PERM) {
+            // FAN_PRE_ACCESS. Whoever reads, or cuts off through a descriptor, has been asked when it was opened.
+            return call.is_none_or(|call| !truncates(call));
+        }
+        match call.and_then(opens_for_writing) {
+            Some(writes) => !writes,
+            // The asker is counted as a writer already, if it is one: then there can be no lease.
+            None => matches!(Lease::take(file), Ok(Some(_))),
+        }
+    }
+}
+
+/// The system call in which the thread waits for us; it may still be on its way to sleep.
+fn asker(processes: &Processes, tid: i32) -> Option<SystemCall> {
+    let patience = Duration::from_millis(20);
+    let begun = Instant::now();
+    loop {
+        match processes.system_call(tid) {
+            Ok(None) if begun.elapsed() < patience => std::thread::yield_now(),
+            call => return call.ok().flatten(),
+        }
+    }
+}
+
+/// Whether a system call opens for writing; `None` where its registers do not say.
+fn opens_for_writing(call: SystemCall) -> Option<bool> {
+    let flags = match call.number {
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_open => call.arguments[1],
+        libc::SYS_openat | libc::SYS_open_by_handle_at => call.arguments[2],
+        libc::SYS_execve | libc::SYS_execveat => return Some(false),
+        _ => return None,
+    };
+    let (access, truncate) = (libc::O_ACCMODE as u64, libc::O_TRUNC as u64);
+    Some(flags & access != libc::O_RDONLY as u64 || flags & truncate != 0)
+}
+
+/// Whether a system call truncates a file that need not be open.
+fn truncates(call: SystemCall) -> bool {
+    call.number == libc::SYS_truncate || TRUNCATE_32.contains(&call.number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(number: libc::c_long, arguments: [u64; 6]) -> SystemCall {
+        SystemCall { number, arguments }
+    }
+
+    #[test]
+    fn registers_tell_readers_from_writers() {
+        let openat = |flags: i32| opens_for_writing(call(libc::SYS_openat, [0, 0, flags as u64, 0, 0, 0]));
+        assert_eq!(openat(libc::O_RDONLY | libc::O_CLOEXEC), Some(false));
+        for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC, libc::O_ACCMODE] {
+            assert_eq!(openat(flags), Some(true), "{flags:o}");
+        }
+        assert_eq!(opens_for_writing(call(libc::SYS_execve, [0; 6])), Some(false));
+        assert_eq!(opens_for_writing(call(libc::SYS_openat2, [0; 6])), None);
+        assert_eq!(opens_for_writing(call(libc::SYS_io_uring_enter, [0; 6])), None);
+    }
+}

@@ -1,0 +1,9 @@
+//! How a name changes between a shared inode and a private copy.
+
+pub mod copy;
+pub mod dedupe;
+pub mod gate;
+pub mod iunlink;
+pub mod lease;
+pub mod lock;
+pub mod swap;

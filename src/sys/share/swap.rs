@@ -1,0 +1,354 @@
+//! How a name changes its inode while the shared one stays protected.
+//!
+//! Every change is tried natively first: plain hard links and kernels that know "immutable, but may be unlinked"
+//! allow it. Only `EPERM` on an inode that says `STATX_ATTR_IMMUTABLE` opens a *window*: the flag is cleared, the
+//! change is made, the flag is set again through the descriptor that is still open.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, IFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::gate::{self, Closed};
+use super::lease::Lease;
+use super::lock;
+use crate::sys::file::inode::{Inode, InodeId};
+use crate::sys::file::metadata::Metadata;
+use crate::sys::path::resolve::is_absent;
+
+/// How a change went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// The immutable flag was cleared for a moment.
+    pub window: bool,
+    /// Somebody tried to write to the shared inode in that moment, or changed metadata, which was put back.
+    pub contested: bool,
+    /// Somebody may hold it open for writing since that moment, or has changed it for good: it wants verification.
+    pub leaked: bool,
+}
+
+impl Change {
+    fn and(self, other: Change) -> Change {
+        Change {
+            window: self.window || other.window,
+            contested: self.contested || other.contested,
+            leaked: self.leaked || other.leaked,
+        }
+    }
+}
+
+/// A change of names that could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing has changed.
+    #[error(transparent)]
+    Unchanged(#[from] io::Error),
+    /// The names are as asked or as before, but the shared inode could not be protected again.
+    #[error("the immutable flag could not be set again: {0}")]
+    Unprotected(io::Error),
+}
+
+/// How long a lock on a shared inode is waited for that is not needed to be right.
+pub const LOCK_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How often a change is tried again whose window another process may have closed.
+const TRIES: usize = 5;
+
+/// How long metadata is put back that others change again and again.
+const UNDO_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What became of others' changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Undone {
+    Nothing,
+    All,
+    NotAll,
+}
+
+/// A shared inode, locked against every other process that opens windows.
+#[derive(Debug)]
+pub struct Shared {
+    fd: OwnedFd,
+}
+
+impl Shared {
+    /// Opens and locks the inode that `name` in `dir` names.
+    ///
+    /// # Errors
+    /// `ELOOP` for a symlink; `TimedOut` where another process keeps the lock.
+    pub fn lock_at(dir: impl AsFd, name: &OsStr, patience: Duration) -> io::Result<Shared> {
+        Self::lock(open_file(dir, name)?, patience)
+    }
+
+    /// As [`Shared::lock_at`], but goes on without the lock where somebody keeps it.
+    ///
+    /// Then somebody else may close the window: the change fails with `EPERM`, and nothing has changed.
+    pub fn try_lock_at(dir: impl AsFd, name: &OsStr, patience: Duration) -> io::Result<Shared> {
+        Self::try_lock(open_file(dir, name)?, patience)
+    }
+
+    /// As [`Shared::try_lock_at`], for an inode that is open read-only.
+    pub fn try_lock(fd: OwnedFd, patience: Duration) -> io::Result<Shared> {
+        match lock::exclusive(&fd, patience) {
+            Err(e) if e.kind() != io::ErrorKind::TimedOut => Err(e),
+            _ => Ok(Shared { fd }),
+        }
+    }
+
+    /// Lets others have the lock; the file stays open.
+    pub fn unlock(self) -> io::Result<OwnedFd> {
+        lock::release(&self.fd)?;
+        Ok(self.fd)
+    }
+
+    /// Locks an inode that is open read-only.
+    pub fn lock(fd: OwnedFd, patience: Duration) -> io::Result<Shared> {
+        lock::exclusive(&fd, patience)?;
+        Ok(Shared { fd })
+    }
+
+    /// The inode as it is now.
+    pub fn inode(&self) -> io::Result<Inode> {
+        Inode::of(&self.fd)
+    }
+
+    /// Makes `change` to the inode's names, in a window if there is no other way.
+    ///
+    /// `change` must leave nothing behind where it fails. The flag is set again whatever `change` returns, unless no
+    /// name of the inode is left.
+    pub fn change_names(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
+        self.change_with(Some(gate::close), change)
+    }
+
+    /// As [`Shared::change_names`]. Without the lock another process may close the window, so `EPERM` is tried again.
+    pub fn persist(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
+        let mut all = Change::default();
+        for _ in 1..TRIES {
+            match self.change_names(&change) {
+                Err(Error::Unchanged(e)) if e.raw_os_error() == Some(libc::EPERM) => all.window = true,
+                changed => return changed.map(|change| change.and(all)),
+            }
+        }
+        self.change_names(change).map(|change| change.and(all))
+    }
+
+    /// As [`Shared::change_names`], but with a lease alone to tell of writers: to measure what the gate is good for.
+    #[doc(hidden)]
+    pub fn change_names_ungated(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
+        self.change_with(None, change)
+    }
+
+    fn change_with(
+        &self,
+        gate: Option<fn(BorrowedFd<'_>, InodeId) -> Option<Closed>>,
+        change: impl Fn() -> rustix::io::Result<()>,
+    ) -> Result<Change, Error> {
+        match change() {
+            Ok(()) => return Ok(Change::default()),
+            Err(Errno::PERM) => {}
+            Err(e) => return Err(Error::Unchanged(e.into())),
+        }
+        let before = Metadata::of(&self.fd)?;
+        if !before.inode.immutable {
+            return Err(Error::Unchanged(Errno::PERM.into()));
+        }
+        // A lease fails where a writer is already there (not of our making), or where there are none.
+        let lease = Lease::take(self.fd.as_fd()).ok().flatten();
+        // On ext4, too: it takes no writes while the flag is set, but in the next window it would.
+        let gate = gate.and_then(|close| close(self.fd.as_fd(), before.inode.id));
+
+        let window = Window::open(&self.fd)?;
+        let changed = change();
+        if self.inode().map_err(Error::Unprotected)?.nlink > 0 {
+            window.close().map_err(Error::Unprotected)?;
+        }
+
+        let broken = lease.as_ref().map(|lease| !lease.unbroken().unwrap_or(false));
+        // Who has come to the lease is not held by the gate any more; without either nobody knows.
+        let passed = broken.unwrap_or(gate.is_none());
+        let undone = self.undo(before, passed)?;
+        changed.map_err(io::Error::from)?;
+        let turned_away = gate.is_some_and(|gate| gate.was_tried() || lease.is_some_and(|l| l.is_wanted()));
+        Ok(Change {
+            window: true,
+            contested: broken == Some(true) || turned_away || undone != Undone::Nothing,
+            leaked: passed || undone == Undone::NotAll,
+        })
+    }
+
+    /// Puts back what others changed besides names and content while the flag was clear.
+    ///
+    /// The kernel looks at the flag and changes metadata under one lock (`chmod_common` of `fs/open.c`, `vfs_setxattr`
+    /// of `fs/xattr.c`): what is found once the flag is set stays so. The time of a change of content is left to
+    /// tell of it.
+    fn undo(&self, mut wanted: Metadata, passed: bool) -> Result<Undone, Error> {
+        let mut undone = Undone::Nothing;
+        let begun = Instant::now();
+        while begun.elapsed() < UNDO_PATIENCE {
+            let Ok(now) = Metadata::of(&self.fd) else { return Ok(Undone::NotAll) };
+            let resized = now.inode.size != wanted.inode.size;
+            if passed || resized {
+                (wanted.inode.size, wanted.inode.mtime) = (now.inode.size, now.inode.mtime);
+            }
+            if resized {
+                undone = Undone::NotAll;
+            }
+            if now.same_as(&wanted) || now.inode.nlink == 0 {
+                return Ok(undone);
+            }
+            let Ok(window) = Window::open(&self.fd) else { return Ok(Undone::NotAll) };
+            let written = wanted.write(&self.fd, &now);
+            window.close().map_err(Error::Unprotected)?;
+            undone = if written.is_ok() { undone.max(Undone::All) } else { Undone::NotAll };
+        }
+        Ok(Undone::NotAll)
+    }
+
+    /// Sets the immutable flag, unless the inode has no name any more.
+    pub fn protect(&self) -> io::Result<()> {
+        if self.inode()?.nlink == 0 { Ok(()) } else { set_immutable(&self.fd, true) }
+    }
+}
+
+impl AsFd for Shared {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A name in an open directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Name<'a> {
+    /// The directory.
+    pub dir: BorrowedFd<'a>,
+    /// The last component.
+    pub name: &'a OsStr,
+}
+
+impl Name<'_> {
+    /// Moves this name over `other`, which must name the inode `expected`. With `kept`, that inode has this name
+    /// afterwards.
+    ///
+    /// Never by an exchange of the two names: that moves the directory entry which running programs were started
+    /// from, and `/proc/PID/exe` would lead to wherever it went. After a rename over it the kernel still tells the
+    /// guest's own path, as deleted (`d_path` of `fs/d_path.c`), which service scripts understand.
+    ///
+    /// The kernel has no rename that asks which file it replaces, so the name is looked at immediately before. A file
+    /// that another process renames to `other` between these two system calls is replaced, as by any other rename
+    /// that comes just after. A directory never is.
+    ///
+    /// # Errors
+    /// `ESTALE` if `other` names another file, `EMLINK` if `expected` can have no more names. Nothing has changed.
+    pub fn displace(
+        self,
+        other: Name<'_>,
+        expected: InodeId,
+        kept: Option<Name<'_>>,
+    ) -> rustix::io::Result<()> {
+        if let Some(kept) = kept {
+            other.link(kept)?;
+        }
+        let names = |name: Name<'_>| match name.inode() {
+            Ok(now) => Ok(now.is_some_and(|now| now.id == expected)),
+            Err(e) => Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+        };
+        // The one that may lose the race comes last.
+        let replaced = match kept.map_or(Ok(true), names).and_then(|kept| Ok(kept && names(other)?)) {
+            Ok(true) => self.replace(other),
+            Ok(false) => Err(Errno::STALE),
+            Err(e) => Err(e),
+        };
+        replaced.inspect_err(|_| {
+            // What cannot be removed is left to recovery.
+            let _ = kept.map(Name::unlink);
+        })
+    }
+
+    /// Moves this name over `other`, whatever that names.
+    pub fn replace(self, other: Name<'_>) -> rustix::io::Result<()> {
+        rustix::fs::renameat(self.dir, self.name, other.dir, other.name)
+    }
+
+    /// Gives the file a second name.
+    pub fn link(self, other: Name<'_>) -> rustix::io::Result<()> {
+        rustix::fs::linkat(self.dir, self.name, other.dir, other.name, AtFlags::empty())
+    }
+
+    /// Removes the name.
+    pub fn unlink(self) -> rustix::io::Result<()> {
+        rustix::fs::unlinkat(self.dir, self.name, AtFlags::empty())
+    }
+
+    /// What the name names; `None` where there is nothing.
+    pub fn inode(self) -> io::Result<Option<Inode>> {
+        match Inode::at(self.dir, self.name) {
+            Ok(inode) => Ok(Some(inode)),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Opens the file read-only; a symlink is not followed, a FIFO does not block.
+    pub fn open(self) -> io::Result<OwnedFd> {
+        open_file(self.dir, self.name)
+    }
+}
+
+/// The time in which a protected inode's flag is clear; as short as two system calls make it.
+#[must_use]
+struct Window<'fd> {
+    fd: &'fd OwnedFd,
+    flags: IFlags,
+}
+
+impl<'fd> Window<'fd> {
+    fn open(fd: &'fd OwnedFd) -> io::Result<Window<'fd>> {
+        let flags = rustix::fs::ioctl_getflags(fd)?;
+        rustix::fs::ioctl_setflags(fd, flags - IFlags::IMMUTABLE)?;
+        Ok(Window { fd, flags: flags | IFlags::IMMUTABLE })
+    }
+
+    fn close(self) -> io::Result<()> {
+        Ok(rustix::fs::ioctl_setflags(self.fd, self.flags)?)
+    }
+}
+
+/// Removes a name of an inode that others share; one that is not there is no error.
+///
+/// Any user of a guest may hold the lock on the inode for ever: after [`LOCK_PATIENCE`] it is done without.
+pub fn unlink_shared(name: Name<'_>, patience: Duration) -> Result<Change, Error> {
+    match Shared::try_lock_at(name.dir, name.name, patience.min(LOCK_PATIENCE)) {
+        Ok(shared) => shared.persist(|| name.unlink()),
+        Err(e) if is_absent(&e) => Ok(Change::default()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Whether this process may set and clear the immutable flag on the filesystem of `dir`.
+///
+/// Tried on a nameless file: holding `CAP_LINUX_IMMUTABLE` is not enough inside a user namespace. A directory where
+/// none can be made says nothing.
+pub fn may_change_immutable(dir: impl AsFd) -> io::Result<()> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::openat(dir, ".", flags, Mode::RUSR | Mode::WUSR) else { return Ok(()) };
+    set_immutable(&file, true)?;
+    set_immutable(&file, false)
+}
+
+fn open_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    // Looking at a file is no use of it: its time of access stays, where we may have it so.
+    match rustix::fs::openat(&dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => Ok(rustix::fs::openat(&dir, name, flags, Mode::empty())?),
+        opened => Ok(opened?),
+    }
+}
+
+fn set_immutable(fd: impl AsFd, immutable: bool) -> io::Result<()> {
+    let mut flags = rustix::fs::ioctl_getflags(&fd)?;
+    flags.set(IFlags::IMMUTABLE, immutable);
+    Ok(rustix::fs::ioctl_setflags(&fd, flags)?)
+}

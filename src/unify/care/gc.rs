@@ -1,0 +1,108 @@
+//! Removes what no guest has a link to, or shares blocks with: objects, and what verification has set aside.
+//!
+//! Killed anywhere, it leaves at most one object unprotected that nobody links. Whoever links it protects it first.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::parallel;
+use crate::report::Reason;
+use crate::sys::path::resolve::is_absent;
+use crate::sys::share::swap::{self, Name, Shared};
+use crate::unify::pool::directory::{Pool, Stored};
+use crate::unify::pool::run::{self, Recovered};
+use crate::unify::{Error, Watch};
+
+/// What collecting came to.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// What an interrupted run had left.
+    pub recovered: Recovered,
+    /// The files removed, or to be removed.
+    pub removed: Vec<PathBuf>,
+    /// Bytes of disk that they took.
+    pub freed: u64,
+    /// Objects that guests have links to, or share blocks with.
+    pub kept: u64,
+    /// What could not be removed, with the reason.
+    pub failed: Vec<(PathBuf, String)>,
+}
+
+/// Removes unused objects of a pool.
+pub struct Collector<'a> {
+    /// The pool, locked by the caller.
+    pub pool: &'a Pool,
+    /// Say what would be removed, and change nothing.
+    pub dry_run: bool,
+    /// How long to wait for the lock on one object.
+    pub patience: Duration,
+    /// How many threads look and remove.
+    pub threads: usize,
+    /// Told how far it has got.
+    pub watch: &'a dyn Watch,
+}
+
+impl Collector<'_> {
+    /// Removes every object and every file in quarantine that no guest has, or shares blocks with.
+    ///
+    /// # Errors
+    /// Where nothing can be done at all. What fails for one object is in the result.
+    pub fn collect(&self) -> Result<Collected, Error> {
+        let mut collected = Collected::default();
+        if !self.dry_run {
+            collected.recovered = run::recover(self.pool, self.patience)?;
+            collected.failed.append(&mut collected.recovered.failed);
+        }
+        let mut stored = self.pool.look(self.threads)?;
+        let protected = stored.iter().any(|object| object.inode.immutable);
+        stored.extend(self.pool.look_at_quarantine()?);
+        let looked = parallel::map(self.threads, &stored, |stored| self.pool.is_unused(stored));
+        let (mut unused, mut used) = (Vec::new(), Vec::new());
+        for (stored, looked) in stored.into_iter().zip(looked) {
+            match looked {
+                Ok(true) => unused.push(stored),
+                Ok(false) => used.push(stored),
+                Err(e) => collected.failed.push((self.pool.path_of(&stored), Reason(e).to_string())),
+            }
+        }
+        collected.kept = used.iter().filter(|stored| !stored.set_aside).count() as u64;
+        if !self.dry_run && !unused.is_empty() {
+            self.pool.may_change(protected)?;
+        }
+        self.watch.begin("removing", unused.len() as u64);
+        let removed = parallel::map(self.threads, &unused, |stored| self.remove(stored));
+        self.watch.end();
+        for (stored, removed) in unused.iter().zip(removed) {
+            let path = self.pool.path_of(stored);
+            match removed {
+                Ok(true) => {
+                    collected.removed.push(path);
+                    collected.freed += stored.inode.allocated;
+                }
+                Ok(false) => collected.kept += u64::from(!stored.set_aside),
+                Err(e) => collected.failed.push((path, Reason(e).to_string())),
+            }
+        }
+        Ok(collected)
+    }
+
+    /// `false` where somebody has linked it meanwhile.
+    fn remove(&self, stored: &Stored) -> Result<bool, swap::Error> {
+        if self.dry_run {
+            return Ok(true);
+        }
+        let dir = self.pool.dir_of(stored)?;
+        let shared = match Shared::lock_at(&dir, &stored.file, self.patience) {
+            Err(e) if is_absent(&e) => return Ok(false),
+            locked => locked?,
+        };
+        let now = shared.inode()?;
+        if now.id != stored.inode.id || now.nlink != 1 {
+            return Ok(false);
+        }
+        let name = Name { dir: std::os::fd::AsFd::as_fd(&dir), name: &stored.file };
+        shared.change_names(|| name.unlink())?;
+        self.watch.add(1, now.allocated);
+        Ok(true)
+    }
+}

@@ -1,0 +1,205 @@
+//! Reads the whole pool, and sets aside what is not what its name says, so that nothing new links to it.
+//!
+//! Bytes that are in the page cache are not read from the disk again: what is checked is what guests see.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::protection;
+use crate::parallel;
+use crate::report::Reason;
+use crate::sys::file::filesystem;
+use crate::sys::file::inode::Inode;
+use crate::sys::path::resolve::is_absent;
+use crate::sys::process::signal::Held;
+use crate::sys::share::swap::{self, Name, Shared};
+use crate::unify::link::batch::Fence;
+use crate::unify::pool::directory::{Pool, Stored};
+use crate::unify::pool::identity::{self, Digest};
+use crate::unify::pool::run::{self, Recovered};
+use crate::unify::scan::digest::take_lease;
+use crate::unify::{At, Error, Watch};
+
+/// What of an object is not what its name says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Damage {
+    /// Its bytes.
+    Content,
+    /// Size, mode, owner, group or time of modification.
+    Metadata,
+    /// Its extended attributes.
+    Attributes,
+    /// The disk does not give it back.
+    Unreadable,
+}
+
+impl Damage {
+    /// What differs, for people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Damage::Content => "content",
+            Damage::Metadata => "metadata",
+            Damage::Attributes => "extended attributes",
+            Damage::Unreadable => "unreadable",
+        }
+    }
+}
+
+/// What verification came to.
+#[derive(Debug, Default)]
+pub struct Verified {
+    /// What an interrupted run had left.
+    pub recovered: Recovered,
+    /// Objects read.
+    pub objects: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Objects that have been set aside, by the paths they had, and what differs.
+    pub damaged: Vec<(PathBuf, Vec<Damage>)>,
+    /// Shared inodes that had lost their protection, and have it again.
+    pub protected: Vec<PathBuf>,
+    /// What could not be looked at or set aside, with the reason.
+    pub failed: Vec<(PathBuf, String)>,
+}
+
+/// Verifies a pool.
+pub struct Verifier<'a> {
+    /// The pool, locked by the caller.
+    pub pool: &'a Pool,
+    /// How long to wait for the lock on one object.
+    pub patience: Duration,
+    /// How many threads read.
+    pub threads: usize,
+    /// Told of each object that was read, and of its bytes.
+    pub watch: &'a dyn Watch,
+}
+
+impl Verifier<'_> {
+    /// Verifies all objects; also says how the pool is fenced. All that should be protected is when this is over.
+    ///
+    /// # Errors
+    /// Where nothing can be done at all. What fails for one object is in the result.
+    pub fn verify(&self) -> Result<(Verified, Fence), Error> {
+        let mut recovered = run::recover(self.pool, self.patience)?;
+        let files = self.pool.look_at_all(self.threads)?;
+        let fence = protection::fence(self.pool, &files);
+        self.pool.may_change(fence != Fence::None)?;
+        let mut verified = self.examine(&files, fence, true)?;
+        verified.failed.append(&mut recovered.failed);
+        Ok((Verified { recovered, ..verified }, fence))
+    }
+
+    /// Protects those of all the pool's files that are not, and verifies the objects among them: anybody may have changed
+    /// them. So it does with those that an earlier run has protected and not read.
+    ///
+    /// # Errors
+    /// As [`Verifier::verify`].
+    pub fn check(&self, files: &[Stored], fence: Fence) -> Result<Verified, Error> {
+        self.examine(files, fence, false)
+    }
+
+    fn examine(&self, files: &[Stored], fence: Fence, all: bool) -> Result<Verified, Error> {
+        // Before they are read: what changes later has changed in spite of it.
+        let protected = self.pool.protect(files, fence, self.patience, self.threads)?;
+        let mut verified =
+            Verified { protected: protected.files, failed: protected.failed, ..Verified::default() };
+        let suspects = self.pool.suspects()?;
+        let wanted = |file: &&Stored| !file.set_aside && (all || suspects.holds(file));
+        let mut failed = self.read_all(files.iter().filter(wanted).collect(), fence, &mut verified)?;
+        failed.extend(protected.open);
+        self.pool.forget(&suspects, failed)?;
+        Ok(verified)
+    }
+
+    /// Reads objects, and sets aside those that are not what their names say. Returns those of which nobody knows.
+    fn read_all(
+        &self,
+        mut objects: Vec<&Stored>,
+        fence: Fence,
+        verified: &mut Verified,
+    ) -> Result<HashSet<OsString>, Error> {
+        let mut failed = HashSet::new();
+        // In the order of their inodes, which is about that of the disk.
+        objects.sort_unstable_by_key(|object| object.inode.id.ino);
+        self.watch.begin("verifying", objects.len() as u64);
+        let read = parallel::map(self.threads, &objects, |object| self.read(object, fence));
+        self.watch.end();
+        let held = Held::back();
+        for (object, read) in objects.iter().zip(read) {
+            let path = self.pool.path_of(object);
+            let set_aside = match read {
+                Ok(None) => continue,
+                Ok(Some(what)) if what.is_empty() => Ok(()),
+                Ok(Some(what)) => {
+                    self.set_aside(object).map(|()| verified.damaged.push((path.clone(), what)))
+                }
+                Err(e) => Err(e.into()),
+            };
+            verified.objects += 1;
+            verified.bytes += object.inode.size;
+            if let Err(e) = set_aside {
+                verified.failed.push((path, Reason(e).to_string()));
+                failed.insert(object.name.whole());
+            }
+        }
+        if !verified.damaged.is_empty() {
+            filesystem::sync(self.pool.runs()).at(self.pool.path())?;
+        }
+        drop(held);
+        Ok(failed)
+    }
+
+    /// What differs; `None` where the object is gone.
+    fn read(&self, stored: &Stored, fence: Fence) -> io::Result<Option<Vec<Damage>>> {
+        let dir = self.pool.dir_of(stored)?;
+        let file = match (Name { dir: dir.as_fd(), name: &stored.file }).open() {
+            Err(e) if is_absent(&e) => return Ok(None),
+            opened => opened?,
+        };
+        let mut damage = Vec::new();
+        match Digest::of_quiet(&file) {
+            Ok((_, digest)) => {
+                if digest.content != stored.name.digest.content {
+                    damage.push(Damage::Content);
+                }
+                if digest.xattrs != stored.name.digest.xattrs {
+                    damage.push(Damage::Attributes);
+                }
+            }
+            Err(e) if is_lost(&e) => damage.push(Damage::Unreadable),
+            Err(e) => return Err(e),
+        }
+        let inode = Inode::of(&file)?;
+        if identity::tag(&inode, self.pool.settings.mtime) != stored.name.tag {
+            damage.push(Damage::Metadata);
+        }
+        self.watch.add(1, inode.size);
+        // Protection keeps nobody out who is in already.
+        if fence != Fence::None && damage.is_empty() && take_lease(&file)?.is_none() {
+            return Err(io::Error::other(
+                "open for writing since it was not protected; run it again when that has ended",
+            ));
+        }
+        Ok(Some(damage))
+    }
+
+    fn set_aside(&self, stored: &Stored) -> Result<(), swap::Error> {
+        let (dir, quarantine) =
+            (self.pool.dir_of(stored)?, self.pool.quarantine().map_err(io::Error::other)?);
+        let shared = Shared::try_lock_at(&dir, &stored.file, self.patience)?;
+        let to = stored.name.quarantined(shared.inode()?.id.ino);
+        let (name, to) =
+            (Name { dir: dir.as_fd(), name: &stored.file }, Name { dir: quarantine.as_fd(), name: &to });
+        shared.change_names(|| name.replace(to)).map(drop)
+    }
+}
+
+/// Whether the filesystem says that what it holds is not whole (`EUCLEAN`: its own checksum failed).
+fn is_lost(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EUCLEAN | libc::EBADMSG))
+}

@@ -1,0 +1,5 @@
+//! Which files may be unified, by their paths alone.
+
+pub mod rules;
+pub mod scope;
+pub mod vserver;

@@ -1,0 +1,35 @@
+//! Keeps the hooks of guests waiting while names in them change.
+
+use std::time::Duration;
+
+use crate::report::Reason;
+use crate::state::store::{Claim, claim};
+use crate::unify::scan::catalog::Guest;
+
+/// How long a guest's hook may keep us waiting before its guest is left for the next run.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Guests in which nobody else begins or ends anything while this lives.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// The others, by their places among those asked for, with the reason.
+    pub busy: Vec<(usize, String)>,
+    _held: Vec<Claim>,
+}
+
+/// Claims these guests, told by their places, as far as no package manager is at work in them.
+pub fn claim_all<'g>(guests: impl IntoIterator<Item = (usize, &'g Guest)>) -> Claims {
+    let mut claims = Claims::default();
+    for (at, guest) in guests {
+        match claim(&guest.root, PATIENCE) {
+            Ok(Claim::Busy) => {
+                let reason = "a package manager is at work in it, or was killed \
+                              (then `cow-prepare --recover` in the guest helps)";
+                claims.busy.push((at, reason.to_owned()));
+            }
+            Ok(held) => claims._held.push(held),
+            Err(e) => claims.busy.push((at, Reason(e).to_string())),
+        }
+    }
+    claims
+}

@@ -1,0 +1,123 @@
+//! Sharing of blocks instead of inodes: each file keeps its own, so nothing has to be protected.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::batch::{Linked, Linker};
+use super::plan::Work;
+use crate::sys::file::extents::{self, Extent};
+use crate::sys::file::inode::Inode;
+use crate::sys::share::dedupe::share_blocks;
+use crate::sys::share::swap::{self, Name};
+use crate::unify::pool::directory::Pool;
+use crate::unify::pool::object::ObjectName;
+use crate::unify::scan::catalog::{Catalog, Unfit};
+use crate::unify::scan::digest::{Dirs, is_gone, is_same};
+
+/// What is to become of a file.
+enum Fate {
+    /// It has these blocks, and is to have the object's.
+    Shares(Vec<Extent>),
+    /// It has the object's blocks already.
+    Known,
+    Left(Unfit),
+}
+
+impl Linker<'_> {
+    /// Lets every inode of the work share the object's blocks.
+    pub(super) fn share(
+        &self,
+        work: &Work,
+        object: &ObjectName,
+        dirs: &mut Dirs<'_>,
+        linked: &mut Linked,
+    ) -> Result<(), swap::Error> {
+        let shelf = self.open_shelf(object)?;
+        let object = Name { dir: shelf.as_fd(), name: &object.file() }.open()?;
+        let mut kept = extents::of(&object)?;
+        let mut before = Vec::new();
+        for names in work.inodes(self.catalog) {
+            match self.share_one(&object, &kept, work, names[0], dirs) {
+                Ok(Fate::Shares(blocks)) => {
+                    before.push(blocks);
+                    linked.names.extend(names);
+                }
+                Ok(Fate::Known) => linked.known.extend(names),
+                Ok(Fate::Left(unfit)) => linked.left.extend(names.iter().map(|&at| (at, unfit))),
+                Err(e) => {
+                    // It keeps what it has.
+                    kept.extend(dirs.file(&self.catalog.files[names[0] as usize]).and_then(extents::of)?);
+                    self.fail(names, &e, linked);
+                }
+            }
+        }
+        let before: Vec<&[Extent]> = before.iter().map(Vec::as_slice).collect();
+        linked.freed += extents::freed(&before, &kept);
+        if work.existing.is_none() {
+            linked.taken += extents::taken(&before, &extents::of(&object)?);
+        }
+        Ok(())
+    }
+
+    fn share_one(
+        &self,
+        object: &OwnedFd,
+        blocks: &[Extent],
+        work: &Work,
+        at: u32,
+        dirs: &mut Dirs<'_>,
+    ) -> io::Result<Fate> {
+        let own = match dirs.file(&self.catalog.files[at as usize]) {
+            Err(e) if is_gone(&e) => return Ok(Fate::Left(Unfit::Changed)),
+            own => own?,
+        };
+        let fate = fate(self.catalog, &own, blocks, work, at)?;
+        if let Fate::Shares(_) = fate
+            && !share_blocks(object, &own, self.catalog.files[at as usize].size)?
+        {
+            return Ok(Fate::Left(Unfit::Changed));
+        }
+        Ok(fate)
+    }
+}
+
+/// What is to become of a file of the work, if the object has these blocks.
+fn fate(catalog: &Catalog, own: &OwnedFd, object: &[Extent], work: &Work, at: u32) -> io::Result<Fate> {
+    if !is_same(&Inode::of(own)?, &catalog.files[at as usize]) {
+        return Ok(Fate::Left(Unfit::Changed));
+    }
+    let blocks = extents::of(own)?;
+    Ok(if blocks.is_empty() {
+        Fate::Left(Unfit::Inline)
+    } else if work.existing.is_some() && extents::is_within(&blocks, object) {
+        Fate::Known
+    } else {
+        Fate::Shares(blocks)
+    })
+}
+
+/// What sharing the blocks of some work would free, and the names that it would be done to.
+pub(crate) fn would_free(catalog: &Catalog, pool: Option<&Pool>, work: &Work) -> io::Result<(u64, Vec<u32>)> {
+    let mut dirs = Dirs::new(catalog);
+    let object = match (pool, work.existing) {
+        (Some(pool), Some(object)) => match pool.shelf(object.name.shelf(), false)? {
+            Some(shelf) => Some(extents::of(Name { dir: shelf.as_fd(), name: &object.name.file() }.open()?)?),
+            None => None,
+        },
+        _ => None,
+    };
+    let (mut before, mut names) = (Vec::new(), Vec::new());
+    for inode in work.inodes(catalog) {
+        let own = dirs.file(&catalog.files[inode[0] as usize])?;
+        if let Fate::Shares(blocks) =
+            fate(catalog, &own, object.as_deref().unwrap_or_default(), work, inode[0])?
+        {
+            before.push(blocks);
+            names.extend(inode);
+        }
+    }
+    // A new object has the blocks of one of them.
+    let kept = object.or_else(|| before.first().cloned()).unwrap_or_default();
+    let before: Vec<&[Extent]> = before.iter().map(Vec::as_slice).collect();
+    Ok((extents::freed(&before, &kept), names))
+}

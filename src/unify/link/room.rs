@@ -1,0 +1,109 @@
+//! Room for the pool's copies: what a filesystem has left, and what they take of it.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use super::plan::Work;
+use crate::report::size;
+use crate::sys::file::filesystem;
+use crate::unify::scan::catalog::Catalog;
+
+/// Bytes that a copy takes beside its data: its inode, its name, its attributes.
+const BESIDE: u64 = 4096;
+/// Bytes that the journal takes for one name.
+const JOURNAL: u64 = 512;
+/// Inodes of a run's own: its directory, the journal and the one that replaces it.
+const RUN: u64 = 4;
+
+/// What some work takes, until the files that it replaces are gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes of the copies.
+    pub copies: u64,
+    /// Bytes of the journal.
+    pub journal: u64,
+    /// Inodes: one for each copy, and one for the directory it may be the first in.
+    pub inodes: u64,
+}
+
+impl Cost {
+    /// What this work takes.
+    pub fn of(work: &Work, catalog: &Catalog, clones: bool) -> Cost {
+        let journal = work.names.len() as u64 * JOURNAL;
+        if work.existing.is_some() {
+            return Cost { journal, ..Cost::default() };
+        }
+        let data = if clones { 0 } else { work.allocated(catalog) };
+        Cost { copies: data + BESIDE, journal, inodes: 2 }
+    }
+
+    /// What both take.
+    pub fn and(self, other: Cost) -> Cost {
+        Cost {
+            copies: self.copies.saturating_add(other.copies),
+            journal: self.journal + other.journal,
+            inodes: self.inodes + other.inodes,
+        }
+    }
+}
+
+/// What a filesystem has left.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    bytes: u64,
+    inodes: u64,
+    reserve: u64,
+}
+
+impl Room {
+    /// The room on the filesystem of `dir`, of which copies must leave `reserve` bytes.
+    pub fn on(dir: impl AsFd, reserve: u64) -> io::Result<Room> {
+        let filesystem::Available { bytes, inodes } = filesystem::available(dir)?;
+        Ok(Room { bytes, inodes, reserve })
+    }
+
+    /// Says that there is too little for `what`.
+    pub fn none_for(&self, what: &str) -> String {
+        let Room { bytes, inodes, reserve } = self;
+        format!(
+            "no room for {what}: {} and {inodes} inodes are free, {} are reserved; make room, or lower `reserve` in \
+             cow-hooks.toml, and run it again",
+            size(*bytes),
+            size(*reserve)
+        )
+    }
+
+    /// Whether there is room at all.
+    pub fn fits(&self, cost: Cost) -> bool {
+        self.bytes.saturating_sub(self.reserve) >= cost.copies
+            && self.bytes >= cost.copies.saturating_add(cost.journal)
+            && self.inodes >= cost.inodes + RUN
+    }
+
+    /// Whether as much is left for others.
+    pub fn fits_twice(&self, cost: Cost) -> bool {
+        self.fits(Cost { copies: cost.copies.saturating_mul(2), ..cost.and(cost) })
+    }
+}
+
+/// Whether an error speaks of what there is too little of, not of one file: it may go better once others are done.
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EMFILE | libc::ENFILE | libc::ENOMEM)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reserve_is_kept_from_copies_but_not_from_the_journal() {
+        let room = Room { bytes: 1000, inodes: 10, reserve: 900 };
+        let cost = |copies, journal, inodes| Cost { copies, journal, inodes };
+        assert!(room.fits(cost(100, 900, 6)) && !room.fits_twice(cost(100, 0, 0)));
+        assert!(room.fits(cost(0, 1000, 0)) && room.fits_twice(cost(50, 450, 3)));
+        assert!(!room.fits(cost(101, 0, 0)) && !room.fits(cost(100, 901, 0)) && !room.fits(cost(0, 0, 7)));
+    }
+}

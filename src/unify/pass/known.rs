@@ -1,0 +1,76 @@
+//! Which pool guests belong to, for the host to find it again whatever guests it is asked for, and in which order.
+//!
+//! A pool's cache has the guests that were looked at with it; a guest with hooks says which pool it was told of. The
+//! host's own list has the pools that do not lie beside all of their guests: nothing a guest says leads to any other.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::inside;
+use crate::state::store::STATE_DIR;
+use crate::sys::path::own_files;
+use crate::sys::path::root::Root;
+use crate::sys::share::lock;
+use crate::unify::pool::directory::{DEFAULT_NAME, Pool};
+use crate::unify::scan::cache::Cache;
+use crate::unify::scan::catalog::Guest;
+
+/// The host's list, in its state directory: paths, each ended by a NUL byte.
+const FILE: &str = "pools";
+
+/// How long to wait for another run that adds to the list.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The pool beside a guest, there or not.
+pub fn beside(guest: &Guest) -> PathBuf {
+    let path = guest.root.path();
+    path.parent().unwrap_or(path).join(DEFAULT_NAME)
+}
+
+/// The pools in the host's list.
+pub fn listed() -> Vec<PathBuf> {
+    let read = || Root::open(Path::new("/"))?.read(&Path::new(STATE_DIR).join(FILE));
+    // Without a list, what lies beside the guests must do.
+    let text = read().unwrap_or_default();
+    let paths = text.split(|&byte| byte == 0).filter(|path| !path.is_empty());
+    paths.map(|path| PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()))).collect()
+}
+
+/// Adds a pool to the host's list if not all of these guests lie beside it; takes out what is no pool any more.
+pub fn remember(pool: &Pool, guests: &[Guest]) -> io::Result<()> {
+    let is_listed = |all: &[PathBuf]| all.iter().any(|path| path == pool.path());
+    if guests.iter().all(|guest| beside(guest) == pool.path()) || is_listed(&listed()) {
+        return Ok(());
+    }
+    let dir = own_files::make_dir(&Root::open(Path::new("/"))?, Path::new(STATE_DIR))?;
+    lock::exclusive(&dir, PATIENCE)?;
+    let mut all = listed();
+    all.retain(|path| matches!(Pool::open(path), Ok(Some(_))));
+    all.push(pool.path().to_path_buf());
+    let text = all.iter().flat_map(|path| [path.as_os_str().as_bytes(), &[0]].concat()).collect::<Vec<u8>>();
+    own_files::replace(&dir, OsStr::new(FILE), &text)
+}
+
+/// How many of these guests belong to a pool.
+pub fn members(pool: &Pool, guests: &[Guest]) -> usize {
+    let seen = seen(pool);
+    let is_member = |guest: &&Guest| {
+        seen.iter().any(|path| path == guest.root.path()) || inside::is_told_of(&guest.root, pool)
+    };
+    guests.iter().filter(is_member).count()
+}
+
+/// The guests that were looked at with a pool; none where it has forgotten.
+pub fn seen(pool: &Pool) -> Vec<PathBuf> {
+    let path = pool.cache_path();
+    if !path.exists() {
+        return Vec::new();
+    }
+    Cache::open(&path).and_then(|cache| cache.guests()).unwrap_or_else(|e| {
+        log::warn!("the pool's cache: {e}");
+        Vec::new()
+    })
+}

@@ -1,0 +1,431 @@
+//! The pool: the host's directory of shared inodes, one per filesystem.
+//!
+//! ```text
+//! .cow-pool/                 0700, root's
+//!     pool.toml              how files are shared here
+//!     lock                   held by the one run that may work on the whole pool
+//!     objects/XX/NAME        the shared inodes, by content (XX: its first byte)
+//!     quarantine/XXNAME@INO  objects whose content or metadata no longer matches their name
+//!     suspects/N             lists of objects that were not protected, and have not been read again since
+//!     runs/N/                what a run is about to change: journal and temporary names
+//!     cache.db               what the last run saw; may be lost without harm
+//! ```
+//!
+//! An object's name says what it must be: `CONTENT-TAG-XATTRS.INDEX`, digests in hexadecimal. There are several
+//! indices where an inode has as many links as the filesystem allows. With a reference guest, a fifth part keeps
+//! files of different paths apart.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+use super::identity::Mtime;
+use super::object::{Index, Object, ObjectName};
+use crate::parallel;
+use crate::sys::file::inode::{Inode, Kind};
+use crate::sys::file::{extents, filesystem};
+use crate::sys::path::root::Root;
+use crate::sys::path::{own_files, tree};
+use crate::sys::share::lock;
+use crate::sys::share::swap::{self, Name};
+use crate::unify::link::batch::Fence;
+use crate::unify::{At, Error};
+
+/// The directory beside the guests that is their pool unless another is named.
+pub const DEFAULT_NAME: &str = ".cow-pool";
+
+const SETTINGS: &str = "pool.toml";
+const OBJECTS: &str = "objects";
+const RUNS: &str = "runs";
+const QUARANTINE: &str = "quarantine";
+
+/// How equal files share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Share {
+    /// One inode: disk and page cache are used once; protected against changes.
+    #[default]
+    Hardlink,
+    /// Blocks (xfs, btrfs): disk is used once, every guest keeps an inode of its own; needs no protection.
+    Reflink,
+}
+
+/// How files are shared in a pool, chosen when it is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// How equal files share.
+    pub share: Share,
+    /// Whether times of modification must agree.
+    pub mtime: Mtime,
+    /// How objects are protected; earlier versions did not write it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protection: Option<Fence>,
+}
+
+impl Settings {
+    fn write(&self, dir: impl AsFd) -> io::Result<()> {
+        let text = toml::to_string(self).map_err(io::Error::other)?;
+        own_files::replace(dir, OsStr::new(SETTINGS), text.as_bytes())
+    }
+}
+
+/// An open pool.
+#[derive(Debug)]
+pub struct Pool {
+    root: Root,
+    objects: OwnedFd,
+    runs: OwnedFd,
+    inode: Inode,
+    /// How files are shared here.
+    pub settings: Settings,
+    /// Objects to be read again that could not be written down.
+    pub(crate) unlisted: Mutex<HashSet<OsString>>,
+}
+
+/// While it lives, no other run works on the whole pool.
+#[derive(Debug)]
+pub struct Locked(#[allow(dead_code)] OwnedFd);
+
+impl Pool {
+    /// Makes the pool `path`, where nothing is, an empty directory or a pool that was not made to its end; and opens it.
+    pub fn create(path: &Path, settings: Settings) -> Result<Pool, Error> {
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput)).at(path)?;
+        let parent = Root::open(parent).at(parent)?;
+        let made = !path.exists();
+        let dir = own_files::make_dir_at(&parent, name).at(path)?;
+        if let Some(stranger) = stranger(&dir).at(path)? {
+            return Err(Error::NoPool { path: path.to_path_buf(), stranger });
+        }
+        if let Err(e) = furnish(&dir, settings) {
+            // Nobody has seen it yet.
+            [OBJECTS, RUNS, QUARANTINE]
+                .iter()
+                .for_each(|name| drop(own_files::remove_dir(&dir, name.as_ref())));
+            if made {
+                let _ = own_files::remove_dir(&parent, name);
+            }
+            return Err(e).at(path);
+        }
+        Pool::open(path)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)).at(path)
+    }
+
+    /// Writes down how objects are protected from now on.
+    pub fn set_protection(&mut self, fence: Fence) -> Result<(), Error> {
+        self.settings.protection = Some(fence);
+        self.settings.write(&self.root).at(self.path())
+    }
+
+    /// Opens the pool `path`; `None` where there is none yet.
+    ///
+    /// # Errors
+    /// Where it is not the caller's, or open to others: a guest must never reach it.
+    pub fn open(path: &Path) -> Result<Option<Pool>, Error> {
+        let root = match Root::open(path) {
+            Ok(root) => root,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e).at(path),
+        };
+        Pool::at(root)
+    }
+
+    /// Opens the pool in a directory that is open already; `None` where there is none in it.
+    ///
+    /// # Errors
+    /// As [`Pool::open`].
+    pub fn at(root: Root) -> Result<Option<Pool>, Error> {
+        let path = &root.path().to_path_buf();
+        let text = match root.read(Path::new(SETTINGS)) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e).at(path),
+        };
+        let inode = Inode::of(&root).at(path)?;
+        if inode.mode & 0o077 != 0 || inode.uid != rustix::process::geteuid().as_raw() {
+            return Err(Error::Exposed { path: path.to_path_buf() });
+        }
+        let settings = std::str::from_utf8(&text).map_err(io::Error::other).and_then(|text| {
+            toml::from_str(text).map_err(|e| io::Error::other(format!("{SETTINGS}: {}", e.message())))
+        });
+        let open = |name: &str| root.open_dir(Path::new(name)).at(&path.join(name));
+        let (objects, runs) = (open(OBJECTS)?, open(RUNS)?);
+        let unlisted = Mutex::default();
+        Ok(Some(Pool { objects, runs, inode, settings: settings.at(path)?, unlisted, root }))
+    }
+
+    /// The path the pool was opened by.
+    pub fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The pool's own directory, open.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// The pool's own directory as it was opened.
+    pub fn inode(&self) -> &Inode {
+        &self.inode
+    }
+
+    /// The directory of the runs.
+    pub fn runs(&self) -> &OwnedFd {
+        &self.runs
+    }
+
+    /// The directory of what verification has set aside.
+    pub fn quarantine(&self) -> Result<OwnedFd, Error> {
+        self.root.open_dir(Path::new(QUARANTINE)).at(&self.path().join(QUARANTINE))
+    }
+
+    /// The file of the settings: one that is sure to be there, with data in it.
+    pub fn settings_file(&self) -> io::Result<OwnedFd> {
+        self.root.open_at(Path::new(SETTINGS), OFlags::RDONLY)
+    }
+
+    /// Where the cache lies, as a path of the calling process.
+    pub fn cache_path(&self) -> PathBuf {
+        self.path().join("cache.db")
+    }
+
+    /// Takes the lock of the whole pool, waiting at most `patience`.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where another run keeps it.
+    pub fn lock(&self, patience: Duration) -> Result<Locked, Error> {
+        let file = own_files::lock_file(&self.root, OsStr::new("lock")).at(self.path())?;
+        match lock::exclusive(&file, patience) {
+            Ok(()) => Ok(Locked(file)),
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                Err(Error::Busy { path: self.path().to_path_buf() })
+            }
+            Err(e) => Err(e).at(self.path()),
+        }
+    }
+
+    /// Opens the directory an object lies in, made where it is missing and asked for.
+    pub fn shelf(&self, shelf: u8, make: bool) -> io::Result<Option<OwnedFd>> {
+        let name = OsString::from(format!("{shelf:02x}"));
+        if make {
+            return own_files::make_dir_at(&self.objects, &name).map(Some);
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.objects, &name, flags, rustix::fs::Mode::empty()) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Reads the names of one directory of objects. What is no object's name is passed over.
+    pub fn read_shelf(&self, shelf: u8) -> Result<Vec<Object>, Error> {
+        let path = || self.path().join(OBJECTS).join(format!("{shelf:02x}"));
+        let Some(dir) = self.shelf(shelf, false).map_err(|source| Error::At { path: path(), source })? else {
+            return Ok(Vec::new());
+        };
+        let mut objects = Vec::new();
+        let listed = tree::entries(&dir, &mut tree::listing_buffer(), |name, _, ino| {
+            let parsed = name.to_str().and_then(|name| ObjectName::parse(shelf, name));
+            objects.extend(parsed.map(|name| Object { name, ino }));
+        });
+        listed.map_err(|source| Error::At { path: path(), source })?;
+        Ok(objects)
+    }
+
+    /// The newest inode of one object, without reading the names of all.
+    pub fn find(&self, name: &ObjectName) -> Result<Option<Object>, Error> {
+        let at = |source| Error::At { path: self.path().to_path_buf(), source };
+        let Some(shelf) = self.shelf(name.shelf(), false).map_err(at)? else { return Ok(None) };
+        let mut found = None;
+        // Where collection has left a gap, a lower index is begun anew: no harm.
+        for index in 0.. {
+            let name = ObjectName { index, ..*name };
+            match (Name { dir: shelf.as_fd(), name: &name.file() }).inode().map_err(at)? {
+                Some(inode) => found = Some(Object { name, ino: inode.id.ino }),
+                None => break,
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads the names of all objects.
+    pub fn index(&self, threads: usize) -> Result<Index, Error> {
+        let shelves: Vec<u8> = (0..=255).collect();
+        let mut objects = Vec::new();
+        for read in parallel::map(threads, &shelves, |shelf| self.read_shelf(*shelf)) {
+            objects.extend(read?);
+        }
+        let set_aside = own_files::inodes(&self.quarantine()?).at(self.path())?;
+        Ok(Index::new(objects, set_aside))
+    }
+
+    /// Looks at the inodes of all objects.
+    pub fn look(&self, threads: usize) -> Result<Vec<Stored>, Error> {
+        let shelves: Vec<u8> = (0..=255).collect();
+        let mut stored = Vec::new();
+        for looked in parallel::map(threads, &shelves, |shelf| self.look_at_shelf(*shelf)) {
+            stored.extend(looked?);
+        }
+        Ok(stored)
+    }
+
+    /// Looks at the inodes of all objects, and of all that was set aside.
+    pub fn look_at_all(&self, threads: usize) -> Result<Vec<Stored>, Error> {
+        let mut files = self.look(threads)?;
+        files.extend(self.look_at_quarantine()?);
+        Ok(files)
+    }
+
+    fn look_at_shelf(&self, shelf: u8) -> Result<Vec<Stored>, Error> {
+        self.look_at(shelf, self.read_shelf(shelf)?.into_iter())
+    }
+
+    /// Looks at all inodes of an object.
+    pub fn inodes_of(&self, name: &ObjectName) -> Result<Vec<Stored>, Error> {
+        let shelf = self.read_shelf(name.shelf())?;
+        self.look_at(name.shelf(), shelf.into_iter().filter(|object| object.name.same_object(name)))
+    }
+
+    fn look_at(&self, shelf: u8, objects: impl Iterator<Item = Object>) -> Result<Vec<Stored>, Error> {
+        let path = self.path().join(OBJECTS).join(format!("{shelf:02x}"));
+        let Some(dir) = self.shelf(shelf, false).at(&path)? else { return Ok(Vec::new()) };
+        look_in(&dir, &path, objects.map(|object| (object.name, object.name.file(), false)))
+    }
+
+    /// Looks at the inodes of all that verification has set aside.
+    pub fn look_at_quarantine(&self) -> Result<Vec<Stored>, Error> {
+        let (dir, path) = (self.quarantine()?, self.path().join(QUARANTINE));
+        let names = own_files::names(&dir).at(&path)?;
+        let parsed = |file: OsString| Some((ObjectName::parse_quarantined(&file)?, file, true));
+        look_in(&dir, &path, names.into_iter().filter_map(parsed))
+    }
+
+    /// How many damaged files guests still have names of.
+    pub fn still_seen(&self) -> Result<u64, Error> {
+        Ok(self.look_at_quarantine()?.iter().filter(|stored| !stored.is_unused()).count() as u64)
+    }
+
+    /// The directory that a file of the pool lies in.
+    pub fn dir_of(&self, stored: &Stored) -> io::Result<OwnedFd> {
+        if stored.set_aside {
+            return self.root.open_dir(Path::new(QUARANTINE));
+        }
+        self.shelf(stored.name.shelf(), false)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The path of a file of the pool, for messages.
+    pub fn path_of(&self, stored: &Stored) -> PathBuf {
+        if stored.set_aside {
+            self.path().join(QUARANTINE).join(&stored.file)
+        } else {
+            self.object_path(&stored.name)
+        }
+    }
+
+    /// The path of an object, for messages.
+    pub fn object_path(&self, name: &ObjectName) -> PathBuf {
+        self.path().join(OBJECTS).join(format!("{:02x}", name.shelf())).join(name.file())
+    }
+
+    /// Whether no guest has a file of the pool, or its blocks.
+    pub fn is_unused(&self, stored: &Stored) -> io::Result<bool> {
+        if self.settings.share == Share::Hardlink {
+            return Ok(stored.is_unused());
+        }
+        extents::is_alone(Name { dir: self.dir_of(stored)?.as_fd(), name: &stored.file }.open()?)
+    }
+
+    /// Whether objects can be changed.
+    ///
+    /// # Errors
+    /// Where the filesystem is mounted read-only, or objects are `protected` and the flag cannot be cleared.
+    pub fn may_change(&self, protected: bool) -> Result<(), Error> {
+        may_change(&self.runs, self.path(), protected)
+    }
+
+    /// Whether a file or directory with this inode is within reach of a hard link from the pool.
+    pub fn reaches(&self, inode: &Inode) -> bool {
+        inode.id.dev == self.inode.id.dev && inode.mount == self.inode.mount
+    }
+}
+
+/// An object as it lies in the pool, or in quarantine.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// What it is, or was.
+    pub name: ObjectName,
+    /// The name of its file.
+    pub file: OsString,
+    /// It lies in quarantine.
+    pub set_aside: bool,
+    /// Its inode.
+    pub inode: Inode,
+}
+
+impl Stored {
+    /// Whether no guest has a link to it.
+    pub fn is_unused(&self) -> bool {
+        self.inode.nlink == 1
+    }
+}
+
+/// Whether objects can be changed that lie on the filesystem of a directory, in the pool `path`.
+///
+/// # Errors
+/// As [`Pool::may_change`].
+pub fn may_change(dir: impl AsFd, path: &Path, protected: bool) -> Result<(), Error> {
+    if filesystem::is_read_only(&dir).at(path)? {
+        return Err(Error::ReadOnly { path: path.to_path_buf() });
+    }
+    let capable = if protected { swap::may_change_immutable(dir) } else { Ok(()) };
+    capable.map_err(|source| Error::Capability { path: path.to_path_buf(), source })
+}
+
+fn furnish(dir: &OwnedFd, settings: Settings) -> io::Result<()> {
+    for name in [OBJECTS, RUNS, QUARANTINE] {
+        own_files::make_dir_at(dir, OsStr::new(name))?;
+    }
+    // Last: what has settings is a whole pool.
+    settings.write(dir)
+}
+
+/// What holds a name here that a pool does not have while it is made.
+fn stranger(dir: &OwnedFd) -> io::Result<Option<OsString>> {
+    let temporary = own_files::temporary(OsStr::new(SETTINGS));
+    let is_ours = |name: &OsString| {
+        let is_empty = || {
+            own_files::make_dir_at(dir, name).and_then(own_files::names).is_ok_and(|names| names.is_empty())
+        };
+        *name == temporary || [OBJECTS, RUNS, QUARANTINE].iter().any(|ours| name == ours) && is_empty()
+    };
+    Ok(own_files::names(dir)?.into_iter().find(|name| !is_ours(name)))
+}
+
+/// Looks at files of a directory of the pool; what is none, or gone since it was listed, is passed over.
+fn look_in(
+    dir: &OwnedFd,
+    path: &Path,
+    files: impl Iterator<Item = (ObjectName, OsString, bool)>,
+) -> Result<Vec<Stored>, Error> {
+    let mut stored = Vec::new();
+    for (name, file, set_aside) in files {
+        match Inode::at(dir, &file) {
+            Ok(inode) if inode.kind == Kind::Regular => stored.push(Stored { name, file, set_aside, inode }),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e).at(&path.join(&file)),
+        }
+    }
+    Ok(stored)
+}

@@ -1,0 +1,220 @@
+//! What an object of the pool is called, and what is known of all of them.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+
+use super::directory::Stored;
+use super::identity::{self, Digest, Mtime};
+
+/// What an object must be, and which one of several it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectName {
+    /// The [`super::identity::tag`] of its metadata.
+    pub tag: u64,
+    /// Content and extended attributes.
+    pub digest: Digest,
+    /// Keeps apart what a reference guest has under different paths; 0 without one.
+    pub salt: u64,
+    /// Several inodes of one object are counted from 0.
+    pub index: u32,
+}
+
+impl ObjectName {
+    /// The directory the object lies in.
+    pub fn shelf(&self) -> u8 {
+        self.digest.content[0]
+    }
+
+    /// The same but for the index.
+    pub fn same_object(&self, other: &ObjectName) -> bool {
+        ObjectName { index: 0, ..*self } == ObjectName { index: 0, ..*other }
+    }
+
+    /// Whether an open file that nobody writes to is what the name says.
+    pub fn describes(&self, file: impl AsFd, mtime: Mtime) -> io::Result<bool> {
+        let (inode, digest) = Digest::of_quiet(file)?;
+        Ok(identity::tag(&inode, mtime) == self.tag && digest == self.digest)
+    }
+
+    /// What candidates are grouped by.
+    pub fn key(&self) -> u64 {
+        self.tag ^ self.salt
+    }
+
+    pub(super) fn parse(shelf: u8, name: &str) -> Option<ObjectName> {
+        let (digests, rest) = name.split_once('.')?;
+        let (index, salt) = match rest.split_once('.') {
+            Some((index, salt)) => (index, number(salt)?),
+            None => (rest, 0),
+        };
+        let mut parts = digests.split('-');
+        let content = blake3::Hash::from_hex(format!("{shelf:02x}{}", parts.next()?)).ok()?;
+        let (tag, xattrs) = (number(parts.next()?)?, number(parts.next()?)?);
+        let parsed = ObjectName {
+            tag,
+            digest: Digest { content: content.into(), xattrs },
+            salt,
+            index: index.parse().ok()?,
+        };
+        // One object has one name.
+        (parsed.to_string() == name).then_some(parsed)
+    }
+
+    /// Reads what [`ObjectName::whole`] wrote.
+    pub fn parse_whole(name: &OsStr) -> Option<ObjectName> {
+        let name = name.to_str()?;
+        let (shelf, rest) = name.split_at_checked(2)?;
+        ObjectName::parse(u8::from_str_radix(shelf, 16).ok()?, rest)
+    }
+
+    /// The name with the directory's two digits before it.
+    pub fn whole(&self) -> OsString {
+        format!("{:02x}{self}", self.shelf()).into()
+    }
+
+    /// The name in quarantine of the object that had the inode number `ino`: several may have been the same one.
+    pub fn quarantined(&self, ino: u64) -> OsString {
+        format!("{:02x}{self}@{ino}", self.shelf()).into()
+    }
+
+    /// The object that a file of this name in quarantine was.
+    pub fn parse_quarantined(name: &OsStr) -> Option<ObjectName> {
+        let (whole, ino) = name.to_str()?.split_once('@')?;
+        ino.parse::<u64>().ok()?;
+        ObjectName::parse_whole(OsStr::new(whole))
+    }
+
+    /// The file's name in its directory.
+    pub fn file(&self) -> OsString {
+        self.to_string().into()
+    }
+}
+
+fn number(hex: &str) -> Option<u64> {
+    (hex.len() == 16).then(|| u64::from_str_radix(hex, 16).ok()).flatten()
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let content = blake3::Hash::from(self.digest.content).to_hex();
+        let (content, xattrs) = (&content.as_str()[2..], self.digest.xattrs);
+        write!(f, "{content}-{:016x}-{xattrs:016x}.{}", self.tag, self.index)?;
+        if self.salt == 0 { Ok(()) } else { write!(f, ".{:016x}", self.salt) }
+    }
+}
+
+/// One inode of the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Object {
+    /// Its name.
+    pub name: ObjectName,
+    /// Its inode number, on the pool's filesystem.
+    pub ino: u64,
+}
+
+/// All objects, to be asked which inodes are the pool's and what there is for a file.
+#[derive(Debug, Default)]
+pub struct Index {
+    /// By key, name and index.
+    objects: Vec<Object>,
+    inodes: HashSet<u64>,
+    set_aside: HashSet<u64>,
+}
+
+impl Index {
+    /// An index of these objects.
+    pub fn new(mut objects: Vec<Object>, set_aside: HashSet<u64>) -> Index {
+        objects.sort_unstable_by_key(|object| (object.name.key(), object.name));
+        let inodes = objects.iter().map(|object| object.ino).collect();
+        Index { objects, inodes, set_aside }
+    }
+
+    /// An index of files of the pool that were looked at.
+    pub fn of(files: &[Stored]) -> Index {
+        let (set_aside, objects): (Vec<&Stored>, Vec<&Stored>) =
+            files.iter().partition(|file| file.set_aside);
+        let ino = |file: &Stored| file.inode.id.ino;
+        let objects = objects.into_iter().map(|file| Object { name: file.name, ino: ino(file) });
+        Index::new(objects.collect(), set_aside.into_iter().map(ino).collect())
+    }
+
+    /// Whether the inode of this number is an object, or was one and is in quarantine.
+    pub fn holds(&self, ino: u64) -> bool {
+        self.inodes.contains(&ino) || self.set_aside.contains(&ino)
+    }
+
+    /// Whether the inode of this number is in quarantine.
+    pub fn is_set_aside(&self, ino: u64) -> bool {
+        !self.set_aside.is_empty() && self.set_aside.contains(&ino)
+    }
+
+    /// Whether there is any object with this key.
+    pub fn knows(&self, key: u64) -> bool {
+        let at = self.objects.partition_point(|object| object.name.key() < key);
+        self.objects.get(at).is_some_and(|object| object.name.key() == key)
+    }
+
+    /// The newest inode of the object `name`, whatever its index.
+    pub fn newest(&self, name: &ObjectName) -> Option<Object> {
+        let last = ObjectName { index: u32::MAX, ..*name };
+        let end =
+            self.objects.partition_point(|object| (object.name.key(), object.name) <= (last.key(), last));
+        let object = self.objects[..end].last()?;
+        object.name.same_object(name).then_some(*object)
+    }
+
+    /// All objects.
+    pub fn objects(&self) -> &[Object] {
+        &self.objects
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(tag: u64, first: u8, salt: u64, index: u32) -> ObjectName {
+        let mut content = [0x5a; 32];
+        content[0] = first;
+        ObjectName { tag, digest: Digest { content, xattrs: 7 }, salt, index }
+    }
+
+    #[test]
+    fn the_newest_index_of_an_object_is_found_among_others() {
+        let names =
+            [name(1, 0, 0, 0), name(1, 0, 0, 10), name(1, 0, 0, 2), name(1, 1, 0, 3), name(2, 0, 0, 4)];
+        let objects = names.iter().zip(1..).map(|(name, ino)| Object { name: *name, ino }).collect();
+        let index = Index::new(objects, HashSet::from([99]));
+        assert_eq!(index.newest(&name(1, 0, 0, 0)).map(|object| object.name.index), Some(10));
+        assert_eq!(index.newest(&name(3, 0, 0, 0)), None);
+        assert_eq!(index.newest(&name(1, 0, 8, 0)), None);
+        assert!(index.knows(1) && !index.knows(3));
+        assert!(index.holds(1) && index.holds(99) && !index.holds(77));
+        assert!(index.is_set_aside(99) && !index.is_set_aside(1));
+    }
+
+    #[test]
+    fn a_stranger_is_no_object() {
+        for text in ["", "x", "00-00-00.0", "lost+found"] {
+            assert_eq!(ObjectName::parse(0, text), None);
+            assert_eq!(ObjectName::parse_whole(OsStr::new(text)), None);
+            assert_eq!(ObjectName::parse_quarantined(OsStr::new(text)), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn names_are_read_as_they_are_written(tag: u64, first: u8, salt: u64, index: u32) {
+            let name = name(tag, first, salt, index);
+            prop_assert_eq!(ObjectName::parse(first, &name.to_string()), Some(name));
+            prop_assert_eq!(ObjectName::parse_whole(&name.whole()), Some(name));
+            prop_assert_eq!(ObjectName::parse_quarantined(&name.quarantined(tag)), Some(name));
+            prop_assert_eq!(ObjectName::parse_quarantined(&name.whole()), None);
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! What a scan found: the files of all guests that could be unified, in little memory.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::fs::OFlags;
+
+use crate::sys::file::inode::{Inode, InodeId, Time};
+use crate::sys::path::root::Root;
+use crate::unify::pool::identity::Digest;
+
+/// A guest.
+#[derive(Debug)]
+pub struct Guest {
+    /// Its root.
+    pub root: Root,
+    /// The root directory as it was opened.
+    pub inode: Inode,
+}
+
+/// A directory of a guest.
+#[derive(Clone, Debug)]
+pub struct Dir {
+    /// Which guest, in [`Catalog::guests`].
+    pub guest: u16,
+    /// Canonical path, from the guest's root.
+    pub path: PathBuf,
+    /// Inode number; its device is that of the guest's root.
+    pub ino: u64,
+    /// Time of its last change, in nanoseconds, before it was listed; 0 where it may have changed since.
+    pub ctime: i64,
+    /// What an earlier run remembers of it and its files, if anything, is not what is here.
+    pub fresh: bool,
+}
+
+/// Why a file that its path makes eligible stays as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unfit {
+    /// Empty, or smaller than asked for.
+    Small,
+    /// It has no blocks that could be shared.
+    Inline,
+    /// Set-id bits, which packages' scripts change in place.
+    SetId,
+    /// Capabilities, likewise.
+    Capabilities,
+    /// Immutable or append-only, and none of the pool's: the administrator's own.
+    Protected,
+    /// Another filesystem or mount is on the name.
+    OtherMount,
+    /// Something is mounted on the name in a process's own mount namespace, and would be gone.
+    MountPoint,
+    /// In a guest that could not make it private again.
+    Unable,
+    /// It has names outside of what was looked at: they would no longer be hard links of these.
+    LinkedElsewhere,
+    /// It has names of different paths, and only files of the same path are wanted: they would no longer be hard links.
+    SeveralNames,
+    /// Its directory or the pool is for files of another project (quota): no link can join them.
+    Project,
+    /// A copy does not get its inode flags or its project.
+    Flags,
+    /// Somebody has it open for writing.
+    Writer,
+    /// It changed while it was looked at.
+    Changed,
+    /// Programs that run were loaded from it.
+    InUse,
+    /// Its directory is encrypted, and takes only files that are so in the same way.
+    Encrypted,
+    /// It cannot be read.
+    Unreadable,
+    /// The object it is equal to has lost its protection.
+    Unprotected,
+    /// The object it is equal to is damaged.
+    Damaged,
+    /// Immutable, with names outside of what was looked at: an object of another pool.
+    OtherPool,
+}
+
+impl Unfit {
+    /// The reason, for people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Unfit::Small => "empty or too small",
+            Unfit::Inline => "within their inodes, without blocks to share",
+            Unfit::SetId => "set-id",
+            Unfit::Capabilities => "file capabilities",
+            Unfit::Protected => "immutable or append-only, the administrator's own",
+            Unfit::OtherMount => "on another mount",
+            Unfit::Unable => "in guests that could not make them private again",
+            Unfit::MountPoint => "mount points in the mount namespace of some process",
+            Unfit::LinkedElsewhere => "hard links outside of what may be unified",
+            Unfit::SeveralNames => "several names, which a reference guest leaves as they are",
+            Unfit::Project => "another project (quota) than their directory or the pool",
+            Unfit::Flags => "inode flags that no copy can have",
+            Unfit::Writer => "open for writing",
+            Unfit::Changed => "changed while it was looked at",
+            Unfit::InUse => "used by running programs",
+            Unfit::Encrypted => "in a directory that is encrypted in another way than the pool",
+            Unfit::Unreadable => "cannot be read",
+            Unfit::Damaged => "the pool's file is damaged",
+            Unfit::OtherPool => "immutable and shared with others, another pool's",
+            Unfit::Unprotected => {
+                "the pool's file has lost its protection, which the next run of the host gives back"
+            }
+        }
+    }
+}
+
+/// One name of a file that is not the pool's yet.
+#[derive(Clone, Copy, Debug)]
+pub struct File {
+    /// Files that may be equal have equal keys.
+    pub key: u64,
+    /// Inode number; its device is that of the guest's root.
+    pub ino: u64,
+    /// Length in bytes.
+    pub size: u64,
+    /// Bytes of disk that hold it.
+    pub allocated: u64,
+    /// Time of the last change of the inode, in nanoseconds.
+    pub ctime: i64,
+    /// Time of modification, in nanoseconds.
+    pub mtime: i64,
+    /// Number of links.
+    pub nlink: u32,
+    /// The directory, in [`Catalog::dirs`].
+    pub dir: u32,
+    /// What an earlier run, or this one, has read of it; in [`Catalog::digests`].
+    pub digest: Option<std::num::NonZero<u32>>,
+    name: u32,
+    name_len: u16,
+    /// Why it stays as it is.
+    pub unfit: Option<Unfit>,
+    /// It shares the blocks of its object already.
+    pub shares_blocks: bool,
+}
+
+/// Files of guests.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    /// The guests, as they were given.
+    pub guests: Vec<Guest>,
+    /// Directories with such files, and those whose names were read.
+    pub dirs: Vec<Dir>,
+    /// The files.
+    pub files: Vec<File>,
+    /// Known digests.
+    pub digests: Vec<Digest>,
+    /// Files that could not be read, by their places in `files`, with the reason.
+    pub unreadable: Vec<(u32, String)>,
+    /// Names that were seen to be the pool's already.
+    pub shared: u64,
+    /// Names that are in quarantine.
+    pub damaged: u64,
+    /// Directories that could not be read, from the caller's root, with the reason.
+    pub unread: Vec<(PathBuf, String)>,
+    /// Directories that an earlier run may have seen, and that are not there any more: guest and path.
+    pub gone: Vec<(u16, PathBuf)>,
+    names: Vec<u8>,
+}
+
+impl Catalog {
+    /// Adds a directory.
+    pub fn add_dir(&mut self, dir: Dir) -> u32 {
+        self.dirs.push(dir);
+        self.dirs.len() as u32 - 1
+    }
+
+    /// Adds a name in the directory `dir`.
+    pub fn add_file(&mut self, dir: u32, name: &OsStr, inode: &Inode, key: u64, unfit: Option<Unfit>) {
+        self.files.push(File {
+            key,
+            ino: inode.id.ino,
+            size: inode.size,
+            allocated: inode.allocated,
+            ctime: nanoseconds(inode.ctime),
+            mtime: nanoseconds(inode.mtime),
+            nlink: inode.nlink,
+            dir,
+            digest: None,
+            name: self.names.len() as u32,
+            name_len: name.len() as u16,
+            unfit,
+            shares_blocks: false,
+        });
+        self.names.extend_from_slice(name.as_bytes());
+    }
+
+    /// Notes what is known of the file `at`.
+    pub fn set_digest(&mut self, at: usize, digest: Digest) {
+        if self.digests.is_empty() {
+            // The first place is nobody's, so that a file's index is never 0.
+            self.digests.push(digest);
+        }
+        self.digests.push(digest);
+        self.files[at].digest = std::num::NonZero::new(self.digests.len() as u32 - 1);
+    }
+
+    /// What is known of a file.
+    pub fn digest(&self, file: &File) -> Option<Digest> {
+        file.digest.map(|at| self.digests[at.get() as usize])
+    }
+
+    /// Takes over what another thread found.
+    pub fn absorb(&mut self, part: Catalog) {
+        let (dirs, names) = (self.dirs.len() as u32, self.names.len() as u32);
+        let digests = self.digests.len() as u32;
+        // Room for just that: doubling would need twice as much at the end.
+        self.names.reserve_exact(part.names.len());
+        self.files.reserve_exact(part.files.len());
+        self.dirs.extend(part.dirs);
+        self.names.extend(part.names);
+        self.digests.extend(part.digests);
+        self.files.extend(part.files.into_iter().map(|file| File {
+            dir: file.dir + dirs,
+            name: file.name + names,
+            digest: file.digest.and_then(|at| at.checked_add(digests)),
+            ..file
+        }));
+        self.shared += part.shared;
+        self.damaged += part.damaged;
+        self.unread.extend(part.unread);
+        self.gone.extend(part.gone);
+    }
+
+    /// The last component of a file's path.
+    pub fn name(&self, file: &File) -> &OsStr {
+        let start = file.name as usize;
+        OsStr::from_bytes(&self.names[start..start + usize::from(file.name_len)])
+    }
+
+    /// The directory of a file.
+    pub fn dir(&self, file: &File) -> &Dir {
+        &self.dirs[file.dir as usize]
+    }
+
+    /// Which inode a file is.
+    pub fn id(&self, file: &File) -> InodeId {
+        let guest = &self.guests[usize::from(self.dir(file).guest)];
+        InodeId { dev: guest.inode.id.dev, ino: file.ino }
+    }
+
+    /// Which inode the directory of a file is.
+    pub fn dir_id(&self, file: &File) -> InodeId {
+        let dir = self.dir(file);
+        InodeId { dev: self.guests[usize::from(dir.guest)].inode.id.dev, ino: dir.ino }
+    }
+
+    /// The path of a file, from its guest's root.
+    pub fn path(&self, file: &File) -> PathBuf {
+        self.dir(file).path.join(self.name(file))
+    }
+
+    /// The path of a file, from the caller's root: for messages.
+    pub fn outer_path(&self, file: &File) -> PathBuf {
+        let root = self.guests[usize::from(self.dir(file).guest)].root.path();
+        root.join(crate::sys::path::root::relative(&self.path(file)))
+    }
+
+    /// Opens a directory; it must be the one that was scanned.
+    ///
+    /// # Errors
+    /// `ESTALE` where another directory has its path by now.
+    pub fn open_dir(&self, dir: &Dir) -> io::Result<OwnedFd> {
+        let guest = &self.guests[usize::from(dir.guest)];
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let fd = guest.root.open_at(&dir.path, flags)?;
+        let inode = Inode::of(&fd)?;
+        let same =
+            inode.id.ino == dir.ino && inode.id.dev == guest.inode.id.dev && inode.mount == guest.inode.mount;
+        if same { Ok(fd) } else { Err(io::Error::from_raw_os_error(libc::ESTALE)) }
+    }
+}
+
+/// A time as one number; enough until the year 2262.
+pub fn nanoseconds(time: Time) -> i64 {
+    time.secs.saturating_mul(1_000_000_000).saturating_add(i64::from(time.nanos))
+}

@@ -1,0 +1,185 @@
+//! Reads files that may be equal, each inode once, while nobody writes to them.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use super::catalog::{Catalog, File, Unfit, nanoseconds};
+use super::walk::is_settled;
+use crate::parallel;
+use crate::sys::file::inode::Inode;
+use crate::sys::file::traits::{Traits, handed_on};
+use crate::sys::file::xattr::Xattrs;
+use crate::sys::path::resolve::is_absent;
+use crate::sys::share::lease::Lease;
+use crate::sys::share::swap::Name;
+use crate::unify::Watch;
+use crate::unify::pool::identity::Digest;
+
+/// Files read by one thread in one go.
+const CHUNK: usize = 32;
+
+/// What reading a file came to.
+pub type Read = Result<Digest, Missed>;
+
+/// Why there is no digest of a file.
+#[derive(Debug)]
+pub enum Missed {
+    /// It is not to be unified now.
+    Unfit(Unfit),
+    /// It cannot be read.
+    Failed(io::Error),
+}
+
+/// What keeps files that are read as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Files with capabilities are read, too.
+    pub allow_setid: bool,
+    /// Inodes are to be shared, by links.
+    pub links: bool,
+    /// The project that the pool gives all that is made in it, and without which nothing gets a link in it.
+    pub project: Option<u32>,
+}
+
+/// Reads files that are told by their place in `catalog.files`.
+pub fn digest(
+    catalog: &Catalog,
+    files: &[u32],
+    limits: Limits,
+    threads: usize,
+    watch: &dyn Watch,
+) -> Vec<Read> {
+    let chunks: Vec<&[u32]> = files.chunks(CHUNK).collect();
+    let read = parallel::map(threads, &chunks, |chunk| {
+        let mut dirs = Dirs::new(catalog);
+        let mut bytes = 0;
+        let results = chunk.iter().map(|&at| {
+            let file = &catalog.files[at as usize];
+            bytes += file.size;
+            let result = dirs.file(file).and_then(|opened| {
+                let project = if limits.links { Traits::of(&opened)?.project } else { 0 };
+                let strange = |handed_on: Option<u32>| handed_on.is_some_and(|only| only != project);
+                if limits.links && (strange(limits.project) || strange(dirs.handed_on(file)?)) {
+                    return Ok(Err(Unfit::Project));
+                }
+                read(&opened, file, limits.allow_setid)
+            });
+            match result {
+                Ok(read) => read.map_err(Missed::Unfit),
+                // Looked at again in the next run.
+                Err(e) if is_gone(&e) => Err(Missed::Unfit(Unfit::Changed)),
+                Err(e) => Err(Missed::Failed(e)),
+            }
+        });
+        let results: Vec<Read> = results.collect();
+        watch.add(results.len() as u64, bytes);
+        results
+    });
+    read.into_iter().flatten().collect()
+}
+
+/// Under a lease: it proves that there was no writer when the reading began. One who has come since and changed
+/// anything shows in the time of change, which is that of the scan or not; hence a file that has only just changed waits
+/// for the next run.
+fn read(opened: &OwnedFd, file: &File, allow_setid: bool) -> io::Result<Result<Digest, Unfit>> {
+    let Some(lease) = take_lease(opened)? else { return Ok(Err(Unfit::Writer)) };
+    if !is_settled(file.ctime) {
+        return Ok(Err(Unfit::Changed));
+    }
+    let xattrs = crate::sys::file::xattr::read(opened)?;
+    if has_capabilities(&xattrs) && !allow_setid {
+        return Ok(Err(Unfit::Capabilities));
+    }
+    // A writer that comes is not kept waiting for the end of a large file.
+    let Some(digest) = Digest::of(opened, file.size, &xattrs, || lease.holds())? else {
+        return Ok(Err(Unfit::Writer));
+    };
+    Ok(if is_same(&Inode::of(opened)?, file) { Ok(digest) } else { Err(Unfit::Changed) })
+}
+
+/// Whether file capabilities are among the attributes (`capabilities(7)`).
+pub fn has_capabilities(xattrs: &Xattrs) -> bool {
+    xattrs.contains_key(c"security.capability")
+}
+
+/// Whether an inode is the one a scan saw, unchanged.
+pub fn is_same(inode: &Inode, file: &File) -> bool {
+    inode.id.ino == file.ino && inode.size == file.size && nanoseconds(inode.ctime) == file.ctime
+}
+
+/// A lease, or what must do where the filesystem has none.
+#[derive(Debug)]
+pub enum Quiet<'fd> {
+    /// Nobody has the file open for writing.
+    Leased(Lease<'fd>),
+    /// Nobody knows; a second look at the inode must do.
+    Unknown,
+}
+
+impl Quiet<'_> {
+    /// Whether no writer has come.
+    pub fn holds(&self) -> bool {
+        match self {
+            Quiet::Leased(lease) => lease.unbroken().unwrap_or(false),
+            Quiet::Unknown => true,
+        }
+    }
+}
+
+/// Takes a lease on a file; `None` where somebody has it open for writing.
+pub fn take_lease(file: &impl AsFd) -> io::Result<Option<Quiet<'_>>> {
+    match Lease::take(file.as_fd()) {
+        Ok(lease) => Ok(lease.map(Quiet::Leased)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOLCK)) => Ok(Some(Quiet::Unknown)),
+        Err(e) => Err(e),
+    }
+}
+
+/// Directories of a catalog, kept open: files come in runs of neighbours, of as many guests as there are.
+pub struct Dirs<'c> {
+    catalog: &'c Catalog,
+    open: HashMap<u32, (Rc<OwnedFd>, Option<Option<u32>>)>,
+}
+
+impl<'c> Dirs<'c> {
+    /// None is open yet.
+    pub fn new(catalog: &'c Catalog) -> Dirs<'c> {
+        Dirs { catalog, open: HashMap::new() }
+    }
+
+    /// The directory of a file.
+    pub fn of(&mut self, file: &File) -> io::Result<Rc<OwnedFd>> {
+        if !self.open.contains_key(&file.dir) {
+            if self.open.len() >= 64 {
+                self.open.clear();
+            }
+            let opened = self.catalog.open_dir(self.catalog.dir(file))?;
+            self.open.insert(file.dir, (Rc::new(opened), None));
+        }
+        let found = self.open.get(&file.dir).map(|(dir, _)| Rc::clone(dir));
+        found.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The project that the directory of a file gives all that is made in it.
+    pub fn handed_on(&mut self, file: &File) -> io::Result<Option<u32>> {
+        let dir = self.of(file)?;
+        match self.open.get_mut(&file.dir) {
+            Some((_, Some(known))) => Ok(*known),
+            Some((_, unknown)) => Ok(*unknown.insert(handed_on(dir)?)),
+            None => handed_on(dir),
+        }
+    }
+
+    /// Opens a file.
+    pub fn file(&mut self, file: &File) -> io::Result<OwnedFd> {
+        let name = self.catalog.name(file);
+        Name { dir: self.of(file)?.as_fd(), name }.open()
+    }
+}
+
+/// Whether an error only says that the file is not there, or not the one it was.
+pub fn is_gone(error: &io::Error) -> bool {
+    is_absent(error) || matches!(error.raw_os_error(), Some(libc::ESTALE | libc::ELOOP))
+}
