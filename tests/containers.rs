@@ -3,7 +3,7 @@
 use crate::guests::{self, DEBS};
 use crate::support::booted::{Booted, Container};
 use crate::support::pair::{Scope, ours};
-use crate::support::{privileged, run, same_inode, text};
+use crate::support::{run, same_inode, text};
 
 /// Scripts write where no list foresees it, and what shares its inode is replaced, removed and added to.
 const LINES: [&str; 3] = [
@@ -26,24 +26,20 @@ fn works_in(container: Container) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_package_managers_copy_on_write_in_systemd_nspawn() {
-    if privileged() {
-        works_in(Container::Nspawn);
-    }
+    works_in(Container::Nspawn);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_package_managers_copy_on_write_in_lxc() {
-    if privileged() {
-        works_in(Container::Lxc);
-    }
+    works_in(Container::Lxc);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_service_whose_filter_kills_may_run_package_managers() {
-    if !privileged() {
-        return;
-    }
     let pair = guests::pair(Scope::Owned);
     let service = "systemd-run --quiet --wait --pipe -p SystemCallFilter=@system-service";
     pair.watch(|| {
@@ -68,11 +64,9 @@ fn outdated(booted: &Booted) -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_no_service_wants_a_restart_because_of_what_is_unified() {
     const PACKAGES: &str = "cron cron-daemon-common openssh-server openssh-client openssh-sftp-server";
-    if !privileged() {
-        return;
-    }
     let pair = guests::pair(Scope::Owned);
     guests::install_in_second(&pair);
     for guest in ["g1", "g2"] {

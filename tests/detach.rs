@@ -18,8 +18,8 @@ use proptest::prelude::*;
 use rustix::fs::{FlockOperation, IFlags};
 
 use crate::support::{
-    FILESYSTEMS, Filesystem, Guests, entries, feed, files, inode, litter, privileged, removal, run,
-    same_inode, seen, set_immutable, set_mtime, text,
+    FILESYSTEMS, Filesystem, Guests, entries, feed, files, inode, litter, removal, run, same_inode, seen,
+    set_immutable, set_mtime, text,
 };
 
 fn ok(output: &Output) {
@@ -64,10 +64,8 @@ fn share_elaborate(guests: &Guests, path: &str) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_private_copy_is_equal_in_everything() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let guests = Guests::new(kind, 2, false);
         // What a directory hands down must not end up in the copy.
@@ -110,10 +108,8 @@ fn privileged_a_private_copy_is_equal_in_everything() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_reader_never_sees_the_name_missing_or_short() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let guests = Guests::new(kind, 40, true);
         let over = AtomicBool::new(false);
@@ -145,10 +141,8 @@ fn privileged_a_reader_never_sees_the_name_missing_or_short() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_lock_on_the_shared_inode_is_waited_for_and_then_named() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 6, true);
     guests.policy("lock_timeout = 1");
     let before = files(&guests.pool());
@@ -182,10 +176,8 @@ fn privileged_a_lock_on_the_shared_inode_is_waited_for_and_then_named() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_project_directory_is_worked_in_beside_the_file() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("xfs", 2, false);
     guests.share("usr/share/doc/a", b"in a project");
     for guest in [guests.first(), guests.second()] {
@@ -212,10 +204,8 @@ fn privileged_a_project_directory_is_worked_in_beside_the_file() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_file_beyond_the_reach_of_the_stash_waits_for_the_host() {
-    if !privileged() {
-        return;
-    }
     for (kind, far) in [("ext4", "xfs"), ("xfs", "ext4"), ("btrfs", "btrfs")] {
         let guests = Guests::new(kind, 4, true);
         let opt = guests.first().join("opt");
@@ -245,10 +235,8 @@ fn privileged_a_file_beyond_the_reach_of_the_stash_waits_for_the_host() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_an_inode_with_all_the_links_ext4_allows_is_detached() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 0, false);
     guests.share("usr/bin/many", b"many");
     let object = guests.pool().join("usr%bin%many");
@@ -369,10 +357,8 @@ fn race(kind: &str, rival: Rival, protected: bool, hook: bool) -> (usize, usize)
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_name_that_is_detached_twice_goes_back_to_what_was_shared() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 2, true);
     guests.own("pkg", &["/usr/bin/file-0".to_owned()]);
     let hook = |hook: &str| feed(guests.program("cow-dpkg").arg(hook), removal("pkg").as_bytes());
@@ -391,10 +377,8 @@ fn privileged_a_name_that_is_detached_twice_goes_back_to_what_was_shared() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_name_that_is_given_away_meanwhile_stays_given_away() {
-    if !privileged() {
-        return;
-    }
     let (mut changed, mut lost) = (0, 0);
     for kind in ["ext4", "xfs"] {
         for rival in [Rival::Replaces, Rival::Removes, Rival::PutsALink, Rival::PutsAnImmutableFile] {
@@ -480,10 +464,8 @@ impl cow_hooks::package::PackageManager for Silent {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_any_tree_keeps_content_and_topology_detached_and_settled() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let filesystem = Filesystem::new(kind, 512);
         let number = std::cell::Cell::new(0);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::support::bed::with_shell;
-use crate::support::{Filesystem, Seen, chroot, inode, litter, privileged, run, seen, set_immutable, text};
+use crate::support::{Filesystem, Seen, chroot, inode, litter, run, seen, set_immutable, text};
 
 /// The package's set-id program: without a private copy dpkg makes the neighbour's 0600.
 const PROGRAM: &str = "usr/bin/program";
@@ -148,10 +148,8 @@ const SPELLINGS: [(&str, &str, &str, &str); 14] = [
 ];
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_dpkg_finds_its_root_and_its_database_and_so_do_we() {
-    if !privileged() {
-        return;
-    }
     for protected in [true, false] {
         let place = Place::new(protected);
         for (dpkg, setup, top, after) in SPELLINGS {
@@ -168,10 +166,8 @@ fn privileged_dpkg_finds_its_root_and_its_database_and_so_do_we() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_dpkg_is_refused_where_it_would_change_what_is_out_of_reach() {
-    if !privileged() {
-        return;
-    }
     let place = Place::new(true);
     // What is unified; how dpkg gets there, and what is said.
     let cases = [

@@ -9,7 +9,7 @@ use crate::guests::{self, DEBS};
 use crate::support::bed::{Bed, file, start};
 use crate::support::chroots::{Chroots, PRIVATE, RPMS};
 use crate::support::pair::Scope;
-use crate::support::{Guests, chroot, feed, files, privileged, removal, run, text};
+use crate::support::{Guests, chroot, feed, files, removal, run, text};
 
 /// Where the shared files of small guests are.
 const DIRS: [&str; 2] = ["bin", "share/doc"];
@@ -106,10 +106,8 @@ fn codes(output: &str) -> Vec<&str> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_dpkg_works_behind_any_filter() {
-    if !privileged() {
-        return;
-    }
     let pair = guests::pair(Scope::Owned);
     put_forbid(&pair.path("g1/usr/local/bin"));
     let filters = [each(&CALLS, &["1", "kill"]), all()].concat();
@@ -129,10 +127,8 @@ fn privileged_dpkg_works_behind_any_filter() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_rpm_works_behind_any_filter() {
-    if !privileged() {
-        return;
-    }
     let chroots = Chroots::of("bookworm");
     for guest in ["g1", PRIVATE] {
         put_forbid(&chroots.pair.path(guest).join("usr/bin"));
@@ -147,10 +143,8 @@ fn privileged_rpm_works_behind_any_filter() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_apts_hook_lives_behind_any_filter() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 120, true);
     put_forbid(&guests.first());
     fs::write(guests.first().join("usr/bin/private"), "private").unwrap();
@@ -181,10 +175,8 @@ fn privileged_apts_hook_lives_behind_any_filter() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_cow_run_serves_behind_any_filter_or_does_not_begin() {
-    if !privileged() {
-        return;
-    }
     let filters = [each(&CALLS, &ACTIONS), all()].concat();
     let bed = Bed::new(filters.len());
     put_forbid(bed.filesystem.path());

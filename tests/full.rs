@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::support::bed::Bed;
 use crate::support::tiny::{Package, Tiny};
-use crate::support::{inode, privileged, same_inode, set_immutable, text};
+use crate::support::{inode, same_inode, set_immutable, text};
 
 /// As many names as ext4 allows.
 const MOST: u64 = 65_000;
@@ -22,10 +22,8 @@ fn fill(file: &Path, dir: &Path) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_another_name_for_a_full_inode_is_one_of_a_private_file() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(3);
     for number in 0..3 {
         let name = format!("f00{number}");
@@ -49,10 +47,8 @@ fn privileged_another_name_for_a_full_inode_is_one_of_a_private_file() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_dpkg_replaces_a_file_that_can_have_no_more_names() {
-    if !privileged() {
-        return;
-    }
     const NAME: &str = "opt/full/file";
     for way in ["supervise = 'always'\n", "supervise = 'never'\n"] {
         let tiny = Tiny::new();

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{inode, privileged, run, same_inode, text};
+use crate::support::{inode, run, same_inode, text};
 use crate::unify::Farm;
 
 /// Makes two files what the guests' packages own, and all they own.
@@ -18,10 +18,8 @@ fn own(farm: &Farm, guests: &[&str]) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_is_no_guest_is_passed_over_and_a_guest_that_is_gone_is_its_own_failure() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let (a, b) = farm.both("usr/bin/tool", "equal");
     own(&farm, &["g1", "g2"]);
@@ -88,10 +86,8 @@ pub fn forget(farm: &Farm) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_guests_find_their_pool_in_any_order_and_company() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let all = ["a/g1", "b/g2", "b/g3", "c/g0"];
     let write = |name: &str| all.map(|guest| farm.write(&format!("{guest}/usr/bin/{name}"), name));
@@ -136,10 +132,8 @@ fn privileged_guests_find_their_pool_in_any_order_and_company() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_pool_that_is_refused_is_not_made() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     farm.both("usr/bin/tool", "equal");
     let listing = || {
@@ -181,10 +175,8 @@ fn privileged_a_pool_that_is_refused_is_not_made() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_files_of_another_pool_are_told_from_the_administrators() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     farm.both("usr/bin/tool", "equal");
     let own = farm.write("g1/usr/bin/own", "the administrator's");

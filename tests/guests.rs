@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::support::anywhere;
 use crate::support::pair::{Images, Pair, Scope, ours, support};
-use crate::support::{inode, privileged, run, text};
+use crate::support::{inode, run, text};
 
 /// The packages of `tests/support/debs`, as paths in a guest.
 pub const DEBS: &str = "/root/debs";
@@ -67,10 +67,8 @@ pub fn packages(of: &str) -> String {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_reinstalled_packages_are_shared_again() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     let shared = pair.watch(|| {
         let output = pair.succeed(&format!("apt-get install --reinstall {}", packages("reinstall")));
@@ -83,10 +81,8 @@ fn privileged_reinstalled_packages_are_shared_again() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_hundred_packages_come_and_go() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     let count = || pair.succeed("dpkg-query -W").lines().count();
     let before = count();
@@ -102,10 +98,8 @@ fn privileged_a_hundred_packages_come_and_go() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_an_upgrade_hands_the_new_files_over() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.sources("newer");
     let shared = pair.watch(|| drop(pair.succeed("apt-get upgrade")));
@@ -117,10 +111,8 @@ fn privileged_an_upgrade_hands_the_new_files_over() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_both_guests_upgraded_is_shared_again() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     let before = pair.unified();
     install_in_second(&pair);
@@ -139,10 +131,8 @@ fn privileged_what_both_guests_upgraded_is_shared_again() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_distribution_is_upgraded() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.sources("trixie");
     pair.watch(|| drop(pair.succeed("apt-get dist-upgrade")));
@@ -152,10 +142,8 @@ fn privileged_a_distribution_is_upgraded() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_plain_links_keep_set_id_bits_and_capabilities() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Plain);
     let shared =
         pair.watch(|| drop(pair.succeed(&format!("apt-get install --reinstall {}", packages("reinstall")))));
@@ -166,10 +154,8 @@ fn privileged_plain_links_keep_set_id_bits_and_capabilities() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_scripts_hit_nothing_shared_even_where_all_is() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Wide);
     pair.watch(|| {
         let output = pair.succeed(&format!("apt-get install --reinstall {}", packages("reinstall")));
@@ -187,10 +173,8 @@ fn privileged_scripts_hit_nothing_shared_even_where_all_is() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_dpkg_installs_archives_of_every_shape() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.watch(|| {
         pair.succeed(&format!(
@@ -212,10 +196,8 @@ fn privileged_dpkg_installs_archives_of_every_shape() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_is_only_unpacked_waits_until_it_is_configured() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.watch(|| {
         // Without md5sums, and with a file that another package had.
@@ -234,10 +216,8 @@ fn privileged_what_is_only_unpacked_waits_until_it_is_configured() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_packages_that_dpkg_removes_by_itself_leave_nothing() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.watch(|| drop(pair.succeed(&format!("dpkg -i {DEBS}/cow-rival_2.deb {DEBS}/cow-eater_2.deb"))));
     assert!(!pair.exists("/usr/share/cow-plain"));
@@ -245,10 +225,8 @@ fn privileged_packages_that_dpkg_removes_by_itself_leave_nothing() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_configuration_files_are_kept_or_replaced_as_asked() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Wide);
     let edited = || pair.succeed("tail -n 1 /etc/cow-conf/edited");
     pair.succeed("cow-prepare /etc/cow-conf/edited && echo mine >>/etc/cow-conf/edited");
@@ -263,10 +241,8 @@ fn privileged_configuration_files_are_kept_or_replaced_as_asked() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_tools_without_hooks_work_on_what_was_prepared() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Wide);
     pair.watch(|| {
         // The package diverts a file of another one; then the diverted file is upgraded, and the diversion goes.
@@ -290,10 +266,8 @@ fn privileged_tools_without_hooks_work_on_what_was_prepared() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_run_that_fails_is_settled_by_the_one_that_mends_it() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.watch(|| {
         pair.exits(
@@ -306,10 +280,8 @@ fn privileged_a_run_that_fails_is_settled_by_the_one_that_mends_it() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_killed_apt_is_settled_by_the_dpkg_that_mends_it() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.sources("newer");
     pair.watch(|| {
@@ -336,10 +308,8 @@ fn unpacked_since(pair: &Pair, time: SystemTime) -> usize {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_lost_ledger_stops_nobody() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.watch(|| {
         pair.succeed(&format!("dpkg --unpack {DEBS}/cow-odd_2.deb"));
@@ -351,10 +321,8 @@ fn privileged_a_lost_ledger_stops_nobody() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_switch_and_a_guest_of_its_own_are_left_alone() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     let output = pair.exits(100, "COW_HOOKS=off apt-get install --reinstall less");
     assert!(output.contains("less.dpkg-tmp") || output.contains("Operation not permitted"), "{output}");
@@ -367,10 +335,8 @@ fn privileged_the_switch_and_a_guest_of_its_own_are_left_alone() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_cow_hooks_itself_is_upgraded_and_removed() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.succeed(
         "cd /root && dpkg-deb -R cow-hooks.deb tree && sed -i 's/^Version: .*/Version: 99/' tree/DEBIAN/control &&
@@ -389,10 +355,8 @@ fn privileged_cow_hooks_itself_is_upgraded_and_removed() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_two_guests_at_once_do_not_disturb_each_other() {
-    if !privileged() {
-        return;
-    }
     let rounds = std::env::var("COW_TESTS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
     let pair = pair(Scope::Owned);
     install_in_second(&pair);

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::support::strace::{killed_at_each, traced};
 use crate::support::tiny::{self, Tiny};
-use crate::support::{Guests, litter, privileged, removal, run, same_inode, text};
+use crate::support::{Guests, litter, removal, run, same_inode, text};
 
 /// How the first guest's dpkg is kept from shared files.
 const WAYS: [&str; 2] = ["supervise = 'always'\n", "supervise = 'never'\n"];
@@ -134,10 +134,8 @@ const CASES: &[(Groups<'_>, Groups<'_>)] = &[
 ];
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_dpkg_installs_decides_which_names_are_one_file() {
-    if !privileged() {
-        return;
-    }
     let tiny = Tiny::new();
     for (number, case) in CASES.iter().enumerate() {
         follows(&tiny, Manager::Dpkg, 2 * number, *case, WAYS[0], number % 2 == 0);
@@ -146,10 +144,8 @@ fn privileged_what_dpkg_installs_decides_which_names_are_one_file() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_rpm_installs_decides_which_names_are_one_file() {
-    if !privileged() {
-        return;
-    }
     let tiny = Tiny::new();
     tiny.add_rpm();
     for (number, case) in CASES.iter().enumerate() {
@@ -169,10 +165,8 @@ fn shared_pair<'a>(tiny: &'a Tiny, number: usize) -> Package<'a> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_name_that_no_list_has_keeps_its_file() {
-    if !privileged() {
-        return;
-    }
     for way in WAYS {
         let tiny = Tiny::new();
         tiny.policy(way);
@@ -191,10 +185,8 @@ fn privileged_a_name_that_no_list_has_keeps_its_file() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_hard_links_that_wait_for_their_package_stay_together() {
-    if !privileged() {
-        return;
-    }
     for way in WAYS {
         let tiny = Tiny::new();
         tiny.policy(way);
@@ -211,10 +203,8 @@ fn privileged_hard_links_that_wait_for_their_package_stay_together() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_list_of_hard_links_does_not_grow() {
-    if !privileged() {
-        return;
-    }
     for way in WAYS {
         let tiny = Tiny::new();
         tiny.policy(way);
@@ -242,10 +232,8 @@ fn privileged_the_list_of_hard_links_does_not_grow() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_was_shared_before_anything_was_written_down_stays_one_file() {
-    if !privileged() {
-        return;
-    }
     let tiny = Tiny::new();
     let [before, second, third] = [0, 1, 2].map(|number| Package { tiny: &tiny, number });
     tiny.both(&format!("dpkg -i {}", before.deb(1, &[&["a"], &["b"], &["c", "d"]])));
@@ -271,10 +259,8 @@ fn privileged_what_was_shared_before_anything_was_written_down_stays_one_file() 
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_hard_links_made_under_supervision_are_known_later() {
-    if !privileged() {
-        return;
-    }
     let tiny = Tiny::new();
     let package = shared_pair(&tiny, 0);
     let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| format!("/{}", package.path(name)));
@@ -300,10 +286,8 @@ fn privileged_hard_links_made_under_supervision_are_known_later() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_hooks_killed_at_any_call_know_hard_links_afterwards() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 0, false);
     guests.share("usr/bin/a", b"of two names, and of a file of its own");
     for guest in [guests.first(), guests.second()] {

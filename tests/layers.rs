@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::support::bed::with_shell;
-use crate::support::{Guests, Seen, chroot, feed, files, inode, privileged, removal, run, text};
+use crate::support::{Guests, Seen, chroot, feed, files, inode, removal, run, text};
 
 /// Guests, and an overlay over the first.
 struct Layers {
@@ -75,10 +75,8 @@ fn lower(guests: &Guests) -> BTreeMap<PathBuf, (Seen, u32)> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_a_lower_layer_shares_is_made_private_by_the_kernel() {
-    if !privileged() {
-        return;
-    }
     let layers = Layers::new(true, "supervise = 'never'\n");
     let output = layers.hook();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
@@ -99,10 +97,8 @@ fn privileged_what_a_lower_layer_shares_is_made_private_by_the_kernel() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_plain_links_of_a_lower_layer_are_the_kernels() {
-    if !privileged() {
-        return;
-    }
     let layers = Layers::new(false, "supervise = 'never'\n");
     let output = layers.hook();
     assert_eq!((output.status.code(), text(&output).as_str()), (Some(0), ""));
@@ -115,10 +111,8 @@ fn privileged_plain_links_of_a_lower_layer_are_the_kernels() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_copy_on_write_leaves_copies_to_the_kernel_in_layers() {
-    if !privileged() {
-        return;
-    }
     let layers = Layers::new(true, "");
     let script = "set -e; cd /usr/bin
         rm file-0; test ! -e file-0

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::support::tiny::{Package, Tiny};
-use crate::support::{privileged, same_inode, set_immutable};
+use crate::support::{same_inode, set_immutable};
 
 const FILE: &str = "opt/kept/file";
 const TEXT: &str = "what it was\n";
@@ -34,10 +34,8 @@ fn assert_over(tiny: &Tiny, output: &str) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_a_script_protects_is_let_go_and_that_is_said_once() {
-    if !privileged() {
-        return;
-    }
     for (script, reason) in [
         (format!("chattr +i /{FILE}"), "file: it is immutable now"),
         (format!("chattr +a /{FILE}"), "file: it is append-only now"),
@@ -56,10 +54,8 @@ fn privileged_what_a_script_protects_is_let_go_and_that_is_said_once() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_another_program_shares_meanwhile_is_its_own() {
-    if !privileged() {
-        return;
-    }
     // Files made private beforehand would be made so once more, for the second run.
     let (tiny, two) = shared(WAYS[0], "");
     tiny.succeed(&format!("dpkg --unpack {two}"));
@@ -73,10 +69,8 @@ fn privileged_what_another_program_shares_meanwhile_is_its_own() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_name_that_is_no_file_any_more_owes_nothing() {
-    if !privileged() {
-        return;
-    }
     let scripts = [
         format!("rm /{FILE} && mkdir /{FILE}"),
         format!("rm /{FILE} && ln -s /opt/beside /{FILE}"),
@@ -92,10 +86,8 @@ fn privileged_a_name_that_is_no_file_any_more_owes_nothing() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_an_original_that_is_gone_from_the_stash_owes_nothing() {
-    if !privileged() {
-        return;
-    }
     for way in WAYS {
         let (tiny, two) = shared(way, "");
         tiny.succeed(&format!("dpkg --unpack {two}"));

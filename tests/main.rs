@@ -1,5 +1,5 @@
-//! Real filesystems, real flags, real package managers. Tests whose names begin with `privileged_` need root and are
-//! skipped, aloud, without it; `tests/run` gives them a mount namespace of their own.
+//! Real filesystems, real flags, real package managers. Tests whose names begin with `privileged_` need root: plain
+//! `cargo test` counts them as ignored. `tests/run` runs them too, in a mount namespace of their own.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
@@ -12,6 +12,7 @@ mod full;
 mod given;
 mod guests;
 mod hard_links;
+mod ignored;
 mod interruption;
 mod layers;
 mod let_go;

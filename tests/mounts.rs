@@ -8,9 +8,7 @@ use cow_hooks::sys::file::inode::Time;
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 
 use crate::support::bed::with_shell;
-use crate::support::{
-    Guests, feed, inode, privileged, removal, run, same_inode, set_immutable, set_mtime, text,
-};
+use crate::support::{Guests, feed, inode, removal, run, same_inode, set_immutable, set_mtime, text};
 
 fn mount(arguments: &[&str], from: &Path, to: &Path) {
     run(Command::new("mount").args(arguments).arg(from).arg(to));
@@ -49,10 +47,8 @@ fn is_mount_point(path: &Path) -> bool {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_is_mounted_on_a_name_is_left_and_refuses_nothing() {
-    if !privileged() {
-        return;
-    }
     let guests = guests(6);
     guests.policy("supervise = 'never'\n");
     let first = guests.first();
@@ -97,10 +93,8 @@ fn privileged_what_is_mounted_on_a_name_is_left_and_refuses_nothing() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_links_in_a_directory_that_is_mounted_are_left() {
-    if !privileged() {
-        return;
-    }
     let guests = guests(6);
     guests.policy("supervise = 'never'\n");
     let (first, outside) = (guests.first(), guests.filesystem.path().to_path_buf());
@@ -134,10 +128,8 @@ fn privileged_links_in_a_directory_that_is_mounted_are_left() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_packages_on_a_mount_of_their_own_are_seen_and_prepared() {
-    if !privileged() {
-        return;
-    }
     let guests = guests(10);
     guests.policy("supervise = 'never'\n");
     let first = guests.first();
@@ -252,10 +244,8 @@ fn unify(guests: &Guests, arguments: &[&str]) -> Output {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_processes_have_mounted_stays_when_names_change_from_outside() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 0, false);
     let names = NAMESPACES.map(|(name, ..)| format!("usr/bin/{name}"));
     let other = "usr/bin/other".to_owned();

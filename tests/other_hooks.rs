@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use crate::guests::{self, DEBS};
 use crate::support::chroots::{Chroots, RPMS};
 use crate::support::pair::{Pair, Scope, ours};
-use crate::support::{Seen, files, litter, privileged, text};
+use crate::support::{Seen, files, litter, text};
 
 /// apt's lists of commands, and a file that a command of each changes.
 const LISTS: [(&str, &str); 6] = [
@@ -70,10 +70,8 @@ fn serves(pair: &Pair, line: &str, lists: &[&str]) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_hooks_of_others_change_what_is_unified() {
-    if !privileged() {
-        return;
-    }
     let pair = guests::pair(Scope::Owned);
     add_hooks(&pair);
     let all = LISTS.map(|(list, _)| list);
@@ -86,10 +84,8 @@ fn privileged_hooks_of_others_change_what_is_unified() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_hooks_of_others_are_served_where_the_front_end_cannot_be() {
-    if !privileged() {
-        return;
-    }
     let pair = guests::pair(Scope::Owned);
     add_hooks(&pair);
     // Of a process that is traced nobody else can be the tracer; its children are nobody's.
@@ -101,10 +97,8 @@ fn privileged_hooks_of_others_are_served_where_the_front_end_cannot_be() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_under_somebody_elses_supervisor_a_run_settles_like_any() {
-    if !privileged() {
-        return;
-    }
     let pair = guests::pair(Scope::Owned);
     let again = |line: &str| {
         let shared = pair.watch(|| {
@@ -132,10 +126,8 @@ fn privileged_under_somebody_elses_supervisor_a_run_settles_like_any() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_under_a_supervisor_outside_of_the_guest_a_run_settles_like_any() {
-    if !privileged() {
-        return;
-    }
     let pair = guests::pair(Scope::Owned);
     let inner = pair.command(&format!("dpkg -i {DEBS}/cow-links_1.deb {DEBS}/cow-odd_1.deb"));
     // A state directory of its own for the supervisor.
@@ -151,10 +143,8 @@ fn privileged_under_a_supervisor_outside_of_the_guest_a_run_settles_like_any() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_rpm_under_somebody_elses_supervisor_settles_like_any() {
-    if !privileged() {
-        return;
-    }
     let chroots = Chroots::of("trixie");
     let pair = &chroots.pair;
     for line in [
@@ -172,10 +162,8 @@ fn privileged_rpm_under_somebody_elses_supervisor_settles_like_any() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_many_runs_of_one_front_end_say_one_line() {
-    if !privileged() {
-        return;
-    }
     let pair = guests::pair(Scope::Owned);
     let front_end = pair.path("g1/usr/local/bin/unattended-upgrade");
     let script = "#!/usr/bin/python3\nimport os, subprocess, sys\nfor package in sys.argv[1:]:\n    if os.fork() == 0:\n        \

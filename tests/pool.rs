@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use crate::support::strace::{killed_at_each, traced};
 use crate::support::{
-    FILESYSTEMS, Filesystem, Seen, entries, files, inode, privileged, run, same_inode, seen, set_immutable,
-    set_mtime, text,
+    FILESYSTEMS, Filesystem, Seen, entries, files, inode, run, same_inode, seen, set_immutable, set_mtime,
+    text,
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cow-unify");
@@ -180,10 +180,8 @@ fn remove(path: &Path) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_no_guest_has_a_link_to_is_removed_and_nothing_else() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let farm = Farm::new(kind);
         assert_eq!(farm.stored("objects").len(), FILES, "{kind}");
@@ -216,10 +214,8 @@ fn privileged_what_no_guest_has_a_link_to_is_removed_and_nothing_else() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_flipped_bit_is_found_and_repaired_from_a_private_copy() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let farm = Farm::new(kind);
         // A second name within the guest.
@@ -289,10 +285,8 @@ fn privileged_a_flipped_bit_is_found_and_repaired_from_a_private_copy() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_damaged_inode_is_replaced_by_another_of_the_same_object() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let farm = Farm::new(kind);
         let object = farm.object("g1", &name(7));
@@ -328,10 +322,8 @@ fn fill_links(file: &Path, dir: &Path, room: usize) -> bool {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_whatever_differs_is_named() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let farm = Farm::new(kind);
         let objects: Vec<PathBuf> = (0..4).map(|number| farm.object("g1", &name(number))).collect();
@@ -360,10 +352,8 @@ fn privileged_whatever_differs_is_named() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_pool_without_protection_is_repaired_without_windows() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let farm = Farm::with(kind, &["--protection", "none"]);
         set_immutable(&farm.flip(&name(3)), false);
@@ -384,10 +374,8 @@ fn privileged_a_pool_without_protection_is_repaired_without_windows() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_without_the_capability_a_protected_pool_is_left_alone() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let damaged = farm.flip(&name(3));
     let words = farm.words(&["verify", "g1", "g2", "g3"]);
@@ -400,10 +388,8 @@ fn privileged_without_the_capability_a_protected_pool_is_left_alone() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_guest_whose_package_manager_is_at_work_is_left_alone() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let members = farm.path("g2").join("var/lib/cow-hooks/members");
     fs::create_dir_all(&members).unwrap();
@@ -426,10 +412,8 @@ fn privileged_a_guest_whose_package_manager_is_at_work_is_left_alone() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_guest_that_leaves_shares_nothing_and_has_all_it_had() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         for hooks in [false, true] {
             let farm = Farm::new(kind);
@@ -463,10 +447,8 @@ fn forget_ledger(guest: &Path) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_status_counts_names_inodes_and_what_they_save() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let farm = Farm::new(kind);
         farm.write("g1", "var/lib/cow-hooks/spool/changed", b"/usr/a\0/usr/b\0");
@@ -490,10 +472,8 @@ fn privileged_status_counts_names_inodes_and_what_they_save() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_without_a_pool_or_with_a_busy_one_nothing_is_done() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     for words in [&["gc"][..], &["verify", "g1"], &["status", "g1"]] {
         let mut words = farm.words(words);
@@ -553,9 +533,6 @@ fn killed_at_every_call(
 }
 
 fn killed_everywhere(kind: &str) {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new(kind);
     let shelf = farm.stored("objects")[0].parent().unwrap().to_path_buf();
     let unused = || {
@@ -630,16 +607,19 @@ fn killed_everywhere(kind: &str) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_killed_at_any_call_the_pool_is_whole_after_the_next_run_on_ext4() {
     killed_everywhere(FILESYSTEMS[0]);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_killed_at_any_call_the_pool_is_whole_after_the_next_run_on_xfs() {
     killed_everywhere(FILESYSTEMS[1]);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_killed_at_any_call_the_pool_is_whole_after_the_next_run_on_btrfs() {
     killed_everywhere(FILESYSTEMS[2]);
 }

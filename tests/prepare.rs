@@ -10,8 +10,8 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 use crate::support::{
-    Filesystem, Guests, assert_same, chroot, feed, inode, install, litter, picture, privileged, run,
-    same_inode, set_immutable, text,
+    Filesystem, Guests, assert_same, chroot, feed, inode, install, litter, picture, run, same_inode,
+    set_immutable, text,
 };
 
 fn code(output: &Output) -> i32 {
@@ -32,10 +32,8 @@ fn paths(list: &Value) -> Vec<&str> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_directory_is_made_private_once() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 20, true);
     let output = guests.prepare(&["/usr/bin"]);
     assert_eq!(code(&output), 0, "{}", text(&output));
@@ -58,10 +56,8 @@ fn privileged_a_directory_is_made_private_once() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_dry_run_changes_nothing() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 4, true);
     let before = picture(&guests.first());
     let output = guests.prepare(&["-n", "/usr/bin"]);
@@ -78,10 +74,8 @@ fn privileged_a_dry_run_changes_nothing() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_each_kind_of_path_is_treated_as_what_it_is() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 12, true);
     let first = guests.first();
     // A link is followed inside the guest: a writer hits what it leads to.
@@ -151,10 +145,8 @@ fn privileged_each_kind_of_path_is_treated_as_what_it_is() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_lists_of_names_may_hold_anything() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 4, false);
     let odd: [&[u8]; 4] = [b"with space", b"with\nnewline", b"caf\xe9", "größe".as_bytes()];
     for name in odd {
@@ -196,10 +188,8 @@ fn privileged_lists_of_names_may_hold_anything() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_nonsense_is_told_from_trouble() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 2, true);
     let before = picture(&guests.first());
     for arguments in [
@@ -237,10 +227,8 @@ fn privileged_nonsense_is_told_from_trouble() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_quiet_and_verbose_say_as_much_as_they_should() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 8, true);
     set_immutable(&guests.write("usr/bin/own", "x"), true);
     let quiet = guests.prepare(&["-q", "/usr/bin/file-0"]);
@@ -263,10 +251,8 @@ fn privileged_quiet_and_verbose_say_as_much_as_they_should() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_progress_is_for_terminals() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 400, true);
     let plain = guests.prepare(&["/usr/share"]);
     assert_eq!((code(&plain), err(&plain).as_str()), (0, ""));
@@ -281,10 +267,8 @@ fn privileged_progress_is_for_terminals() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_another_filesystem_is_another_matter() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("xfs", 4, true);
     for dir in ["usr/other", "usr/tmp", "usr/bound"] {
         fs::create_dir(guests.first().join(dir)).unwrap();
@@ -318,10 +302,8 @@ fn privileged_another_filesystem_is_another_matter() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_name_seen_through_two_mounts_is_one_name() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 2, true);
     let bound = guests.first().join("mnt");
     fs::create_dir(&bound).unwrap();
@@ -336,10 +318,8 @@ fn privileged_a_name_seen_through_two_mounts_is_one_name() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_names_of_one_file_stay_names_of_one_file() {
-    if !privileged() {
-        return;
-    }
     for kind in ["ext4", "xfs", "btrfs"] {
         let guests = Guests::new(kind, 2, false);
         let first = guests.first();
@@ -365,10 +345,8 @@ fn privileged_names_of_one_file_stay_names_of_one_file() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_policy_says_what_unified_is_and_what_is_left() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 8, false);
     guests.policy("protection = 'immutable'\nnever_touch = ['/usr/share']");
     let json = guests.prepared(&["/usr/bin"]);
@@ -385,10 +363,8 @@ fn privileged_the_policy_says_what_unified_is_and_what_is_left() {
 
 /// A host with a guest on it: the first guest, whose root is `/g1` there.
 #[test]
+#[ignore = "needs root"]
 fn privileged_nothing_leads_out_of_a_root_worked_on_from_outside() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 6, false);
     let (host, first) = (guests.filesystem.path(), guests.first());
     install(host);
@@ -459,10 +435,8 @@ fn privileged_nothing_leads_out_of_a_root_worked_on_from_outside() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_lost_ledger_does_not_stop_anybody() {
-    if !privileged() {
-        return;
-    }
     for content in [None, Some("no database at all, but some text that is long enough")] {
         let guests = Guests::new("ext4", 6, true);
         guests.own("pkg", &(0..6).step_by(2).map(|n| format!("/usr/bin/file-{n}")).collect::<Vec<_>>());
@@ -493,10 +467,8 @@ fn privileged_a_lost_ledger_does_not_stop_anybody() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_status_counts_what_there_is() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("btrfs", 20, true);
     let first = guests.first();
     set_immutable(&guests.write("etc/own", "own"), true);
@@ -597,10 +569,8 @@ fn privileged_status_counts_what_there_is() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_an_immutable_directory_is_left_to_its_owner() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 4, true);
     let dir = guests.first().join("usr/bin");
     set_immutable(&dir, true);
@@ -614,10 +584,8 @@ fn privileged_an_immutable_directory_is_left_to_its_owner() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_our_own_files_are_for_root_alone() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 2, true);
     assert_eq!(code(&guests.prepare(&["/usr"])), 0);
     let top = fs::metadata(guests.first().join("var/lib/cow-hooks")).unwrap();
@@ -625,10 +593,8 @@ fn privileged_our_own_files_are_for_root_alone() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_equal_files_that_nobody_asked_for_stay_unified() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 0, false);
     let (first, object) = (guests.first(), guests.pool().join("object"));
     fs::write(&object, "equal").unwrap();

@@ -6,8 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use crate::support::strace::killed_at_each;
 use crate::support::{
-    Filesystem, Guests, chroot, feed, inode, install_libraries, privileged, removal, run, same_inode,
-    set_immutable, set_mtime, text,
+    Filesystem, Guests, chroot, feed, inode, install_libraries, removal, run, same_inode, set_immutable,
+    set_mtime, text,
 };
 use cow_hooks::sys::file::inode::Time;
 
@@ -136,10 +136,8 @@ impl Farm {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_program_is_found_by_its_path_when_its_file_was_linked() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new();
     let program = Program::start(&farm.food("g1"));
     let said = farm.unify(&[]);
@@ -149,10 +147,8 @@ fn privileged_a_program_is_found_by_its_path_when_its_file_was_linked() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_program_is_found_by_its_path_when_its_guest_was_let_go_or_repaired() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new();
     farm.unify(&[]);
     let first = Program::start(&farm.food("g1"));
@@ -176,10 +172,8 @@ fn privileged_a_program_is_found_by_its_path_when_its_guest_was_let_go_or_repair
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_program_is_found_by_its_path_when_cow_unify_was_killed_anywhere() {
-    if !privileged() {
-        return;
-    }
     let traced = |farm: &Farm, kill: Option<(&str, usize)>| {
         let command = farm.command(&["--scope", "all", "--jobs", "1"]);
         crate::support::strace::traced(&command, b"", kill)
@@ -201,10 +195,8 @@ fn privileged_a_program_is_found_by_its_path_when_cow_unify_was_killed_anywhere(
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_files_of_running_programs_wait_when_only_changes_are_linked() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new();
     let spools = ["g1", "g2"].map(|guest| farm.spool(guest, "/usr/sbin/food"));
     let programs = ["g1", "g2"].map(|guest| Program::start(&farm.food(guest)));
@@ -226,10 +218,8 @@ fn privileged_files_of_running_programs_wait_when_only_changes_are_linked() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_pass_lets_files_of_running_programs_wait_if_asked() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new();
     let program = Program::start(&farm.food("g1"));
     for options in [&["--in-use", "wait", "--dry-run"][..], &["--in-use", "wait"]] {
@@ -259,10 +249,8 @@ fn hook(guests: &Guests, hook: &str) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_program_is_found_by_its_path_when_its_file_was_made_private_and_shared_again() {
-    if !privileged() {
-        return;
-    }
     let guests = guests();
     guests.policy("supervise = \"never\"\n");
     let program = Program::start_in(&guests.first(), "usr/bin/food");
@@ -280,10 +268,8 @@ fn privileged_a_program_is_found_by_its_path_when_its_file_was_made_private_and_
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_program_that_was_started_meanwhile_keeps_its_file_and_the_host_hears_of_it() {
-    if !privileged() {
-        return;
-    }
     let guests = guests();
     guests.policy("supervise = \"never\"\n");
     hook(&guests, "apt-pre");

@@ -9,7 +9,7 @@ use cow_hooks::sys::file::inode::Kind;
 use serde_json::Value;
 
 use crate::support::strace::{killed_at_each, traced};
-use crate::support::{entries, inode, privileged, same_inode, set_immutable, set_mtime, text};
+use crate::support::{entries, inode, same_inode, set_immutable, set_mtime, text};
 use crate::unify::Farm;
 
 const NAMES: [&str; 6] = ["usr/bin/a", "usr/bin/b", "usr/bin/c", "usr/bin/d", "usr/bin/e", "usr/bin/f"];
@@ -70,10 +70,8 @@ const CHANGED: &[&str] = &["--changed", "--scope", "all", "g1", "g2"];
 const VERIFY: &[&str] = &["verify", "g1", "g2", "--pool", ".cow-pool"];
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_every_run_finds_lost_protection_sets_it_again_and_says_so() {
-    if !privileged() {
-        return;
-    }
     let farm = farm(&[]);
     for words in [PASS, CHANGED, VERIFY] {
         for count in [NAMES.len(), 1] {
@@ -115,10 +113,8 @@ fn damage(path: &Path, how: &str) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_changed_without_protection_is_set_aside_or_repaired() {
-    if !privileged() {
-        return;
-    }
     let damages =
         [("usr/bin/a", "content"), ("usr/bin/b", "mode"), ("usr/bin/c", "owner"), ("usr/bin/d", "truncated")];
     for words in [PASS, CHANGED] {
@@ -169,10 +165,8 @@ fn privileged_what_changed_without_protection_is_set_aside_or_repaired() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_lock_that_a_guest_holds_keeps_no_object_unprotected() {
-    if !privileged() {
-        return;
-    }
     let farm = farm(&[]);
     strip(&farm);
     let held = fs::File::open(farm.path("g1/usr/bin/a")).unwrap();
@@ -182,10 +176,8 @@ fn privileged_a_lock_that_a_guest_holds_keeps_no_object_unprotected() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_writer_from_when_there_was_no_protection_is_waited_for() {
-    if !privileged() {
-        return;
-    }
     let farm = farm(&[]);
     strip(&farm);
     let path = farm.path("g1/usr/bin/a");
@@ -200,10 +192,8 @@ fn privileged_a_writer_from_when_there_was_no_protection_is_waited_for() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_killed_at_any_call_no_change_without_protection_is_missed() {
-    if !privileged() {
-        return;
-    }
     let farm = farm(&[]);
     let lost = || {
         let object = stored(&farm, "objects").remove(0);
@@ -254,10 +244,8 @@ fn privileged_killed_at_any_call_no_change_without_protection_is_missed() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_pool_made_without_protection_is_not_protected_later() {
-    if !privileged() {
-        return;
-    }
     let farm = farm(&["--protection", "none"]);
     for words in [PASS, CHANGED, VERIFY, &["--scope", "all", "--protection", "none", "g1", "g2"]] {
         ran(&farm, 0, words);
@@ -275,10 +263,8 @@ fn privileged_a_pool_made_without_protection_is_not_protected_later() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_listed_files_that_are_unified_already_are_the_pools() {
-    if !privileged() {
-        return;
-    }
     let farm = farm(&[]);
     let own = farm.write("g1/usr/bin/own", "mine");
     set_immutable(&own, true);
@@ -291,10 +277,8 @@ fn privileged_listed_files_that_are_unified_already_are_the_pools() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_damaged_file_that_stays_in_use_is_named_and_told_of_by_later_runs() {
-    if !privileged() {
-        return;
-    }
     for words in [PASS, CHANGED] {
         let farm = farm(&[]);
         strip(&farm);
@@ -319,10 +303,8 @@ fn privileged_a_damaged_file_that_stays_in_use_is_named_and_told_of_by_later_run
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_an_object_that_somebody_has_open_for_writing_gets_no_new_names() {
-    if !privileged() {
-        return;
-    }
     let farm = farm(&[]);
     strip(&farm);
     let path = farm.path("g1/usr/bin/a");
@@ -345,10 +327,8 @@ fn privileged_an_object_that_somebody_has_open_for_writing_gets_no_new_names() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_without_room_for_a_list_all_is_protected_and_read_in_the_same_run() {
-    if !privileged() {
-        return;
-    }
     for words in [PASS, CHANGED, VERIFY] {
         let farm = farm(&[]);
         strip(&farm);

@@ -7,14 +7,14 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cow_hooks::sys::file::inode::Time;
 use cow_hooks::sys::share::gate;
 use cow_hooks::sys::share::swap::{Change, Name, Shared};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timestamps, XattrFlags};
 
-use crate::support::{FILESYSTEMS, Filesystem, Seen, privileged, run, seen, set_immutable, set_mtime};
+use crate::support::{FILESYSTEMS, Filesystem, Seen, run, seen, set_immutable, set_mtime};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -95,14 +95,13 @@ impl Field {
     }
 
     /// Takes the first guest's name from the shared inode or gives it back, time after time.
-    fn windows(&self, gated: bool, count: usize) -> Tally {
+    fn windows(&self, count: usize) -> Tally {
         let dir = File::open(self.filesystem.path()).unwrap();
         let name = |name| Name { dir: dir.as_fd(), name };
         let (first, copy) = (name("g1".as_ref()), name("copy".as_ref()));
         let mut tally = Tally::default();
         for _ in 0..count {
             let shared = Shared::lock_at(&dir, "pool".as_ref(), PATIENCE).unwrap();
-            let begun = Instant::now();
             let exchange = || {
                 rustix::fs::renameat_with(
                     &dir,
@@ -112,15 +111,13 @@ impl Field {
                     rustix::fs::RenameFlags::EXCHANGE,
                 )
             };
-            let change =
-                if gated { shared.change_names(exchange) } else { shared.change_names_ungated(exchange) };
-            tally.add(begun.elapsed(), change.unwrap());
+            tally.add(shared.change_names(exchange).unwrap());
         }
         tally
     }
 
     /// The same while somebody attacks the other guest's name, and somebody else reads it.
-    fn attacked(&self, attack: Attack, gated: bool, count: usize) -> Tally {
+    fn attacked(&self, attack: Attack, count: usize) -> Tally {
         let (over, through, failed) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
         let (ready, name) = (std::sync::Barrier::new(3), self.path("g2"));
         let spin = |work: &dyn Fn()| {
@@ -136,7 +133,7 @@ impl Field {
                 spin(&|| count_if(!read(), &failed));
             });
             ready.wait();
-            let tally = self.windows(gated, count);
+            let tally = self.windows(count);
             gate::linger();
             over.store(true, Relaxed);
             tally
@@ -153,8 +150,6 @@ fn count_if(what: bool, count: &AtomicU64) {
 /// What came of a number of windows.
 #[derive(Debug, Default)]
 struct Tally {
-    took: Vec<Duration>,
-    contested: usize,
     leaked: usize,
     /// Attacks that went through, if only for a moment.
     through: u64,
@@ -163,17 +158,9 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, took: Duration, change: Change) {
+    fn add(&mut self, change: Change) {
         assert!(change.window);
-        self.took.push(took);
-        self.contested += usize::from(change.contested);
         self.leaked += usize::from(change.leaked);
-    }
-
-    fn percentile(&self, percent: usize) -> Duration {
-        let mut took = self.took.clone();
-        took.sort_unstable();
-        took[took.len() * percent / 100]
     }
 }
 
@@ -190,47 +177,14 @@ fn truncate_asks() -> bool {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_nobody_changes_a_shared_inode_in_its_window() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let field = Field::new(kind);
         for (what, attack) in ATTACKS.into_iter().filter(|(what, _)| *what != "truncate" || truncate_asks()) {
-            let tally = field.attacked(attack, true, rounds().div_ceil(ATTACKS.len()));
+            let tally = field.attacked(attack, rounds().div_ceil(ATTACKS.len()));
             assert_eq!(field.before, seen(&field.path("pool")), "{kind} {what}: {tally:?}");
             assert_eq!((tally.leaked, tally.failed), (0, 0), "{kind} {what}: {tally:?}");
-        }
-    }
-}
-
-/// Measures; asserts nothing.
-#[test]
-#[ignore = "a measurement: what the gate costs and prevents"]
-fn privileged_with_the_gate_and_without() {
-    if !privileged() {
-        return;
-    }
-    for kind in FILESYSTEMS {
-        for gated in [false, true] {
-            let idle = Field::new(kind).windows(gated, rounds());
-            let cost = (idle.percentile(50), idle.percentile(99));
-            println!("{kind} gate={gated} idle: first {:?} p50 {:?} p99 {:?}", idle.took[0], cost.0, cost.1);
-            for (what, attack) in ATTACKS {
-                let field = Field::new(kind);
-                let tally = field.attacked(attack, gated, rounds());
-                let whole = field.before == seen(&field.path("pool"));
-                println!(
-                    "{kind} gate={gated} {what}: whole {whole} through {} readers failed {} contested {} leaked {} \
-                     p50 {:?} p99 {:?}",
-                    tally.through,
-                    tally.failed,
-                    tally.contested,
-                    tally.leaked,
-                    tally.percentile(50),
-                    tally.percentile(99)
-                );
-            }
         }
     }
 }

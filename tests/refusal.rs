@@ -7,8 +7,7 @@ use std::process::{Command, Output};
 use cow_hooks::sys::file::inode::Time;
 
 use crate::support::{
-    FILESYSTEMS, Guests, assert_same, chroot, feed, files, inode, picture, privileged, removal, set_mtime,
-    text,
+    FILESYSTEMS, Guests, assert_same, chroot, feed, files, inode, picture, removal, set_mtime, text,
 };
 
 fn guests(kind: &str) -> Guests {
@@ -67,10 +66,8 @@ fn refused(guests: &Guests, wrapper: &[&str], reason: &str, remedy: &str) {
 const DROP: [&str; 6] = ["capsh", "--drop=cap_linux_immutable", "--", "-c", "exec \"$@\"", "sh"];
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_without_the_capability() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let guests = guests(kind);
         let reason = "the immutable flag cannot be cleared: Operation not permitted\n";
@@ -92,10 +89,8 @@ fn privileged_without_the_capability() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_on_a_full_filesystem() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let guests = guests(kind);
         // With copy on write nothing is copied beforehand.
@@ -106,10 +101,8 @@ fn privileged_on_a_full_filesystem() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_on_a_read_only_filesystem() {
-    if !privileged() {
-        return;
-    }
     for used in [false, true] {
         let guests = guests("ext4");
         if used {
@@ -126,10 +119,8 @@ fn privileged_on_a_read_only_filesystem() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_with_too_few_descriptors_all_or_nothing() {
-    if !privileged() {
-        return;
-    }
     let mut codes = Vec::new();
     for limit in 3..32 {
         let guests = guests("ext4");
@@ -154,10 +145,8 @@ fn privileged_with_too_few_descriptors_all_or_nothing() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_policy_may_only_warn() {
-    if !privileged() {
-        return;
-    }
     let guests = guests("ext4");
     guests.policy("mode = 'warn'");
     let before = picture(&guests.first());
@@ -178,10 +167,8 @@ fn privileged_a_policy_may_only_warn() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_where_nothing_is_unified_nothing_is_said() {
-    if !privileged() {
-        return;
-    }
     for wrapper in [&[][..], &DROP] {
         let guests = guests("ext4");
         assert!(guests.program("cow-prepare").arg("/usr").status().unwrap().success());
@@ -199,10 +186,8 @@ fn privileged_where_nothing_is_unified_nothing_is_said() {
 
 /// A capability of its own is dropped by a wrapper that must itself be there.
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_wrappers_run_programs() {
-    if !privileged() {
-        return;
-    }
     for wrapper in [&DROP[..], &["unshare", "--user", "--map-root-user"], &["prlimit", "--nofile=64"]] {
         let output = Command::new(wrapper[0]).args(&wrapper[1..]).args(["echo", "a b"]).output().unwrap();
         assert_eq!(text(&output), "a b\n");
@@ -210,10 +195,8 @@ fn privileged_the_wrappers_run_programs() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_guest_that_cannot_detach_is_not_unified_behind_its_back() {
-    if !privileged() {
-        return;
-    }
     let guests = Guests::new("ext4", 0, false);
     let path = "usr/bin/program";
     for guest in [guests.first(), guests.second()] {
@@ -267,10 +250,8 @@ fn privileged_a_guest_that_cannot_detach_is_not_unified_behind_its_back() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_remedies_fit_whoever_reads_them() {
-    if !privileged() {
-        return;
-    }
     let guests = guests("ext4");
     let mut detach = Command::new("capsh");
     detach.args(["--drop=cap_linux_immutable", "--", "-c", "exec \"$@\"", "sh"]);

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use crate::support::anywhere;
 use crate::support::pair::{Images, Pair, Scope, ours, support};
-use crate::support::{inode, privileged, run, text};
+use crate::support::{inode, run, text};
 
 /// Where the guest sees its repositories.
 const BASE: &str = "/srv/base";
@@ -52,10 +52,8 @@ pub fn packages(of: &str) -> String {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_dnf_reinstalls_is_shared_again() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     let shared = pair.watch(|| {
         let output = pair.succeed(&format!("dnf reinstall {}", packages("newer")));
@@ -66,10 +64,8 @@ fn privileged_what_dnf_reinstalls_is_shared_again() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_dnf_packages_come_and_go() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.watch(|| drop(pair.succeed(&format!("dnf install {}", packages("install")))));
     pair.watch(|| drop(pair.succeed("dnf remove git vim hello less locales nginx")));
@@ -80,10 +76,8 @@ fn privileged_dnf_packages_come_and_go() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_dnf_upgrades_is_handed_over() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.sources("newer");
     let shared = pair.watch(|| drop(pair.succeed("dnf upgrade")));
@@ -95,10 +89,8 @@ fn privileged_what_dnf_upgrades_is_handed_over() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_plain_links_survive_rpm() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Plain);
     let shared = pair.watch(|| drop(pair.succeed(&format!("dnf reinstall {}", packages("newer")))));
     assert!(shared.now * 100 >= shared.before * 99, "{shared:?}");
@@ -111,10 +103,8 @@ fn privileged_plain_links_survive_rpm() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_rpm_does_all_it_can_without_a_front_end() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     let rpm = |line: &str| pair.watch(|| drop(pair.succeed(line)));
     for line in [
@@ -134,10 +124,8 @@ fn privileged_rpm_does_all_it_can_without_a_front_end() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_rpm_replaces_packages_of_every_shape() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     // Its own scripts change it after it was unpacked.
     let restore = "; rpm --restore cow-scripts";
@@ -158,10 +146,8 @@ fn privileged_rpm_replaces_packages_of_every_shape() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_script_that_fails_leaves_the_guest_clean() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.watch(|| drop(pair.exits(1, &format!("rpm -U {RPMS}/cow-fails-pre-2.rpm"))));
     // rpm goes on where what fails comes after the files.
@@ -173,10 +159,8 @@ fn privileged_a_script_that_fails_leaves_the_guest_clean() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_rpm_keeps_or_replaces_configuration_as_it_would_alone() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Wide);
     let conf = "/etc/cow-conf";
     let watch = |line: String| pair.watch(|| drop(pair.succeed(&line)));
@@ -195,10 +179,8 @@ fn privileged_rpm_keeps_or_replaces_configuration_as_it_would_alone() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_symlink_does_not_lead_rpm_to_a_shared_file() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Wide);
     pair.succeed(
         "rm -f /etc/cow-conf/stable 2>/dev/null || { cow-prepare /etc/cow-conf; rm /etc/cow-conf/stable; }",
@@ -209,10 +191,8 @@ fn privileged_a_symlink_does_not_lead_rpm_to_a_shared_file() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_scriptlets_hit_nothing_shared_even_where_all_is() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Wide);
     for line in [
         format!(

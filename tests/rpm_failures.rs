@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::rpm::pair;
 use crate::support::pair::{Pair, Scope, ours, support};
-use crate::support::{privileged, run, text};
+use crate::support::{run, text};
 
 const WITHOUT: &str = "capsh --drop=cap_linux_immutable -- -c";
 const REINSTALL: &str = "rpm -U --force /srv/base/bash-[0-9]*.rpm /srv/base/sudo-[0-9]*.rpm";
@@ -49,10 +49,8 @@ fn refused(pair: &Pair, line: &str, words: &[&str]) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_rpm_without_the_capability_is_refused() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     // What Python leaves of dnf's plugins.
     pair.succeed("dnf check");
@@ -69,10 +67,8 @@ fn privileged_rpm_without_the_capability_is_refused() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_full_filesystem_refuses_rpm() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     // With copy on write nothing is copied beforehand.
     pair.policy("supervise = 'never'\n");
@@ -85,10 +81,8 @@ fn privileged_a_full_filesystem_refuses_rpm() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_ledger_that_cannot_be_opened_refuses_rpm_and_a_broken_one_does_not() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     let ledger = pair.path("g1/var/lib/cow-hooks/ledger.db");
     pair.watch(|| {
@@ -102,10 +96,8 @@ fn privileged_a_ledger_that_cannot_be_opened_refuses_rpm_and_a_broken_one_does_n
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_database_of_rpms_that_is_shared_refuses_rpm() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     let database = "var/lib/rpm/rpmdb.sqlite";
     // As a host would have it that unifies all there is.
@@ -120,10 +112,8 @@ fn privileged_a_database_of_rpms_that_is_shared_refuses_rpm() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_hooks_are_switched_off_for_one_run_or_for_good() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     // Installed after the guests were unified: rpm can replace it alone.
     pair.succeed("dnf install screen");
@@ -143,10 +133,8 @@ fn privileged_the_hooks_are_switched_off_for_one_run_or_for_good() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_without_the_plugin_the_triggers_do_its_work() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.watch(|| drop(pair.succeed("rpm -e rpm-plugin-cowhooks dnf-plugin-cow-hooks")));
     assert!(!Path::new(&pair.path("g1/usr/lib64/rpm-plugins/cowhooks.so")).exists());

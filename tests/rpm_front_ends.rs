@@ -6,13 +6,11 @@ use std::process::Command;
 
 use crate::rpm::{pair, plugin, rpms};
 use crate::support::pair::{Pair, Scope, ours, support};
-use crate::support::{privileged, run, text};
+use crate::support::{run, text};
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_all_rpms_of_one_zypper_are_one_transaction() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/packages");
     run(Command::new("sh")
@@ -58,10 +56,8 @@ fn outside(pair: &Pair, line: &str) -> String {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_rpm_works_on_a_guest_from_outside() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     let host = pair.path("outside");
     run(support("rpm-guests").arg("restore").arg(&host));
@@ -91,10 +87,8 @@ fn privileged_rpm_works_on_a_guest_from_outside() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_root_that_shares_nothing_is_left_without_a_trace() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     pair.succeed("mkdir /root/image && rpm --root /root/image -i --nodeps /srv/base/hello-[0-9]*.rpm && rpm --root /root/image -e hello");
     assert!(!pair.exists("/root/image/var/lib/cow-hooks"));
@@ -123,10 +117,8 @@ fn next_release(pair: &Pair) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_our_own_packages_come_and_go_in_the_midst_of_others() {
-    if !privileged() {
-        return;
-    }
     let pair = pair(Scope::Owned);
     assert!(rpms().len() >= 3);
     pair.watch(|| drop(pair.succeed("rpm -U --force /root/*-1.*.rpm /srv/base/bash-[0-9]*.rpm")));
@@ -144,10 +136,8 @@ fn privileged_our_own_packages_come_and_go_in_the_midst_of_others() {
 }
 
 #[test]
-fn both_kinds_of_packages_hold_the_same_hooks() {
-    if !privileged() {
-        return;
-    }
+#[ignore = "needs root"]
+fn privileged_both_kinds_of_packages_hold_the_same_hooks() {
     let _ = (crate::guests::deb(), rpms());
     let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/packages");
     for name in

@@ -9,7 +9,7 @@ use cow_hooks::sys::file::inode::Time;
 
 use crate::support::chroots::{Chroots, PRIVATE, RPMS, install_hooks, plugin_dir};
 use crate::support::pair::ours;
-use crate::support::{privileged, run, set_mtime, text};
+use crate::support::{run, set_mtime, text};
 
 /// What version 2 of all can be installed over.
 const PACKAGES: &str =
@@ -51,38 +51,32 @@ fn works_under_rpm(version: &str, release: &'static str, more: &str) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_plugin_works_under_rpm_4_16() {
-    if privileged() {
-        works_under_rpm("4.16", "bullseye", " dir");
-    }
+    works_under_rpm("4.16", "bullseye", " dir");
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_plugin_works_under_rpm_4_18() {
-    if privileged() {
-        works_under_rpm("4.18", "bookworm", " dir");
-    }
+    works_under_rpm("4.18", "bookworm", " dir");
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_plugin_works_under_rpm_4_20() {
-    if privileged() {
-        works_under_rpm("4.20", "trixie", " dir");
-    }
+    works_under_rpm("4.20", "trixie", " dir");
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_plugin_works_under_rpm_6() {
-    if privileged() {
-        works_under_rpm("6", "sid", "");
-    }
+    works_under_rpm("6", "sid", "");
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_an_unknown_rpm_works_as_if_there_were_no_plugin() {
-    if !privileged() {
-        return;
-    }
     let Chroots { pair, .. } = Chroots::of("bookworm");
     install_hooks(&pair, PRIVATE, "bookworm");
     let root = pair.path(PRIVATE);
@@ -105,10 +99,8 @@ fn privileged_an_unknown_rpm_works_as_if_there_were_no_plugin() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_rpm_works_when_the_plugin_is_gone() {
-    if !privileged() {
-        return;
-    }
     for release in ["bookworm", "sid"] {
         let Chroots { pair, .. } = Chroots::of(release);
         install_hooks(&pair, PRIVATE, release);
@@ -143,17 +135,15 @@ fn a_panic_is_harmless_under_rpm_of(release: &'static str) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_panic_is_harmless_under_rpm_4_18() {
-    if privileged() {
-        a_panic_is_harmless_under_rpm_of("bookworm");
-    }
+    a_panic_is_harmless_under_rpm_of("bookworm");
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_panic_is_harmless_under_rpm_6() {
-    if privileged() {
-        a_panic_is_harmless_under_rpm_of("sid");
-    }
+    a_panic_is_harmless_under_rpm_of("sid");
 }
 
 /// Front ends are asked for packages of this repository; to its files they attach what they find out.
@@ -210,25 +200,22 @@ fn front_end_works(release: &'static str, tool: &str, is_checked: bool) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_dnf_5_works() {
-    if privileged() {
-        front_end_works("sid", "dnf5", true);
-    }
+    front_end_works("sid", "dnf5", true);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_dnf_4_works_in_its_latest_version() {
-    if privileged() {
-        front_end_works("trixie", "dnf", true);
-    }
+    front_end_works("trixie", "dnf", true);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_dnf_4_works_where_our_program_does_not() {
-    if privileged() {
-        // It needs a newer C library.
-        front_end_works("bullseye", "dnf", false);
-    }
+    // It needs a newer C library.
+    front_end_works("bullseye", "dnf", false);
 }
 
 /// A package of pacman's, of this version.
@@ -258,10 +245,8 @@ fn pacman_package(version: u32) -> tempfile::NamedTempFile {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_pacman_works() {
-    if !privileged() {
-        return;
-    }
     let mut chroots = Chroots::of("bookworm");
     let packages = [1, 2].map(pacman_package);
     for (package, version) in packages.iter().zip(1..) {

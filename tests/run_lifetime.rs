@@ -7,17 +7,15 @@ use std::process::Stdio;
 use nix::sys::signal::Signal;
 
 use super::support::bed::{Bed, PATIENCE, Running, file, send, start, wait_for};
-use super::support::{files, privileged, text};
+use super::support::{files, text};
 
 fn stdout(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_daemon_outlives_the_command_and_is_served() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(2);
     let daemon =
         "until [ -e go ]; do sleep 0.05; done; echo later >>f001; echo done >done; exec sleep infinity";
@@ -36,10 +34,8 @@ fn privileged_a_daemon_outlives_the_command_and_is_served() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_supervisor_ends_with_its_command() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(1);
     assert!(bed.script("echo x >>f000").status.success());
     bed.assert_over();
@@ -48,10 +44,8 @@ fn privileged_the_supervisor_ends_with_its_command() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_command_keeps_its_number_and_its_end() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(0);
     let running = bed.cow_run(&["sh", "-c", "echo $$"]);
     let pid = running.pid();
@@ -61,10 +55,8 @@ fn privileged_the_command_keeps_its_number_and_its_end() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_cannot_be_run_is_told_from_what_fails() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(0);
     fs::write(bed.first("text"), "no program").unwrap();
     for (words, code) in [(&["--no-such-option"][..], 125), (&["./text"], 126), (&["./missing"], 127)] {
@@ -76,10 +68,8 @@ fn privileged_what_cannot_be_run_is_told_from_what_fails() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_input_output_and_terminal_are_the_commands_own() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(0);
     let run = env!("CARGO_BIN_EXE_cow-run");
     let piped = start(&mut bed.command(&["sh", "-c", "echo through | \"$1\" cat | cat", "sh", run])).done();
@@ -94,20 +84,16 @@ fn privileged_input_output_and_terminal_are_the_commands_own() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_no_descriptor_leaks_into_the_command() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(0);
     let bare = start(&mut bed.command(&["ls", "/proc/self/fd"])).done();
     assert_eq!(stdout(&bed.ran(&["ls", "/proc/self/fd"])), stdout(&bare));
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_reader_of_the_output_does_not_wait_for_the_supervisor() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(0);
     let mut command = bed.command(&[
         env!("CARGO_BIN_EXE_cow-run"),
@@ -132,10 +118,8 @@ for number in $(seq 0 $(($1 - 1))); do
 done"#;
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_worker_killed_between_calls_is_missed_by_nobody() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(2);
     let running =
         bed.cow_run(&["sh", "-c", "echo x >>f000; until [ -e go ]; do sleep 0.05; done; echo x >>f001"]);
@@ -151,10 +135,8 @@ fn privileged_a_worker_killed_between_calls_is_missed_by_nobody() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_worker_killed_during_calls_costs_one_call_at_most() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(60);
     let mut running = bed.cow_run(&["sh", "-c", APPEND, "sh", "60"]);
     let mut killed = Vec::new();
@@ -174,10 +156,8 @@ fn privileged_a_worker_killed_during_calls_costs_one_call_at_most() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_without_the_guardian_the_worker_goes_on() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(2);
     let running =
         bed.cow_run(&["sh", "-c", "echo x >>f000; until [ -e go ]; do sleep 0.05; done; echo x >>f001"]);
@@ -194,10 +174,8 @@ fn privileged_without_the_guardian_the_worker_goes_on() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_without_any_supervisor_calls_that_change_files_fail() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(3);
     let script = "echo x >>f000; until [ -e go ]; do sleep 0.05; done; cat f001; echo x >>f001 || true; chmod 700 f002";
     let running = bed.cow_run(&["sh", "-c", script]);
@@ -236,10 +214,8 @@ fn assert_in_order(bed: &Bed, said: &str) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_workers_killed_among_many_files_leave_them_in_order() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(FILES);
     let act = bed.compiled("act.c");
     let mut running = bed.cow_run(&[&act, "work", &FILES.to_string()]);
@@ -260,10 +236,8 @@ fn privileged_workers_killed_among_many_files_leave_them_in_order() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_supervisor_killed_at_any_moment_is_recovered_from() {
-    if !privileged() {
-        return;
-    }
     for lines in [1, 37, 111, 222] {
         let bed = Bed::new(FILES);
         let act = bed.compiled("act.c");
@@ -282,10 +256,8 @@ fn privileged_a_supervisor_killed_at_any_moment_is_recovered_from() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_crowd_killed_while_it_waits_holds_nobody_up() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(401);
     let act = bed.compiled("act.c");
     let mut running = bed.cow_run(&["sh", "-c", &format!("echo started; exec {act} crowd 400")]);
@@ -343,20 +315,16 @@ fn with_a_death_at(call: &str, nth: usize, script: &str) -> bool {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_worker_killed_while_it_moves_names_leaves_no_file_unprotected() {
-    if !privileged() {
-        return;
-    }
     let script = "mv f000 x; echo y >>x; chmod 700 x; [ ! -e f000 ] || echo y >>f000";
     let died = (2..=7).filter(|&nth| with_a_death_at("ioctl", nth, script)).count();
     assert!(died > 0);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_worker_killed_while_it_copies_leaves_no_file_unprotected() {
-    if !privileged() {
-        return;
-    }
     let script = "echo y >>f000; echo y >>f000; chmod 700 f000; echo y >>f001";
     let points = (2..=9).map(|nth| ("ioctl", nth)).chain([("renameat2", 1), ("renameat2", 2)]);
     let died = points.filter(|&(call, nth)| with_a_death_at(call, nth, script)).count();

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
 
 use super::support::bed::{Bed, FIRST, start, with_shell};
-use super::support::{privileged, set_immutable, text};
+use super::support::{set_immutable, text};
 
 const RUN: &str = env!("CARGO_BIN_EXE_cow-run");
 
@@ -25,10 +25,8 @@ fn assert_refused(bed: &Bed, output: &Output, words: &str) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_tracer_within_sees_its_program_as_ever() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(1);
     let output = bed.script("exec strace -f -e trace=openat -o log sh -c '(echo x >>f000)'");
     assert_served(&bed, &output, "f000");
@@ -37,20 +35,16 @@ fn privileged_a_tracer_within_sees_its_program_as_ever() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_within_a_tracer_it_serves() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(1);
     let traced = ["strace", "-f", "-o", "log", RUN, "sh", "-c", "(echo x >>f000)"];
     assert_served(&bed, &start(&mut bed.command(&traced)).done(), "f000");
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_within_itself_the_outer_one_serves() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(2);
     let output = bed.script(&format!("{RUN} sh -c 'echo x >>f000' && echo x >>f001"));
     assert_served(&bed, &output, "f000");
@@ -58,10 +52,8 @@ fn privileged_within_itself_the_outer_one_serves() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_in_a_user_namespace_it_says_why_it_cannot_serve() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(1);
     let script = format!("{RUN} sh -c 'cat f000 && echo x >>f000'");
     let output = start(&mut bed.command(&["unshare", "-r", "sh", "-c", &script])).done();
@@ -70,20 +62,16 @@ fn privileged_in_a_user_namespace_it_says_why_it_cannot_serve() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_in_a_process_namespace_it_serves() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(1);
     let words = ["unshare", "-mpf", "--mount-proc", RUN, "sh", "-c", "echo x >>f000"];
     assert_served(&bed, &start(&mut bed.command(&words)).done(), "f000");
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_process_namespace_within_is_served() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(2);
     let inner = "echo x >>f000 && echo x >>/proc/self/cwd/f001";
     let output = bed.ran(&["unshare", "-mpf", "--mount-proc", "sh", "-c", inner]);
@@ -92,10 +80,8 @@ fn privileged_a_process_namespace_within_is_served() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_mount_namespace_within_is_served() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(2);
     let inner = "mkdir /var/lib/other && mount --bind . /var/lib/other && echo x >>/var/lib/other/f000 && \
                  mount --bind f001 /var/lib/file && echo x >>f001";
@@ -106,10 +92,8 @@ fn privileged_a_mount_namespace_within_is_served() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_user_namespace_within_is_served_by_the_one_outside() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(2);
     let output = bed.ran(&["unshare", "-r", "sh", "-c", "echo x >>f000 && rm -f f001"]);
     assert_served(&bed, &output, "f000");
@@ -117,10 +101,8 @@ fn privileged_a_user_namespace_within_is_served_by_the_one_outside() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_container_of_systemd_within_is_served() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(2);
     with_shell(&bed.first(""), &["/usr/bin/mv"]);
     for directory in ["usr", "etc", "sys", "dev", "run", "tmp"] {
@@ -143,10 +125,8 @@ fn privileged_a_container_of_systemd_within_is_served() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_chroot_within_is_served_with_and_without_proc() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(2);
     with_shell(&bed.first(""), &[]);
     let output = bed.ran(&["chroot", FIRST, "/bin/sh", "-c", "echo x >>/f000"]);
@@ -158,10 +138,8 @@ fn privileged_a_chroot_within_is_served_with_and_without_proc() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_within_a_chroot_without_proc_it_serves() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(1);
     with_shell(&bed.first(""), &[RUN]);
     let output =
@@ -170,10 +148,8 @@ fn privileged_within_a_chroot_without_proc_it_serves() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_sandbox_within_is_served() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(1);
     let sandbox = ["bwrap", "--bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-pid"];
     let output = bed.ran(&[&sandbox[..], &["sh", "-c", "echo x >>f000"]].concat());
@@ -181,10 +157,8 @@ fn privileged_a_sandbox_within_is_served() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_set_id_program_within_gets_its_rights() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(0);
     fs::copy("/usr/bin/id", bed.first("id")).unwrap();
     fs::set_permissions(bed.first("id"), fs::Permissions::from_mode(0o4755)).unwrap();
@@ -193,10 +167,8 @@ fn privileged_a_set_id_program_within_gets_its_rights() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_with_another_listener_the_command_is_not_run() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(1);
     let act = bed.compiled("act.c");
     let output = start(&mut bed.command(&[&act, "listener", RUN, "sh", "-c", "echo ran >ran"])).done();
@@ -207,10 +179,8 @@ fn privileged_with_another_listener_the_command_is_not_run() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_without_the_capability_the_command_is_not_run() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(1);
     let words = ["setpriv", "--bounding-set", "-sys_admin", RUN, "sh", "-c", "echo ran >ran"];
     let output = start(&mut bed.command(&words)).done();
@@ -221,10 +191,8 @@ fn privileged_without_the_capability_the_command_is_not_run() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_where_flags_cannot_be_changed_the_call_fails_and_it_says_why() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(1);
     let words = ["setpriv", "--bounding-set", "-linux_immutable", RUN, "sh", "-c", "echo x >>f000"];
     let output = start(&mut bed.command(&words)).done();
@@ -233,10 +201,8 @@ fn privileged_where_flags_cannot_be_changed_the_call_fails_and_it_says_why() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_where_no_room_is_left_the_call_fails_and_it_says_why() {
-    if !privileged() {
-        return;
-    }
     for warm in [false, true] {
         let bed = Bed::new(2);
         if warm {
@@ -257,10 +223,8 @@ fn privileged_where_no_room_is_left_the_call_fails_and_it_says_why() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_policy_without_protection_must_be_overruled() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::with(1, false);
     let policy = bed.filesystem.path().join("etc/cow-hooks/cow-hooks.toml");
     fs::create_dir_all(policy.parent().unwrap()).unwrap();
@@ -277,10 +241,8 @@ fn privileged_a_policy_without_protection_must_be_overruled() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_commands_limits_are_not_the_supervisors() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(3);
     let large = bed.second("large");
     fs::write(&large, vec![b'x'; 1 << 20]).unwrap();
@@ -299,10 +261,8 @@ fn privileged_the_commands_limits_are_not_the_supervisors() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_command_keeps_what_it_ignores() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(0);
     let signals = |run: &[&str]| {
         let set = ["env", "--ignore-signal=USR2", "--block-signal=USR1"];

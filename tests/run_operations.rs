@@ -8,7 +8,7 @@ use std::process::Output;
 
 use crate::support::bed::Bed;
 use crate::support::cowops::{BUILDS, Field, Root, difference, left_out};
-use crate::support::{privileged, run, text};
+use crate::support::{run, text};
 
 /// Operations that are known to differ: what they see is another file than it was.
 const LIMITS: &[(&str, &str)] = &[
@@ -135,9 +135,6 @@ fn wanted(name: &str) -> bool {
 }
 
 fn every_operation(kind: &str) {
-    if !privileged() {
-        return;
-    }
     let (mut wrong, mut count) = (String::new(), 0);
     for build in BUILDS {
         let field = Field::new(kind, build);
@@ -152,26 +149,27 @@ fn every_operation(kind: &str) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_every_operation_succeeds_as_on_a_private_file_ext4() {
     every_operation("ext4");
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_every_operation_succeeds_as_on_a_private_file_xfs() {
     every_operation("xfs");
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_every_operation_succeeds_as_on_a_private_file_btrfs() {
     every_operation("btrfs");
 }
 
 /// What cow-run is for: a comparison that cannot fail proves nothing.
 #[test]
+#[ignore = "needs root"]
 fn privileged_operations_on_shared_files_fail_without_cow_run() {
-    if !privileged() {
-        return;
-    }
     let field = Field::new("ext4", "static");
     let mut same = Vec::new();
     for (name, _) in operations(&field, "static").into_iter().filter(|(_, harmless)| !harmless) {
@@ -187,10 +185,8 @@ fn privileged_operations_on_shared_files_fail_without_cow_run() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_operations_on_private_files_tell_the_same_twice() {
-    if !privileged() {
-        return;
-    }
     for build in BUILDS {
         let field = Field::new("ext4", build);
         for (name, _) in operations(&field, build) {
@@ -209,10 +205,8 @@ fn privileged_operations_on_private_files_tell_the_same_twice() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_an_attribute_that_is_not_there_is_removed_from_the_shared_file() {
-    if !privileged() {
-        return;
-    }
     let bed = Bed::new(1);
     let script = "import os\n\
                   for name in 'user.none', 'security.capability':\n \

@@ -4,13 +4,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use super::support::bed::{Bed, file};
-use super::support::{privileged, set_immutable, text};
+use super::support::{set_immutable, text};
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_threads_are_served_at_once() {
-    if !privileged() {
-        return;
-    }
     for same in ["0", "1"] {
         let bed = Bed::new(160);
         let act = bed.compiled("act.c");
@@ -45,17 +43,15 @@ fn interrupted(restart: &str) -> u32 {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_signals_whose_handlers_restart_calls_are_not_seen() {
-    if privileged() {
-        assert_eq!(interrupted("1"), 0);
-    }
+    assert_eq!(interrupted("1"), 0);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_signals_whose_handlers_restart_nothing_interrupt_at_most() {
-    if privileged() {
-        interrupted("0");
-    }
+    interrupted("0");
 }
 
 /// Changes what a path leads to while that flips between a shared file and another.
@@ -86,38 +82,33 @@ fn flip(how: &str, what: &str, rounds: usize, names: usize) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_path_that_changes_in_memory_never_opens_the_shared_file() {
-    if privileged() {
-        flip("memory", "open", 10_000, 5_000);
-    }
+    flip("memory", "open", 10_000, 5_000);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_name_that_changes_places_never_opens_the_shared_file() {
-    if privileged() {
-        flip("rename", "open", 2_000, 1_000);
-    }
+    flip("rename", "open", 2_000, 1_000);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_symlink_that_changes_never_opens_the_shared_file() {
-    if privileged() {
-        flip("symlink", "open", 2_000, 1_000);
-    }
+    flip("symlink", "open", 2_000, 1_000);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_path_that_changes_never_changes_the_shared_files_mode() {
-    if privileged() {
-        flip("memory", "chmod", 2_000, 1_000);
-        flip("rename", "chmod", 2_000, 1_000);
-    }
+    flip("memory", "chmod", 2_000, 1_000);
+    flip("rename", "chmod", 2_000, 1_000);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_path_that_changes_never_cuts_the_shared_file() {
-    if privileged() {
-        flip("memory", "truncate", 2_000, 1_000);
-        flip("rename", "truncate", 2_000, 1_000);
-    }
+    flip("memory", "truncate", 2_000, 1_000);
+    flip("rename", "truncate", 2_000, 1_000);
 }

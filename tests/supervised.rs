@@ -2,8 +2,8 @@
 
 use crate::guests::{self, DEBS};
 use crate::rpm::{self, RPMS};
+use crate::support::anywhere;
 use crate::support::pair::{Pair, Scope, ours};
-use crate::support::{anywhere, privileged};
 
 /// Nothing is prepared, and a run that cannot be supervised is refused.
 const SUPERVISED: &str = "prepare = []\nsupervise = 'always'\n";
@@ -22,10 +22,8 @@ fn works(pair: &Pair, line: &str) -> String {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_apt_needs_no_list_of_places() {
-    if !privileged() {
-        return;
-    }
     let pair = with_policy(guests::pair(Scope::Wide), SUPERVISED);
     let reinstalled = pair.watch(|| {
         drop(works(&pair, &format!("apt-get install --reinstall {}", guests::packages("reinstall"))));
@@ -36,10 +34,8 @@ fn privileged_apt_needs_no_list_of_places() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_dpkg_needs_no_list_of_places() {
-    if !privileged() {
-        return;
-    }
     let pair = with_policy(guests::pair(Scope::Wide), SUPERVISED);
     pair.watch(|| {
         anywhere::add_private(&pair.path("g1"));
@@ -66,10 +62,8 @@ fn privileged_dpkg_needs_no_list_of_places() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_rpm_needs_no_list_of_places() {
-    if !privileged() {
-        return;
-    }
     let pair = with_policy(rpm::pair(Scope::Wide), SUPERVISED);
     pair.watch(|| {
         anywhere::add_private(&pair.path("g1"));
@@ -85,10 +79,8 @@ fn privileged_rpm_needs_no_list_of_places() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_cannot_be_supervised_is_prepared_or_refused() {
-    if !privileged() {
-        return;
-    }
     let pair = with_policy(guests::pair(Scope::Owned), "supervise = 'auto'\n");
     // Of a process that is traced nobody else can be the tracer.
     guests::copy_strace(&pair);

@@ -6,9 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{
-    assert_same, chroot, inode, install_libraries, picture, privileged, run, same_inode, text,
-};
+use crate::support::{assert_same, chroot, inode, install_libraries, picture, run, same_inode, text};
 use crate::unify::Farm;
 
 const UNIFY: &str = env!("CARGO_BIN_EXE_cow-unify");
@@ -44,10 +42,8 @@ fn ran(root: &Path, code: i32, program: &str, words: &[&str]) -> String {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_the_running_system_is_refused_whatever_it_is_called() {
-    if !privileged() {
-        return;
-    }
     let farm = system("system");
     let root = farm.path("system");
     // The whole filesystem is seen in the system, and the system in it, under another name.
@@ -75,10 +71,8 @@ fn privileged_the_running_system_is_refused_whatever_it_is_called() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_running_system_that_was_asked_for_can_be_undone() {
-    if !privileged() {
-        return;
-    }
     for guests in [&["/"][..], &["/", "/srv/guest"]] {
         let farm = system(".");
         let root = farm.filesystem.path();

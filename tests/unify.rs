@@ -9,8 +9,8 @@ use cow_hooks::sys::file::inode::Time;
 use serde_json::Value;
 
 use crate::support::{
-    FILESYSTEMS, Filesystem, assert_same, files, inode, picture, privileged, run, same_inode, seen,
-    set_immutable, set_mtime, text,
+    FILESYSTEMS, Filesystem, assert_same, files, inode, picture, run, same_inode, seen, set_immutable,
+    set_mtime, text,
 };
 
 /// Guests on a filesystem of their own, with the pool beside them.
@@ -84,10 +84,8 @@ impl Farm {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_equal_files_become_one_protected_inode_and_nothing_else_changes() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let farm = Farm::new(kind);
         let (a, b) = farm.both("usr/bin/tool", vec![7; 300_000]);
@@ -140,9 +138,6 @@ pub fn visible(top: &Path) -> Vec<String> {
 
 /// Two files that differ in one thing stay two inodes.
 fn stay_apart(what: &str, change: impl Fn(&Path)) {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let (a, b) = farm.both("usr/bin/tool", "the same content");
     let (c, d) = farm.both("usr/bin/control", "equal");
@@ -161,37 +156,44 @@ fn keep_mtime(path: &Path, change: impl FnOnce(&Path)) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_content_keeps_files_apart() {
     stay_apart("content", |path| keep_mtime(path, |path| fs::write(path, "the same cOntent").unwrap()));
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_size_keeps_files_apart() {
     stay_apart("size", |path| keep_mtime(path, |path| fs::write(path, "the same content!").unwrap()));
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_mode_keeps_files_apart() {
     stay_apart("mode", |path| fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap());
     stay_apart("set-id", |path| fs::set_permissions(path, fs::Permissions::from_mode(0o4644)).unwrap());
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_owner_keeps_files_apart() {
     stay_apart("owner", |path| std::os::unix::fs::chown(path, Some(1000), None).unwrap());
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_group_keeps_files_apart() {
     stay_apart("group", |path| std::os::unix::fs::chown(path, None, Some(1000)).unwrap());
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_nanosecond_keeps_files_apart() {
     stay_apart("mtime", |path| set_mtime(path, Time { secs: 1_600_000_000, nanos: 123_456_790 }));
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_an_extended_attribute_keeps_files_apart() {
     stay_apart("xattr", |path| {
         drop(run(Command::new("setfattr").args(["-n", "user.x", "-v", "1"]).arg(path)))
@@ -199,20 +201,20 @@ fn privileged_an_extended_attribute_keeps_files_apart() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_an_acl_keeps_files_apart() {
     stay_apart("acl", |path| drop(run(Command::new("setfacl").args(["-m", "u:1000:r"]).arg(path))));
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_capability_keeps_files_apart() {
     stay_apart("capability", |path| drop(run(Command::new("setcap").arg("cap_net_raw+ep").arg(path))));
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_hard_links_of_a_guest_stay_hard_links() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let farm = Farm::new(kind);
         let (a, b) = farm.both("usr/bin/perl", "perl");
@@ -229,10 +231,8 @@ fn privileged_hard_links_of_a_guest_stay_hard_links() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_equal_files_and_hard_links_are_told_apart_when_they_are_made_private_again() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     // Where our hooks keep their state.
     fs::create_dir_all(farm.path("g1/var/lib/cow-hooks")).unwrap();
@@ -255,10 +255,8 @@ fn privileged_equal_files_and_hard_links_are_told_apart_when_they_are_made_priva
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_plain_links_between_guests_move_to_the_pool() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let a = farm.write("g1/usr/bin/tool", "copied with cp -al");
     let b = farm.path("g2/usr/bin/tool");
@@ -270,10 +268,8 @@ fn privileged_plain_links_between_guests_move_to_the_pool() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_never_is_unified_is_left() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let paths =
         ["etc/passwd", "var/lib/x", "home/u/x", "usr/bin/x.dpkg-new", "usr/lib/x.lock", "root/x", "tmp/x"];
@@ -306,10 +302,8 @@ fn privileged_what_never_is_unified_is_left() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_patterns_choose_and_the_first_match_counts() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let docs = farm.both("usr/share/doc/a", "doc");
     let kept = farm.both("usr/share/doc/keep/b", "kept");
@@ -320,10 +314,8 @@ fn privileged_patterns_choose_and_the_first_match_counts() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_reference_guest_unifies_equal_paths_only() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let same = farm.both("usr/bin/tool", "equal");
     let elsewhere = farm.write("g2/usr/bin/renamed", "equal");
@@ -336,10 +328,8 @@ fn privileged_a_reference_guest_unifies_equal_paths_only() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_with_a_reference_guest_files_with_several_names_stay_hard_links() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let link = |path: &Path, name: &str| {
         let name = path.with_file_name(name);
@@ -369,10 +359,8 @@ fn privileged_with_a_reference_guest_files_with_several_names_stay_hard_links() 
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_times_of_modification_may_be_ignored() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let (a, b) = farm.both("usr/bin/tool", "equal");
     set_mtime(&b, Time { secs: 1, nanos: 0 });
@@ -384,10 +372,8 @@ fn privileged_times_of_modification_may_be_ignored() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_dry_run_changes_nothing_and_makes_no_pool() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     farm.both("usr/bin/tool", "equal");
     let before = picture(farm.filesystem.path());
@@ -397,10 +383,8 @@ fn privileged_a_dry_run_changes_nothing_and_makes_no_pool() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_without_protection_links_are_plain() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let (a, b) = farm.both("usr/bin/tool", "equal");
     farm.unify(&["--protection", "none"]);
@@ -417,10 +401,8 @@ fn privileged_without_protection_links_are_plain() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_blocks_are_shared_where_inodes_are_not() {
-    if !privileged() {
-        return;
-    }
     for kind in ["xfs", "btrfs"] {
         let farm = Farm::new(kind);
         let (a, b) = farm.both("usr/bin/tool", vec![9; 1 << 20]);

@@ -6,7 +6,7 @@ use std::path::Path;
 use cow_hooks::sys::file::inode::Inode;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps};
 
-use crate::support::{inode, privileged, text};
+use crate::support::{inode, text};
 use crate::unify::Farm;
 
 /// Makes directories of this name in each other; the last one.
@@ -33,10 +33,8 @@ fn look(dir: &OwnedFd, name: &str) -> Inode {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_paths_longer_than_the_kernel_takes_are_unified_and_made_private_again() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let (shallow, _) = farm.both("usr/bin/tool", "shallow");
     let long = "n".repeat(255);
@@ -86,10 +84,8 @@ fn privileged_paths_longer_than_the_kernel_takes_are_unified_and_made_private_ag
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_path_without_end_is_named_and_the_rest_is_done() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let (a, b) = farm.both("usr/bin/tool", "shallow");
     let dir = deep(&farm.path("g1/usr"), &"n".repeat(255), 150);

@@ -4,14 +4,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
-use crate::support::{assert_same, inode, picture, privileged, run, same_inode, seen, text};
+use crate::support::{assert_same, inode, picture, run, same_inode, seen, text};
 use crate::unify::Farm;
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_full_filesystem_is_refused_and_nothing_is_lost() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let (a, b) = farm.both("usr/bin/tool", vec![1; 3 << 20]);
     farm.filesystem.fill();
@@ -26,10 +24,8 @@ fn privileged_a_full_filesystem_is_refused_and_nothing_is_lost() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_filesystem_that_fills_up_bit_by_bit_is_worked_off_bit_by_bit() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     for number in 0..12u8 {
         farm.both(&format!("usr/lib/{number}"), vec![number + 1; 8 << 20]);
@@ -44,10 +40,8 @@ fn privileged_a_filesystem_that_fills_up_bit_by_bit_is_worked_off_bit_by_bit() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_read_only_filesystem_is_refused() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     farm.both("usr/bin/tool", "equal");
     farm.unify(&[]);
@@ -59,10 +53,8 @@ fn privileged_a_read_only_filesystem_is_refused() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_an_object_of_too_many_links_gets_a_second_inode() {
-    if !privileged() {
-        return;
-    }
     // ext4 allows 65000 links; some are left to those who need one for a moment.
     let farm = Farm::of_size("ext4", 2048);
     for number in 0..70_000 {
@@ -85,10 +77,8 @@ fn privileged_an_object_of_too_many_links_gets_a_second_inode() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_guest_out_of_reach_of_a_link_is_left_out_with_a_remedy() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("btrfs");
     let (a, b) = farm.both("usr/bin/tool", "equal");
     run(Command::new("btrfs").args(["subvolume", "create"]).arg(farm.path("g3")));
@@ -106,10 +96,8 @@ fn privileged_a_guest_out_of_reach_of_a_link_is_left_out_with_a_remedy() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_subvolume_or_mount_within_a_guest_is_left_alone() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("btrfs");
     let (a, b) = farm.both("usr/bin/tool", "equal");
     run(Command::new("btrfs").args(["subvolume", "create"]).arg(farm.path("g1/usr/sub")));
@@ -123,10 +111,8 @@ fn privileged_a_subvolume_or_mount_within_a_guest_is_left_alone() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_guest_in_a_guest_is_a_guest_of_its_own() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let (a, b) = farm.both("usr/bin/tool", "equal");
     let inner = farm.write("g1/srv/inner/usr/bin/tool", "equal");
@@ -138,10 +124,8 @@ fn privileged_a_guest_in_a_guest_is_a_guest_of_its_own() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_pool_that_a_guest_could_reach_is_refused() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let (code, said) = farm.refused(&["--pool", "g1/pool", "g1", "g2"]);
     assert_eq!(code, 3, "{said}");
@@ -158,10 +142,8 @@ fn privileged_a_pool_that_a_guest_could_reach_is_refused() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_without_the_capability_nothing_is_begun() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     farm.both("usr/bin/tool", "equal");
     let before = (picture(&farm.path("g1")), picture(&farm.path("g2")));
@@ -180,10 +162,8 @@ fn privileged_without_the_capability_nothing_is_begun() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_file_that_is_open_for_writing_is_left() {
-    if !privileged() {
-        return;
-    }
     for kind in crate::support::FILESYSTEMS {
         let farm = Farm::new(kind);
         let (a, b) = farm.both("usr/bin/open", "equal");
@@ -224,10 +204,8 @@ impl Drop for Mapping {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_guest_whose_package_manager_is_at_work_is_left_out() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let (a, b) = farm.both("usr/bin/tool", "equal");
     farm.write("g2/var/lib/cow-hooks/members/1", "1 1 0 0\n");
@@ -240,10 +218,8 @@ fn privileged_a_guest_whose_package_manager_is_at_work_is_left_out() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_two_at_once_do_not_meet() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     farm.both("usr/bin/tool", "equal");
     farm.unify(&[]);

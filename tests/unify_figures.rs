@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{FILESYSTEMS, privileged, run, same_inode, seen, text};
+use crate::support::{FILESYSTEMS, run, same_inode, seen, text};
 use crate::unify::Farm;
 
 /// Bytes in use, once everything is written.
@@ -45,10 +45,8 @@ fn content(number: usize, length: usize) -> Vec<u8> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_links_free_is_what_the_filesystem_gets_back() {
-    if !privileged() {
-        return;
-    }
     for kind in FILESYSTEMS {
         let farm = Farm::new(kind);
         for number in 0..24 {
@@ -70,10 +68,8 @@ fn privileged_what_links_free_is_what_the_filesystem_gets_back() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_shared_blocks_free_what_the_filesystem_gets_back_and_nothing_twice() {
-    if !privileged() {
-        return;
-    }
     for kind in ["xfs", "btrfs"] {
         let farm = Farm::new(kind);
         for number in 0..24 {
@@ -100,10 +96,8 @@ fn privileged_shared_blocks_free_what_the_filesystem_gets_back_and_nothing_twice
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_is_mounted_again_is_not_read_again() {
-    if !privileged() {
-        return;
-    }
     for (kind, share) in [("ext4", "hardlink"), ("xfs", "reflink"), ("btrfs", "reflink")] {
         let farm = Farm::new(kind);
         for number in 0..60 {
@@ -131,10 +125,8 @@ fn privileged_what_is_mounted_again_is_not_read_again() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_subvolumes_whose_inodes_have_equal_numbers_share_blocks() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("btrfs");
     for guest in ["s1", "s2"] {
         run(Command::new("btrfs").args(["subvolume", "create"]).arg(farm.path(guest)));
@@ -171,10 +163,8 @@ fn privileged_subvolumes_whose_inodes_have_equal_numbers_share_blocks() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_was_replaced_does_not_stay_in_a_pool_of_blocks() {
-    if !privileged() {
-        return;
-    }
     for kind in ["xfs", "btrfs"] {
         let farm = Farm::new(kind);
         let mut first = 0;
@@ -213,10 +203,8 @@ fn privileged_what_was_replaced_does_not_stay_in_a_pool_of_blocks() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_files_within_their_inodes_are_neither_taken_nor_counted() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("btrfs");
     let (a, b) = farm.both("usr/inline", content(1, 700));
     farm.both("usr/large", content(2, 1 << 20));

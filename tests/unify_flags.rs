@@ -7,7 +7,7 @@ use std::process::Command;
 use cow_hooks::sys::file::inode::Time;
 use cow_hooks::sys::file::traits::Traits;
 
-use crate::support::{inode, privileged, run, same_inode, seen, set_mtime, text};
+use crate::support::{inode, run, same_inode, seen, set_mtime, text};
 use crate::unify::Farm;
 
 fn traits(path: &Path) -> Traits {
@@ -28,10 +28,8 @@ fn flagged(farm: &Farm, path: &str, flag: Option<&str>, content: &[u8]) -> PathB
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_files_of_equal_flags_become_one_with_them_and_others_stay_apart() {
-    if !privileged() {
-        return;
-    }
     let kinds: [(&str, &[&str]); 3] = [
         ("ext4", &["+d", "+A", "+S", "+s", "+u", "+c"]),
         ("xfs", &["+d", "+A", "+S"]),
@@ -76,10 +74,8 @@ fn privileged_files_of_equal_flags_become_one_with_them_and_others_stay_apart() 
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_files_of_other_projects_are_neither_copied_nor_complained_of() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("xfs");
     let (a, b) = farm.both("usr/bin/tool", "equal");
     for number in 0..30 {
@@ -121,10 +117,8 @@ fn privileged_files_of_other_projects_are_neither_copied_nor_complained_of() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_files_without_copy_on_write_share_blocks_with_their_like() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("btrfs");
     let content = vec![5; 300_000];
     let cow = ["g1", "g2"].map(|guest| flagged(&farm, &format!("{guest}/usr/cow"), None, &content));
@@ -143,10 +137,8 @@ fn privileged_files_without_copy_on_write_share_blocks_with_their_like() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_one_line_says_why_many_files_are_not_done() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("ext4");
     let pairs: Vec<_> = (0..40).map(|n| farm.both(&format!("usr/lib/{n}"), format!("file {n}"))).collect();
     let failing = |more: &[&str]| {

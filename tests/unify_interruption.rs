@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use cow_hooks::sys::file::inode::Kind;
 
 use crate::support::strace::{beyond, killed_at_each, traced};
-use crate::support::{FILESYSTEMS, entries, inode, privileged, same_inode, set_immutable, text};
+use crate::support::{FILESYSTEMS, entries, inode, same_inode, set_immutable, text};
 use crate::unify::{Farm, visible};
 
 /// Pairs of equal files a run is about.
@@ -57,9 +57,6 @@ fn protect_objects(farm: &Farm, protected: bool) {
 }
 
 fn killed_everywhere(kind: &str) {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new(kind);
     let command = farm.command(&["--scope", "all", "g1", "g2"]);
     let number = Cell::new(0);
@@ -105,16 +102,19 @@ fn killed_everywhere(kind: &str) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_cow_unify_killed_at_any_call_loses_nothing_on_ext4() {
     killed_everywhere(FILESYSTEMS[0]);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_cow_unify_killed_at_any_call_loses_nothing_on_xfs() {
     killed_everywhere(FILESYSTEMS[1]);
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_cow_unify_killed_at_any_call_loses_nothing_on_btrfs() {
     killed_everywhere(FILESYSTEMS[2]);
 }
@@ -127,10 +127,8 @@ fn kept(farm: &Farm) -> Vec<PathBuf> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_what_guests_do_to_the_leftovers_of_a_killed_run_stops_no_other_run() {
-    if !privileged() {
-        return;
-    }
     let killed = (3..20).find_map(|nth| {
         let farm = Farm::new("ext4");
         let round = round(&farm, nth);

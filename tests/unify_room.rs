@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FallocateFlags;
 
-use crate::support::{inode, privileged, run, same_inode, set_mtime, text};
+use crate::support::{inode, run, same_inode, set_mtime, text};
 use crate::unify::Farm;
 
 /// What copies leave free by default.
@@ -51,10 +51,8 @@ fn assert_all_same(pairs: &[(PathBuf, PathBuf)], what: &str) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_file_that_does_not_fit_is_named_and_all_others_are_unified() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::of_size("ext4", 256);
     // The first by its path, so that it would be the first to be copied.
     let big = farm.both("opt/a-big", bytes(1, 40 << 20));
@@ -75,10 +73,8 @@ fn privileged_a_file_that_does_not_fit_is_named_and_all_others_are_unified() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_holes_take_neither_room_nor_time() {
-    if !privileged() {
-        return;
-    }
     for kind in ["ext4", "xfs"] {
         let farm = Farm::of_size(kind, 512);
         let sparse = |path: &str, size: u64, data: &[(u64, &[u8])]| {
@@ -123,10 +119,8 @@ fn privileged_holes_take_neither_room_nor_time() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_few_free_inodes_are_enough() {
-    if !privileged() {
-        return;
-    }
     for free in [20, 300] {
         // 10 240 inodes in all.
         let farm = Farm::of_size("ext4", 40);
@@ -147,10 +141,8 @@ fn privileged_few_free_inodes_are_enough() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_no_free_inode_is_said_of_the_files() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::of_size("ext4", 40);
     farm.both("usr/bin/first", "equal");
     farm.unify(&[]);
@@ -166,10 +158,8 @@ fn privileged_no_free_inode_is_said_of_the_files() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_whatever_there_is_too_little_of_ends_no_run() {
-    if !privileged() {
-        return;
-    }
     for error in ["ENOSPC", "EDQUOT", "ENOMEM", "EFBIG", "EIO"] {
         let farm = Farm::of_size("ext4", 64);
         let pairs: Vec<_> = (0..6).map(|n| farm.both(&format!("usr/lib/{n}"), bytes(n, 50_000))).collect();
@@ -201,10 +191,8 @@ fn privileged_whatever_there_is_too_little_of_ends_no_run() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_file_larger_than_a_process_may_make_is_named() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::of_size("ext4", 64);
     let (large, small) =
         (farm.both("usr/bin/large", bytes(1, 3 << 20)), farm.both("usr/bin/small", bytes(2, 9000)));
@@ -217,10 +205,8 @@ fn privileged_a_file_larger_than_a_process_may_make_is_named() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_few_open_files_are_enough() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::of_size("ext4", 64);
     let pairs: Vec<_> = (0..60).map(|n| farm.both(&format!("usr/lib/d{n}/file"), bytes(n, 20_000))).collect();
     let output = wrapped(&farm, &["sh", "-c", "ulimit -n 40; exec \"$@\"", "sh"]);
@@ -232,10 +218,8 @@ fn privileged_few_open_files_are_enough() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_quota_is_said_of_the_files_and_what_was_done_stays_so() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("btrfs");
     let first = farm.both("usr/bin/first", bytes(1, 50_000));
     farm.unify(&[]);
@@ -255,10 +239,8 @@ fn privileged_a_quota_is_said_of_the_files_and_what_was_done_stays_so() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_on_a_full_filesystem_what_needs_no_room_is_done() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::of_size("ext4", 64);
     farm.both("usr/bin/first", bytes(1, 50_000));
     farm.unify(&[]);

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use crate::support::{FILESYSTEMS, Filesystem, inode, privileged, run, same_inode, text};
+use crate::support::{FILESYSTEMS, Filesystem, inode, run, same_inode, text};
 use crate::unify::Farm;
 
 const MARK: &[u8] = b"none of the disk's other blocks begins like this one ";
@@ -40,10 +40,8 @@ fn spoil(farm: Farm, most: usize) -> Farm {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_a_file_that_cannot_be_read_is_named_with_the_reason() {
-    if !privileged() {
-        return;
-    }
     assert_eq!(FILESYSTEMS[2], "btrfs");
     let farm = Farm::new("btrfs");
     farm.both("usr/bin/bad", content());
@@ -62,10 +60,8 @@ fn privileged_a_file_that_cannot_be_read_is_named_with_the_reason() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_an_object_that_cannot_be_read_is_named_and_no_guests_file() {
-    if !privileged() {
-        return;
-    }
     let farm = Farm::new("btrfs");
     farm.both("usr/bin/bad", content());
     farm.unify(&[]);
@@ -89,10 +85,8 @@ fcntl.ioctl(fd, 0x800C6613, struct.pack("=BBBBB3s16s", 2, 1, 4, 3, 0, b"", bytes
 "#;
 
 #[test]
+#[ignore = "needs root"]
 fn privileged_no_copy_of_an_encrypted_file_is_made_in_a_pool_that_is_not() {
-    if !privileged() {
-        return;
-    }
     let image = Filesystem::new("ext4", 64).into_image();
     let device = format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd());
     run(Command::new("tune2fs").args(["-O", "encrypt"]).arg(device));

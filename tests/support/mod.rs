@@ -26,15 +26,6 @@ use rustix::fs::IFlags;
 /// The filesystems everything must hold on.
 pub const FILESYSTEMS: [&str; 3] = ["ext4", "xfs", "btrfs"];
 
-/// Whether privileged tests can run; says so if not.
-pub fn privileged() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("skipped: needs root");
-    }
-    root
-}
-
 /// A filesystem on a loop device; gone when dropped, by a panic too.
 ///
 /// Its image has no name, so it vanishes with the mount, which vanishes with the mount namespace at the latest.

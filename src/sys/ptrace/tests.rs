@@ -740,31 +740,3 @@ fn a_shell_goes_on_behind_the_filter_its_own_child_gave_it() {
         assert_eq!(lines, ["free", "7", "3", "filtered", "8", "same"], "{shell}");
     }
 }
-
-/// Not a test: how long it takes.
-#[test]
-#[ignore = "measures"]
-fn time() {
-    let mut times: Vec<_> = std::iter::repeat_with(|| {
-        let waiting = Waiting::new();
-        let begun = Instant::now();
-        may_listen_in(waiting.pid).unwrap();
-        let may = begun.elapsed();
-        let begun = Instant::now();
-        let listener = listen_in(waiting.pid, &notifying(ASKED), 0).unwrap();
-        let whole = begun.elapsed();
-        drop(listener);
-        let waiting = Waiting::new();
-        let begun = Instant::now();
-        let listener = attempt_alone(waiting.pid).unwrap();
-        let alone = begun.elapsed();
-        drop(listener);
-        [whole, alone, may]
-    })
-    .take(500)
-    .collect();
-    for (of, name) in ["listen_in", "of it, in the process", "may_listen_in"].into_iter().enumerate() {
-        times.sort_by_key(|times| times[of]);
-        println!("{name}: median {:?}, 99 % {:?}", times[250][of], times[495][of]);
-    }
-}

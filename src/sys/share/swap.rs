@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::gate::{self, Closed};
+use super::gate;
 use super::lease::Lease;
 use super::lock;
 use crate::sys::file::inode::{Inode, InodeId};
@@ -120,32 +120,6 @@ impl Shared {
     /// `change` must leave nothing behind where it fails. The flag is set again whatever `change` returns, unless no
     /// name of the inode is left.
     pub fn change_names(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
-        self.change_with(Some(gate::close), change)
-    }
-
-    /// As [`Shared::change_names`]. Without the lock another process may close the window, so `EPERM` is tried again.
-    pub fn persist(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
-        let mut all = Change::default();
-        for _ in 1..TRIES {
-            match self.change_names(&change) {
-                Err(Error::Unchanged(e)) if e.raw_os_error() == Some(libc::EPERM) => all.window = true,
-                changed => return changed.map(|change| change.and(all)),
-            }
-        }
-        self.change_names(change).map(|change| change.and(all))
-    }
-
-    /// As [`Shared::change_names`], but with a lease alone to tell of writers: to measure what the gate is good for.
-    #[doc(hidden)]
-    pub fn change_names_ungated(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
-        self.change_with(None, change)
-    }
-
-    fn change_with(
-        &self,
-        gate: Option<fn(BorrowedFd<'_>, InodeId) -> Option<Closed>>,
-        change: impl Fn() -> rustix::io::Result<()>,
-    ) -> Result<Change, Error> {
         match change() {
             Ok(()) => return Ok(Change::default()),
             Err(Errno::PERM) => {}
@@ -158,7 +132,7 @@ impl Shared {
         // A lease fails where a writer is already there (not of our making), or where there are none.
         let lease = Lease::take(self.fd.as_fd()).ok().flatten();
         // On ext4, too: it takes no writes while the flag is set, but in the next window it would.
-        let gate = gate.and_then(|close| close(self.fd.as_fd(), before.inode.id));
+        let gate = gate::close(self.fd.as_fd(), before.inode.id);
 
         let window = Window::open(&self.fd)?;
         let changed = change();
@@ -177,6 +151,18 @@ impl Shared {
             contested: broken == Some(true) || turned_away || undone != Undone::Nothing,
             leaked: passed || undone == Undone::NotAll,
         })
+    }
+
+    /// As [`Shared::change_names`]. Without the lock another process may close the window, so `EPERM` is tried again.
+    pub fn persist(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
+        let mut all = Change::default();
+        for _ in 1..TRIES {
+            match self.change_names(&change) {
+                Err(Error::Unchanged(e)) if e.raw_os_error() == Some(libc::EPERM) => all.window = true,
+                changed => return changed.map(|change| change.and(all)),
+            }
+        }
+        self.change_names(change).map(|change| change.and(all))
     }
 
     /// Puts back what others changed besides names and content while the flag was clear.
