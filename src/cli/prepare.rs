@@ -15,7 +15,7 @@ use crate::detach::preflight::Refusal;
 use crate::detach::recover::Recovered;
 use crate::detach::survey::{Left, Surveyor};
 use crate::exit::Exit;
-use crate::package::installed::Managers;
+use crate::package::Managers;
 use crate::report::{Reason, Shown, size};
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::path::resolve::Resolver;

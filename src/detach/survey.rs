@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::lift::Layers;
 use crate::inspect::{Verdict, inspect};
-use crate::package::installed::Managers;
+use crate::package::Managers;
 use crate::package::owners::Owners;
 use crate::parallel;
 use crate::policy::pattern::PatternSet;

@@ -1,4 +1,4 @@
-//! What is installed in a guest, by whichever package managers it has.
+//! What is installed in a guest, whichever package manager it has: what the databases of all of them say.
 //!
 //! A guest is not trusted: what its packages list is read one package after the other, and not without end.
 
@@ -7,11 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::canonical::Canonical;
-use super::dpkg::Admindir;
-use super::pacman::Pacman;
-use super::rpm::Rpm;
 use super::{PackageManager, Packages};
-use crate::package::dpkg::after::Dpkg;
 use crate::report::{Reason, Shown};
 use crate::sys::path::root::Root;
 
@@ -131,42 +127,6 @@ pub trait Database {
     fn witnesses(&self) -> Vec<PathBuf>;
 }
 
-/// All package managers of a guest, as one.
-pub struct Managers<'r> {
-    root: &'r Root,
-    databases: [Box<dyn Database + 'r>; 3],
-}
-
-impl<'r> Managers<'r> {
-    /// Those of the guest at `root`, their databases in the usual places.
-    pub fn new(root: &'r Root) -> Managers<'r> {
-        let databases: [Box<dyn Database>; 3] = [
-            Box::new(Dpkg::new(root, Admindir::usual())),
-            Box::new(Rpm::new(root, None)),
-            Box::new(Pacman::new(root, None)),
-        ];
-        Managers { root, databases }
-    }
-}
-
-impl Database for Managers<'_> {
-    fn root(&self) -> &Root {
-        self.root
-    }
-
-    fn each(&self, visit: &mut Visit<'_>) -> Result<bool, Error> {
-        let mut found = false;
-        for database in &self.databases {
-            found |= database.each(visit)?;
-        }
-        Ok(found)
-    }
-
-    fn witnesses(&self) -> Vec<PathBuf> {
-        self.databases.iter().flat_map(|database| database.witnesses()).collect()
-    }
-}
-
 /// Gives the canonical paths of what packages list, up to [`MOST_LISTED`].
 pub struct Listing<'r> {
     canonical: Canonical<'r>,
@@ -247,20 +207,16 @@ pub(super) fn may_be_since(seconds: i64, since: i64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-    use std::path::Path;
-
     use super::*;
     use crate::package::testing::Guest;
-    use crate::sys::file::times::TICK;
 
     /// A package of any manager.
-    struct Some {
+    struct Package {
         path: String,
         times: usize,
     }
 
-    impl Entry for Some {
+    impl Entry for Package {
         fn name(&self) -> Cow<'_, str> {
             "some".into()
         }
@@ -279,52 +235,12 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_may_have_several_package_managers() {
-        let guest = Guest::new();
-        let root = guest.root();
-        guest.install("a", "all", "Conffiles:\n /etc/a 00", &["/usr/bin/a"]);
-        guest.install_rpm("bash", 1, &[(b"/usr/bin/b", 0, 0), (b"/etc/b", 1, 0), (b"/var/b", 1 << 6, 0)]);
-        guest.write("/var/lib/pacman/local/c-1/desc", b"%NAME%\nc\n");
-        guest.write("/var/lib/pacman/local/d-1/files", b"%FILES%\nusr/bin/d\n\n%BACKUP%\netc/d\t00\n");
-        std::thread::sleep(TICK);
-        let managers = Managers::new(&root);
-        let packages = managers.after_run(0).unwrap();
-        let configuration: BTreeSet<_> = packages.configuration.iter().map(PathBuf::as_path).collect();
-        assert!(configuration.into_iter().eq(["/etc/a", "/etc/b", "/etc/d", "/var/b"].map(Path::new)));
-        assert!(packages.unfinished.iter().eq([Path::new("/usr/bin/d")]));
-        let unpacked = ["/etc/b", "/usr/bin/a", "/usr/bin/b", "/usr/bin/d", "/var/b"];
-        assert!(packages.unpacked.iter().eq(unpacked.map(Path::new)), "{packages:?}");
-        assert_eq!(managers.essential().unwrap().len(), 3);
-    }
-
-    #[test]
-    fn a_guest_may_have_none() {
-        let guest = Guest::bare();
-        let root = guest.root();
-        let managers = Managers::new(&root);
-        assert!(!managers.each(&mut |_| Ok(())).unwrap());
-        assert!(managers.after_run(0).unwrap().unpacked.is_empty());
-    }
-
-    #[test]
-    fn a_database_that_is_not_read_keeps_no_run_from_being_settled() {
-        let guest = Guest::new();
-        guest.install("a", "all", "", &["/usr/bin/a"]);
-        guest.write("/var/lib/rpm/Packages", b"");
-        let root = guest.root();
-        let managers = Managers::new(&root);
-        assert!(managers.each(&mut |_| Ok(())).unwrap_err().is_unsupported());
-        assert_eq!(managers.after_run(0).unwrap().unpacked.len(), 1);
-        assert!(managers.essential().is_ok());
-    }
-
-    #[test]
     fn paths_are_not_taken_without_end() {
         let guest = Guest::bare();
         let root = guest.root();
         let take = |path: String, times| {
             let mut taken = 0;
-            Listing::new(&root).files(&Some { path, times }, Part::All, |_| taken += 1).map(|()| taken)
+            Listing::new(&root).files(&Package { path, times }, Part::All, |_| taken += 1).map(|()| taken)
         };
         assert_eq!(take("/a".into(), 9).unwrap(), 9);
         // Nothing can have a name that long; it takes its part of what there is, nevertheless.

@@ -1,8 +1,8 @@
 //! What a package touches: package managers' streams, databases and archives, read only.
 //!
-//! `apt` reads what apt is about to do, `dpkg` what dpkg has done and is told to do, `deb` what an archive
-//! holds; `control` and `lists` are the text formats they share. `dpkg::plan` puts them together. `rpm` and `pacman`
-//! read what these have installed; `installed` and `owners` are for all that a guest has.
+//! [`dpkg`] reads what apt and dpkg are about to do and what they have installed, [`rpm`] and [`pacman`] what these have
+//! installed. [`Managers`] are all that a guest has, [`installed`] what they have in common; [`owners`] says which package
+//! lists a path.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 pub mod canonical;
 pub mod dpkg;
 pub mod installed;
+mod managers;
 pub mod owners;
 pub mod pacman;
 pub mod rpm;
@@ -22,7 +23,7 @@ pub mod steady;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use installed::Managers;
+pub use managers::Managers;
 
 /// What a package manager says when it has run. Paths are canonical.
 #[derive(Debug, Default)]

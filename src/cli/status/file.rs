@@ -11,7 +11,7 @@ use crate::detach::lift::Layers;
 use crate::detach::preflight::Refusal;
 use crate::detach::survey::{Found, Surveyor};
 use crate::inspect::{Verdict, inspect};
-use crate::package::installed::Managers;
+use crate::package::Managers;
 use crate::package::owners::Owners;
 use crate::report::{Shown, json_path, size};
 use crate::state::store::{self, Store};

@@ -12,7 +12,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::rules::{self, Choice, Rules};
-use crate::package::installed::{self, Database, Listing, Managers, Part};
+use crate::package::Managers;
+use crate::package::installed::{self, Database, Listing, Part};
 use crate::package::steady::Witness;
 use crate::policy::PatternSet;
 use crate::policy::pattern::Name;
