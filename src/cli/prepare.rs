@@ -11,7 +11,6 @@ use serde::Serialize;
 
 use super::bar::Bar;
 use super::{Named, Problem, failed, guest, guest_path};
-use crate::detach::preflight::Refusal;
 use crate::detach::recover::Recovered;
 use crate::detach::survey::{Left, Surveyor};
 use crate::exit::Exit;
@@ -20,7 +19,7 @@ use crate::report::{Reason, Shown, size};
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::path::resolve::Resolver;
 use crate::sys::path::root::Root;
-use crate::transaction::{Begun, Guest, Purpose};
+use crate::transaction::{Begun, Guest, Purpose, Refusal};
 
 /// Give unified files private copies, so that they can be changed.
 #[derive(Debug, Parser)]

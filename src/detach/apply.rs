@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::Watch;
-use super::preflight::Refusal;
+use super::error::Error;
 use super::survey::Found;
+use super::watch::Watch;
 use crate::ledger::{Copy, Entry, Intent, Ledger};
 use crate::parallel;
 use crate::report::{Reason, Shown};
@@ -110,7 +110,7 @@ impl Detacher<'_> {
     ///
     /// # Errors
     /// A refusal: nothing has changed. What fails later, for one name, is in the outcome.
-    pub fn detach(&self, ledger: &mut Ledger, unified: Vec<Found>) -> Result<Outcome, Refusal> {
+    pub fn detach(&self, ledger: &mut Ledger, unified: Vec<Found>) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
         let crossing = self.batch(ledger, unified, false, &mut outcome)?;
         // A directory the stash cannot be renamed into although it is on the same mount (XFS project quota).
@@ -133,7 +133,7 @@ impl Detacher<'_> {
         files: Vec<Found>,
         beside: bool,
         outcome: &mut Outcome,
-    ) -> Result<Vec<Found>, Refusal> {
+    ) -> Result<Vec<Found>, Error> {
         let intents = self.intents(&files, beside)?;
         let entries = ledger.record(&intents)?;
         let jobs: Vec<Job> =
@@ -192,7 +192,7 @@ impl Detacher<'_> {
         Ok(crossing)
     }
 
-    fn intents(&self, files: &[Found], beside: bool) -> Result<Vec<Intent>, Refusal> {
+    fn intents(&self, files: &[Found], beside: bool) -> Result<Vec<Intent>, Error> {
         let mut handles: HashMap<InodeId, Option<Vec<u8>>> = HashMap::new();
         let mut dirs = Directories::new(self.root);
         let mut intents = Vec::with_capacity(files.len());
@@ -200,7 +200,7 @@ impl Detacher<'_> {
             let handle = match handles.get(&inode.id) {
                 Some(known) => known.clone(),
                 None => {
-                    let at = |source| Refusal::Copy { path: place.path(), source };
+                    let at = |source| Error::Copy { path: place.path(), source };
                     let dir = dirs.open(&place.dir).map_err(at)?;
                     let handle = Handle::at(dir, &place.name).ok().map(|handle| handle.as_bytes().to_vec());
                     handles.insert(inode.id, handle.clone());
@@ -222,7 +222,7 @@ impl Detacher<'_> {
     }
 
     /// Copies each file once; its further names become links of the copy.
-    fn copy_all(&self, jobs: &[Job]) -> Result<u64, Refusal> {
+    fn copy_all(&self, jobs: &[Job]) -> Result<u64, Error> {
         let links = match self.manner {
             Manner::Batch => {
                 HardLinks::read(self.root).inspect_err(|e| log::debug!("hard links: {}", Reason(e)))
@@ -252,7 +252,7 @@ impl Detacher<'_> {
         let mut dirs = Directories::new(self.root);
         for (follower, path) in followers {
             let leader = leaders[&file(follower, path)];
-            let at = |source| Refusal::Copy { path: path.clone(), source };
+            let at = |source| Error::Copy { path: path.clone(), source };
             let from_dir =
                 dirs.open(&leader.entry.intent.place.dir).map_err(at)?.try_clone_to_owned().map_err(at)?;
             let to_dir = dirs.open(&follower.entry.intent.place.dir).map_err(at)?;
@@ -271,10 +271,10 @@ impl Detacher<'_> {
         Ok(bytes)
     }
 
-    fn copy_in(&self, dir: &Path, jobs: &[&Job]) -> Result<u64, Refusal> {
+    fn copy_in(&self, dir: &Path, jobs: &[&Job]) -> Result<u64, Error> {
         let copier = Copier::default();
         let mut bytes = 0;
-        let fail = |name: &Job, source| Refusal::Copy { path: name.entry.intent.place.path(), source };
+        let fail = |name: &Job, source| Error::Copy { path: name.entry.intent.place.path(), source };
         let dir_fd = self.root.open_dir(dir).map_err(|e| fail(jobs[0], e))?;
         let modified = Inode::of(&dir_fd).map(|inode| inode.mtime);
         for job in jobs {
@@ -338,7 +338,7 @@ impl Detacher<'_> {
     }
 
     /// Flushes each filesystem of the batch, in that manner.
-    fn sync(&self, jobs: &[Job]) -> Result<(), Refusal> {
+    fn sync(&self, jobs: &[Job]) -> Result<(), Error> {
         if self.manner == Manner::Single {
             return Ok(());
         }
@@ -349,11 +349,11 @@ impl Detacher<'_> {
             }
             done.push(job.inode.id.dev);
             let dir = &job.entry.intent.place.dir;
-            let at = |source| Refusal::State { path: dir.clone(), source };
+            let at = |source| Error::State { path: dir.clone(), source };
             filesystem::sync(self.root.open_dir(dir).map_err(at)?).map_err(at)?;
         }
         if !done.is_empty() {
-            let at = |source| Refusal::State { path: PathBuf::from(STATE_DIR), source };
+            let at = |source| Error::State { path: PathBuf::from(STATE_DIR), source };
             let same = Inode::of(self.store.stash()).map_err(at)?.id.dev;
             if !done.contains(&same) {
                 filesystem::sync(self.store.stash()).map_err(at)?;

@@ -2,33 +2,19 @@
 //!
 //! Nothing is recorded: the shared file is in a layer that nothing here can change.
 
-use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::Watch;
 use super::apply::{Failure, Outcome};
+use super::layers::Layers;
 use super::survey::Found;
+use super::watch::Watch;
 use crate::report::Reason;
 use crate::sys::file::inode::Inode;
 use crate::sys::file::layer;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::Root;
 use crate::sys::share::swap::Name;
-
-/// Which mounts have files in layers; each is asked once.
-#[derive(Debug, Default)]
-pub struct Layers {
-    known: HashMap<u64, bool>,
-}
-
-impl Layers {
-    /// Whether a file, which is in the directory `dir`, is on such a mount.
-    pub fn hold(&mut self, root: &Root, dir: &Path, inode: &Inode) -> bool {
-        let look = || root.open_dir(dir).and_then(layer::is_layered).unwrap_or(false);
-        *self.known.entry(inode.mount).or_insert_with(look)
-    }
-}
 
 /// Takes the files in layers out of `unified`.
 pub fn take_layered(root: &Root, unified: &mut Vec<Found>) -> Vec<Found> {

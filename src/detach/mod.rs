@@ -4,27 +4,13 @@
 //! makes the copies and gives them the names, `lift` has the kernel copy what is in layers.
 
 pub mod apply;
+mod error;
+pub mod layers;
 pub mod lift;
 pub mod preflight;
 pub mod recover;
 pub mod survey;
+mod watch;
 
-/// Somebody who watches a batch being copied.
-pub trait Watch: Sync + std::fmt::Debug {
-    /// The batch begins.
-    fn begin(&self, files: u64, bytes: u64);
-    /// Some of it is done.
-    fn add(&self, files: u64, bytes: u64);
-    /// The batch is over.
-    fn end(&self);
-}
-
-/// Nobody watches.
-#[derive(Debug)]
-pub struct Unwatched;
-
-impl Watch for Unwatched {
-    fn begin(&self, _: u64, _: u64) {}
-    fn add(&self, _: u64, _: u64) {}
-    fn end(&self) {}
-}
+pub use self::error::Error;
+pub use self::watch::{Unwatched, Watch};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::ledger::{Copy, Entry, Ledger, State, Window};
 use crate::report::{Reason, Shown};
-use crate::state::store::Store;
+use crate::state::store::{STATE_DIR, Store};
 use crate::sys::file::filesystem;
 use crate::sys::file::handle::Handle;
 use crate::sys::file::inode::Inode;
@@ -18,10 +18,20 @@ use crate::sys::path::root::Root;
 use crate::sys::process::{ProcessId, Processes};
 use crate::sys::share::gate;
 use crate::sys::share::swap::{self, Name, Shared};
-use crate::transaction::Error;
 
 /// How long the lock on a shared inode is waited for before it is protected without.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Why nothing could be recovered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The ledger could not be read or written.
+    #[error(transparent)]
+    Ledger(#[from] crate::ledger::Error),
+    /// The stash could not be listed or flushed.
+    #[error("{STATE_DIR}/stash: {}", Reason(.0))]
+    Stash(#[source] io::Error),
+}
 
 /// What recovery found and did.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -53,7 +63,7 @@ pub fn recover(
     patience: Duration,
 ) -> Result<Recovered, Error> {
     // Names first: a supervisor records what it is about to put there, without the lock.
-    let names = own_files::names(store.stash()).map_err(Error::stash)?;
+    let names = own_files::names(store.stash()).map_err(Error::Stash)?;
     let entries = ledger.entries()?;
     let in_stash = entries.iter().filter(|entry| !entry.intent.beside);
     let known: HashSet<_> = in_stash.flat_map(|entry| [entry.temporary(), entry.stashed()]).collect();
@@ -74,7 +84,7 @@ pub fn recover(
         }
     }
     if !over.is_empty() || !detached.is_empty() || !dead.is_empty() {
-        filesystem::sync(store.stash()).map_err(Error::stash)?;
+        filesystem::sync(store.stash()).map_err(Error::Stash)?;
         ledger.detached(&detached, &over)?;
         dead.into_iter().try_for_each(|owner| ledger.withdraw(owner))?;
     }

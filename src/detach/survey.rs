@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::Serialize;
 
-use super::lift::Layers;
+use super::layers::Layers;
 use crate::inspect::{Verdict, inspect};
 use crate::package::Managers;
 use crate::package::owners::Owners;

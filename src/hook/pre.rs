@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use super::SWITCH;
 use crate::detach::Unwatched;
-use crate::detach::preflight::Refusal;
 use crate::detach::survey::{Left, Surveyor};
 use crate::inspect::Verdict;
 use crate::package::PackageManager;
@@ -15,7 +14,7 @@ use crate::report::{Reason, Shown, size};
 use crate::state::members::Member;
 use crate::supervise;
 use crate::sys::path::root::Root;
-use crate::transaction::{Begun, Guest, Purpose, Supervise};
+use crate::transaction::{Begun, Guest, Purpose, Refusal, Supervise};
 
 /// How many files are named for one reason.
 const SHOWN: usize = 10;

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::store::STATE_DIR;
+use super::store::{STATE_DIR, Store};
+use crate::report::Reason;
 use crate::sys::file::inode::{Inode, InodeId, Kind, Time};
 use crate::sys::path::own_files;
 use crate::sys::path::resolve::is_absent;
@@ -168,6 +169,14 @@ impl HardLinks {
         }
         Some(links)
     }
+}
+
+/// Forgets which names were hard links of shared files, as far as they are not shared any more; while originals wait to
+/// come back, that is not known.
+pub fn prune(root: &Root, store: &Store) {
+    let pruned = own_files::names(store.stash())
+        .and_then(|waiting| if waiting.is_empty() { HardLinks::prune(root) } else { Ok(()) });
+    pruned.unwrap_or_else(|e| log::debug!("hard links: {}", Reason(e)));
 }
 
 /// Changes what is written down in a guest; where nothing is, only if that is to `begin`.

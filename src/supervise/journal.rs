@@ -13,13 +13,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::links::Links;
-use crate::detach::Unwatched;
 use crate::detach::apply::{Detacher, Manner, Outcome};
-use crate::detach::preflight::Refusal;
-use crate::detach::recover;
 use crate::detach::survey::Found;
+use crate::detach::{self, Unwatched, recover};
 use crate::ledger::{Entry, Intent, Ledger, Window};
 use crate::report::{Reason, Shown};
+use crate::state::hard_links;
 use crate::state::store::Store;
 use crate::sys::file::filesystem;
 use crate::sys::file::handle::Handle;
@@ -29,7 +28,6 @@ use crate::sys::path::root::Root;
 use crate::sys::path::{own_files, tree};
 use crate::sys::process::ProcessId;
 use crate::sys::share::gate;
-use crate::transaction::settle::prune_links;
 
 /// How long another window of an inode is waited for.
 pub const LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -45,13 +43,13 @@ pub enum Error {
     Ledger(#[from] crate::ledger::Error),
     /// No private copy was made.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] detach::Error),
     /// A file or directory of ours.
     #[error("{}", Reason(.0))]
     Io(#[from] io::Error),
     /// Something that was begun could not be ended.
     #[error(transparent)]
-    Recovery(#[from] crate::transaction::Error),
+    Recovery(#[from] recover::Error),
 }
 
 /// Ends what a worker of `owner` had begun when it died: until then a shared inode may be without its protection.
@@ -75,9 +73,9 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> io::Error {
         let number = match &error {
             Error::Io(e)
-            | Error::Refused(Refusal::Copy { source: e, .. } | Refusal::State { source: e, .. }) => {
-                e.raw_os_error()
-            }
+            | Error::Refused(
+                detach::Error::Copy { source: e, .. } | detach::Error::State { source: e, .. },
+            ) => e.raw_os_error(),
             _ => None,
         };
         number.map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error)
@@ -275,7 +273,7 @@ impl Journal {
     /// Forgets what is written down of names that are not shared any more.
     pub fn prune_links(&mut self) -> Result<(), Error> {
         let _lock = self.store.lock(self.patience)?;
-        prune_links(&self.root, &self.store);
+        hard_links::prune(&self.root, &self.store);
         Ok(())
     }
 

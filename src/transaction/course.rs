@@ -1,10 +1,10 @@
 //! How a run of a package manager goes: what a hook does, and what `cow-status` says beforehand.
 
-use crate::detach::preflight::{self, Refusal};
+use crate::detach::preflight;
 use crate::detach::survey::Found;
 use crate::policy::Supervise;
 use crate::supervise;
-use crate::transaction::Guest;
+use crate::transaction::{Guest, Refusal};
 
 /// How a run goes.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Guest<'_> {
         let prepared =
             |why: Unsupervised| match preflight::check(self.root, unified, Some(self.policy.reserve)) {
                 Ok(()) => Course::Prepared(why),
-                Err(refusal) => Course::Refused(refusal),
+                Err(e) => Course::Refused(e.into()),
             };
         if self.policy.supervise == Supervise::Never {
             return prepared(Unsupervised::Never);
@@ -63,8 +63,8 @@ impl Guest<'_> {
         if unified.is_empty() && !needed() {
             return Course::Unneeded;
         }
-        if let Err(refusal) = preflight::check(self.root, unified, None) {
-            return Course::Refused(refusal);
+        if let Err(e) = preflight::check(self.root, unified, None) {
+            return Course::Refused(e.into());
         }
         match may() {
             Ok(()) => Course::Supervised,

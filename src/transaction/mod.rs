@@ -4,6 +4,7 @@
 //! member leaves, the run is settled.
 
 pub mod course;
+mod refusal;
 pub mod release;
 pub mod settle;
 
@@ -11,18 +12,21 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use self::refusal::Refusal;
+
 use self::course::Course;
 use self::settle::Settled;
-use crate::detach::Watch;
 use crate::detach::apply::{Detacher, Manner, Outcome};
 use crate::detach::lift;
-use crate::detach::preflight::{self, Refusal};
-use crate::detach::recover::Recovered;
+use crate::detach::preflight;
+use crate::detach::recover::{self, Recovered};
 use crate::detach::survey::{Found, Survey, Surveyor, Unseen};
+use crate::detach::{self, Watch};
 use crate::ledger::Ledger;
 use crate::package::PackageManager;
 use crate::policy::{self, Policy};
 use crate::report::{Reason, Shown};
+use crate::state::hard_links;
 use crate::state::members::{Cover, Member, Members};
 use crate::state::store::{Locked, STATE_DIR, Store, is_unable, note_unable};
 use crate::supervise;
@@ -68,12 +72,11 @@ impl Error {
     }
 }
 
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Refusal {
+impl From<recover::Error> for Error {
+    fn from(error: recover::Error) -> Error {
         match error {
-            Error::Ledger(e) => Refusal::Ledger(e),
-            Error::State { path, source } => Refusal::State { path, source },
-            Error::Packages(source) => Refusal::State { path: PathBuf::from(STATE_DIR), source },
+            recover::Error::Ledger(e) => Error::Ledger(e),
+            recover::Error::Stash(source) => Error::stash(source),
         }
     }
 }
@@ -156,7 +159,7 @@ impl<'a> Guest<'a> {
         collect(&mut surveyor);
         begun.survey = surveyor.finish();
         if let Some(at) = begun.survey.unseen.iter().position(Unseen::is_exhaustion) {
-            return Err(begun.survey.unseen.swap_remove(at).into());
+            return Err(detach::Error::from(begun.survey.unseen.swap_remove(at)).into());
         }
         begun.supervised = !purpose.dry_run && self.supervise(purpose, &begun.survey.unified)?;
         if begun.survey.unified.is_empty() || purpose.dry_run || begun.supervised {
@@ -166,7 +169,7 @@ impl<'a> Guest<'a> {
             return Ok(begun);
         }
         let checked = preflight::check(self.root, &begun.survey.unified, Some(self.policy.reserve));
-        checked.map_err(|refusal| self.noted(refusal))?;
+        checked.map_err(|e| self.noted(e.into()))?;
         let layered = lift::take_layered(self.root, &mut begun.survey.unified);
         if begun.survey.unified.is_empty() {
             begun.outcome = lift::lift_all(self.root, layered, purpose.progress);
@@ -197,7 +200,7 @@ impl<'a> Guest<'a> {
             store.spool(&detached).map_err(Error::spool).unwrap_or_else(|e| log::warn!("{e}"));
         }
         if purpose.member.is_none() {
-            settle::prune_links(self.root, &store);
+            hard_links::prune(self.root, &store);
         }
         let lifted = lift::lift_all(self.root, layered, purpose.progress);
         begun.outcome.absorb(lifted);
@@ -206,7 +209,7 @@ impl<'a> Guest<'a> {
 
     /// A guest that may not clear the immutable flag writes that down: the host is not to share more with it.
     fn noted(self, refusal: Refusal) -> Refusal {
-        if matches!(refusal, Refusal::Capability { outside: false, .. }) {
+        if matches!(refusal, Refusal::Detach(detach::Error::Capability { outside: false, .. })) {
             note_unable(self.root, true).unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));
         }
         refusal
@@ -303,12 +306,12 @@ impl<'a> Guest<'a> {
         purpose.progress.end();
         let outcome = match detached {
             Ok(outcome) => outcome,
-            Err(refusal) => {
+            Err(e) => {
                 if opened {
                     ledger.forget_run(run)?;
                 }
                 self.leave(store, purpose.member);
-                return Err(refusal);
+                return Err(e.into());
             }
         };
         let detached = outcome.detached.len() as u64;
@@ -329,7 +332,7 @@ impl<'a> Guest<'a> {
     pub fn check(self, collect: impl FnOnce(&mut Surveyor<'a>)) -> Result<(), Refusal> {
         let mut surveyor = Surveyor::new(self.root, self.policy);
         collect(&mut surveyor);
-        preflight::check(self.root, &surveyor.finish().unified, Some(self.policy.reserve))
+        Ok(preflight::check(self.root, &surveyor.finish().unified, Some(self.policy.reserve))?)
     }
 
     /// These processes have run, as far as they are members. Settles, unless somebody else still takes part.
@@ -406,7 +409,7 @@ impl<'a> Guest<'a> {
     }
 
     fn recover_in(self, store: &Store, ledger: &mut Ledger) -> Result<Recovered, Error> {
-        crate::detach::recover::recover(self.root, store, ledger, self.policy.lock_timeout)
+        Ok(recover::recover(self.root, store, ledger, self.policy.lock_timeout)?)
     }
 
     fn leave(self, store: &Store, member: Option<Member>) {

@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::detach::Watch;
-use crate::detach::preflight::Refusal;
 use crate::policy::Policy;
 use crate::report::{Reason, Shown};
 use crate::state::store::{Claim, Traces, claim, stashes};
 use crate::sys::path::root::Root;
-use crate::transaction::{Begun, Guest, Purpose};
+use crate::transaction::{Begun, Guest, Purpose, Refusal};
 use crate::unify::pass::inside;
 use crate::unify::pool::directory::Pool;
 

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-pub use self::together::prune_links;
 use self::together::{Unit, units};
 use super::{Error, Guest};
 use crate::ledger::{Entry, Ledger, State};
@@ -19,6 +18,7 @@ use crate::package::Packages;
 use crate::parallel;
 use crate::policy::Policy;
 use crate::report::{Reason, Shown};
+use crate::state::hard_links;
 use crate::state::store::Store;
 use crate::sys::file::filesystem;
 use crate::sys::file::inode::{Inode, InodeId, Kind};
@@ -146,7 +146,7 @@ pub fn settle(
     let new = changed.union(&packages.unpacked).filter(|path| !later.contains(*path));
     (settled.unified, settled.new) = settling.hand_over(new)?;
     settled.postponed = later.len() as u64;
-    prune_links(guest.root, store);
+    hard_links::prune(guest.root, store);
     Ok(settled)
 }
 

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::supervision;
-use crate::detach::lift::Layers;
-use crate::detach::preflight::Refusal;
+use crate::detach::layers::Layers;
 use crate::detach::survey::{Found, Surveyor};
 use crate::inspect::{Verdict, inspect};
 use crate::package::Managers;
@@ -16,8 +15,8 @@ use crate::package::owners::Owners;
 use crate::report::{Shown, json_path, size};
 use crate::state::store::{self, Store};
 use crate::sys::file::inode::Inode;
-use crate::transaction::Guest;
 use crate::transaction::course::Course;
+use crate::transaction::{Guest, Refusal};
 
 /// What is to be said of a file.
 #[derive(Debug, Serialize)]

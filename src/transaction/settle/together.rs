@@ -9,10 +9,7 @@ use super::{Fate, Settling};
 use crate::ledger::Entry;
 use crate::report::Reason;
 use crate::state::hard_links::HardLinks;
-use crate::state::store::Store;
 use crate::sys::file::inode::{Inode, InodeId};
-use crate::sys::path::own_files;
-use crate::sys::path::root::Root;
 use crate::sys::share::swap::Name;
 
 /// Names that have one fate, and one file.
@@ -93,12 +90,4 @@ impl Settling<'_> {
         let noted = HardLinks::follow(self.guest.root, &several, &single);
         noted.unwrap_or_else(|e| log::warn!("hard links: {}", Reason(e)));
     }
-}
-
-/// Forgets which names were hard links of shared files, as far as they are not shared any more; while originals wait to
-/// come back, that is not known.
-pub fn prune_links(root: &Root, store: &Store) {
-    let pruned = own_files::names(store.stash())
-        .and_then(|waiting| if waiting.is_empty() { HardLinks::prune(root) } else { Ok(()) });
-    pruned.unwrap_or_else(|e| log::debug!("hard links: {}", Reason(e)));
 }
