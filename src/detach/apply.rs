@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::error::Error;
 use super::survey::Found;
 use super::watch::Watch;
-use crate::ledger::{Copy, Entry, Intent, Ledger};
+use crate::ledger::{Entry, Intent, Ledger, PrivateCopy};
 use crate::parallel;
 use crate::report::{Reason, Shown};
 use crate::state::hard_links::HardLinks;
@@ -405,7 +405,7 @@ impl Detacher<'_> {
         // that at once, and the clock of the ctime may not have gone on (`multigrain-ts` in the kernel's documentation).
         let is_final = names == 1 && self.manner == Manner::Batch;
         let ctime = |inode: &Inode| is_final.then_some(inode.ctime);
-        let copy = copy.map(|inode| Copy { ino: inode.id.ino, ctime: ctime(&inode) });
+        let copy = copy.map(|inode| PrivateCopy { ino: inode.id.ino, ctime: ctime(&inode) });
         Ok(Swapped { change, kept, copy })
     }
 
@@ -467,7 +467,7 @@ struct Swapped {
     change: swap::Change,
     /// The stash holds the original.
     kept: bool,
-    copy: Option<Copy>,
+    copy: Option<PrivateCopy>,
 }
 
 /// A name that has not.

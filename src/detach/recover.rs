@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use crate::ledger::{Copy, Entry, Ledger, State, Window};
+use crate::ledger::{Entry, Ledger, PrivateCopy, Stage, Window};
 use crate::report::{Reason, Shown};
 use crate::state::store::{STATE_DIR, Store};
 use crate::sys::file::filesystem;
@@ -69,7 +69,7 @@ pub fn recover(
     let known: HashSet<_> = in_stash.flat_map(|entry| [entry.temporary(), entry.stashed()]).collect();
     let mut recovered = Recovered::default();
     let (mut over, mut detached) = (Vec::new(), Vec::new());
-    for entry in entries.iter().filter(|entry| entry.state != State::Detached) {
+    for entry in entries.iter().filter(|entry| entry.state != Stage::Detached) {
         match end(root, store, entry, patience, &mut recovered) {
             Ok(End::Over) => over.push(entry.id),
             Ok(End::Detached) => detached.push((entry.id, private_copy(root, entry))),
@@ -132,9 +132,9 @@ fn end(
         && in_place.is_none()
         && match entry.state {
             // A copy that is still there has not taken the name: another file has.
-            State::Detaching => !has_copy,
-            State::Restoring => true,
-            State::Detached | State::Dropping => false,
+            Stage::Detaching => !has_copy,
+            Stage::Restoring => true,
+            Stage::Detached | Stage::Dropping => false,
         };
     if set_aside.is_some() && !is_detached {
         swap::unlink_shared(stashed, patience)?;
@@ -143,7 +143,7 @@ fn end(
         None | Some(Ok(()) | Err(rustix::io::Errno::NOENT)) => {}
         Some(Err(e)) => return Err(io::Error::from(e).into()),
     }
-    let as_before = if is_detached { State::Restoring } else { State::Detaching };
+    let as_before = if is_detached { Stage::Restoring } else { Stage::Detaching };
     if entry.state == as_before && (is_detached || in_place.is_some()) {
         recovered.undone += 1;
     } else {
@@ -153,10 +153,10 @@ fn end(
 }
 
 /// The file that has the name now: what is written down of its hard links is true of it.
-fn private_copy(root: &Root, entry: &Entry) -> Option<Copy> {
+fn private_copy(root: &Root, entry: &Entry) -> Option<PrivateCopy> {
     let dir = root.open_dir(&entry.intent.place.dir).ok()?;
     let inode = Inode::at(dir, &entry.intent.place.name).ok()?;
-    Some(Copy { ino: inode.id.ino, ctime: None })
+    Some(PrivateCopy { ino: inode.id.ino, ctime: None })
 }
 
 /// Closes the windows that dead supervisors announced; returns the supervisors that are owed nothing any more.

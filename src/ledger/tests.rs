@@ -1,4 +1,10 @@
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
 use super::*;
+use crate::sys::file::inode::{InodeId, Time};
+use crate::sys::path::resolve::Place;
 
 fn intent(name: &str) -> Intent {
     Intent {
@@ -25,16 +31,16 @@ fn what_was_recorded_is_read_back_by_the_next_process() {
     let mut strange = intent("x");
     strange.place.name = odd.clone();
     let entries = ledger.record(&[intent("bash"), strange]).unwrap();
-    let copy = Copy { ino: 5, ctime: Some(Time { secs: -1, nanos: 999_999_999 }) };
+    let copy = PrivateCopy { ino: 5, ctime: Some(Time { secs: -1, nanos: 999_999_999 }) };
     ledger.detached(&[(entries[0].id, Some(copy))], &[]).unwrap();
     drop(ledger);
 
     let read = Ledger::open(&dir.path().join("ledger.db")).unwrap().entries().unwrap();
     assert_eq!(read.len(), 2);
-    assert_eq!(read[0].state, State::Detached);
+    assert_eq!(read[0].state, Stage::Detached);
     assert_eq!(read[0].copy, Some(copy));
     assert_eq!(read[0].intent.original, InodeId { dev: u64::MAX, ino: u64::MAX - 1 });
-    assert_eq!(read[1].state, State::Detaching);
+    assert_eq!(read[1].state, Stage::Detaching);
     assert_eq!(read[1].intent.place.name, odd);
 }
 

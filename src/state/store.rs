@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use rustix::fs::OFlags;
 
-use crate::ledger::Ledger;
 use crate::report::Shown;
 use crate::sys::file::inode::{Inode, Time};
 use crate::sys::file::times;
@@ -92,28 +91,9 @@ impl Store {
         Ok(Locked { _file: file })
     }
 
-    /// Opens the ledger; made where it is missing.
-    pub fn ledger(&self) -> Result<Ledger, crate::ledger::Error> {
-        Ledger::open(&self.ledger)
-    }
-
-    /// Opens the ledger if there is one; a fresh one where it was lost, and the stash still holds what it knew of.
-    pub fn existing_ledger(&self) -> Result<Option<Ledger>, crate::ledger::Error> {
-        if !is_there(&self.ledger) {
-            if own_files::names(&self.stash).map_or(true, |names| names.is_empty()) {
-                return Ok(None);
-            }
-            log::warn!("ledger {}: lost, begun anew", Shown(&self.ledger));
-        }
-        self.ledger().map(Some)
-    }
-
-    /// The ledger as it is, to be read only; none where it is missing or cannot be read.
-    pub fn view_ledger(&self) -> Option<Ledger> {
-        if !is_there(&self.ledger) {
-            return None;
-        }
-        Ledger::view(&self.ledger).inspect_err(|e| log::warn!("{e}")).ok()
+    /// The path of the ledger, for the calling process.
+    pub fn ledger_path(&self) -> &Path {
+        &self.ledger
     }
 
     /// The directory of everything that is ours.
@@ -401,11 +381,6 @@ fn parse_list(content: &[u8]) -> impl Iterator<Item = PathBuf> {
 fn area_path(root: &Root) -> PathBuf {
     let top = Path::new(STATE_DIR);
     if root.is_own() { top.to_path_buf() } else { top.join("host") }
-}
-
-/// Whether something has this path. The standard library asks by `statx(2)`, which a filter may forbid.
-fn is_there(path: &Path) -> bool {
-    rustix::fs::stat(path).is_ok()
 }
 
 /// Where the ledger of work on this root lies, as a path of the calling process.

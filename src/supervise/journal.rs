@@ -107,7 +107,7 @@ impl Journal {
     /// What a process of the same owner has left is put in order.
     pub fn open(root: &Root, owner: ProcessId, patience: Duration) -> Result<Journal, Error> {
         let store = Store::open(root)?;
-        let ledger = store.ledger()?;
+        let ledger = Ledger::of(&store)?;
         let mut journal = Journal {
             root: root.try_clone()?,
             store,

@@ -148,7 +148,7 @@ impl<'a> Guest<'a> {
         let writes = filter::against_copies().is_none();
         let open = if purpose.dry_run || !writes { None } else { self.existing()? };
         if let Some((store, _lock)) = &open
-            && let Some(mut ledger) = store.existing_ledger()?
+            && let Some(mut ledger) = Ledger::existing(store)?
         {
             begun.recovered = self.recover_in(store, &mut ledger)?;
         }
@@ -184,7 +184,7 @@ impl<'a> Guest<'a> {
                 (store, lock)
             }
         };
-        let mut ledger = store.ledger()?;
+        let mut ledger = Ledger::of(&store)?;
         let unified = std::mem::take(&mut begun.survey.unified);
         begun.outcome = self.detach(&store, &mut ledger, purpose, unified)?;
         // The names have changed: nothing is a refusal any more.
@@ -253,7 +253,7 @@ impl<'a> Guest<'a> {
             let joined = Members::open(&store).and_then(|members| members.join(member));
             joined.map_err(|e| Error::state("members", e))?;
         }
-        let mut ledger = store.ledger()?;
+        let mut ledger = Ledger::of(&store)?;
         let (run, opened) = ledger.open_run(purpose.front_end, seconds_now())?;
         let planned = unified.iter().map(|found| found.place.path()).collect();
         store.plan(&planned).unwrap_or_else(|e| log::debug!("{STATE_DIR}/planned: {}", Reason(e)));
@@ -351,7 +351,7 @@ impl<'a> Guest<'a> {
             return Ok(None);
         }
         store.forget_plan().map_err(|e| Error::state("planned", e))?;
-        let ledger = store.existing_ledger()?;
+        let ledger = Ledger::existing(&store)?;
         if since.is_none() && ledger.is_none() {
             return Ok(None);
         }
@@ -372,7 +372,7 @@ impl<'a> Guest<'a> {
     /// Ends what killed processes left behind.
     pub fn recover(self) -> Result<Recovered, Error> {
         let Some((store, _lock)) = self.existing()? else { return Ok(Recovered::default()) };
-        let Some(mut ledger) = store.existing_ledger()? else { return Ok(Recovered::default()) };
+        let Some(mut ledger) = Ledger::existing(&store)? else { return Ok(Recovered::default()) };
         self.recover_in(&store, &mut ledger)
     }
 
@@ -382,7 +382,7 @@ impl<'a> Guest<'a> {
         // apt runs on, but no hook of ours will see its end.
         Members::open(&store).and_then(|members| members.clear()).map_err(|e| Error::state("members", e))?;
         store.forget_plan().map_err(|e| Error::state("planned", e))?;
-        let Some(mut ledger) = store.existing_ledger()? else { return Ok(None) };
+        let Some(mut ledger) = Ledger::existing(&store)? else { return Ok(None) };
         self.recover_in(&store, &mut ledger)?;
         let settled = settle::retire(&store, &mut ledger, self.policy)?;
         ledger.settle_run(seconds_now(), 0, settled.new)?;

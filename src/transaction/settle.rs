@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use self::together::{Unit, units};
 use super::{Error, Guest};
-use crate::ledger::{Entry, Ledger, State};
+use crate::ledger::{Entry, Ledger, Stage};
 use crate::package::Packages;
 use crate::parallel;
 use crate::policy::Policy;
@@ -76,7 +76,7 @@ pub fn settle(
 ) -> Result<Settled, Error> {
     let settling = Settling::new(guest, store, packages);
     let mut settled = Settled::default();
-    let entries: Vec<Entry> = ledger.entries()?.into_iter().filter(|e| e.state == State::Detached).collect();
+    let entries: Vec<Entry> = ledger.entries()?.into_iter().filter(|e| e.state == Stage::Detached).collect();
     let again = detached_again(&entries);
     let judge = |entry: &Entry| {
         if again.contains(&entry.id) { Ok(Fate::Drop { changed: false }) } else { settling.judge(entry) }
@@ -95,7 +95,7 @@ pub fn settle(
     let states: Vec<_> = work
         .iter()
         .map(|(entry, fate)| {
-            (entry.id, if matches!(fate, Fate::Restore { .. }) { State::Restoring } else { State::Dropping })
+            (entry.id, if matches!(fate, Fate::Restore { .. }) { Stage::Restoring } else { Stage::Dropping })
         })
         .collect();
     let units = units(&work);
@@ -406,8 +406,8 @@ fn displace_all(names: &[Names<'_>], private: InodeId, original: InodeId) -> rus
 
 /// Lets go of every original in the stash: all names stay private, and wait for the host.
 pub fn retire(store: &Store, ledger: &mut Ledger, policy: &Policy) -> Result<Settled, Error> {
-    let entries: Vec<Entry> = ledger.entries()?.into_iter().filter(|e| e.state == State::Detached).collect();
-    ledger.set_state(&entries.iter().map(|entry| (entry.id, State::Dropping)).collect::<Vec<_>>())?;
+    let entries: Vec<Entry> = ledger.entries()?.into_iter().filter(|e| e.state == Stage::Detached).collect();
+    ledger.set_state(&entries.iter().map(|entry| (entry.id, Stage::Dropping)).collect::<Vec<_>>())?;
     let mut settled = Settled::default();
     let mut over = Vec::new();
     let mut changed = BTreeSet::new();

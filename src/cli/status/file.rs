@@ -10,6 +10,7 @@ use super::supervision;
 use crate::detach::layers::Layers;
 use crate::detach::survey::{Found, Surveyor};
 use crate::inspect::{Verdict, inspect};
+use crate::ledger::Ledger;
 use crate::package::Managers;
 use crate::package::owners::Owners;
 use crate::report::{Shown, json_path, size};
@@ -140,7 +141,7 @@ fn refused(packages: &[String], refusal: &Refusal) -> String {
 
 fn stashed(guest: Guest<'_>) -> anyhow::Result<Vec<PathBuf>> {
     let Some(store) = Store::existing(guest.root)? else { return Ok(Vec::new()) };
-    let Some(ledger) = store.view_ledger() else { return Ok(Vec::new()) };
+    let Some(ledger) = Ledger::view(&store) else { return Ok(Vec::new()) };
     Ok(ledger.entries()?.into_iter().map(|entry| entry.intent.place.path()).collect())
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::detach::survey::{Found, Surveyor, Tally};
 use crate::exit::Exit;
 use crate::inspect::Verdict;
+use crate::ledger::{Ledger, Stage};
 use crate::report::{Reason, Shown, json_path, size};
 use crate::state::members::Members;
 use crate::state::store::{self, STATE_DIR, Store};
@@ -165,10 +166,10 @@ impl State {
         let members = Members::open(&store)?.all()?;
         let alive = members.iter().filter(|member| member.id.is_alive(processes.as_ref()));
         state.members = alive.map(|member| member.id.pid).collect();
-        if let Some(ledger) = store.view_ledger() {
+        if let Some(ledger) = Ledger::view(&store) {
             for entry in ledger.entries()? {
                 match entry.state {
-                    crate::ledger::State::Detached => state.detached += 1,
+                    Stage::Detached => state.detached += 1,
                     _ => state.unfinished += 1,
                 }
             }
