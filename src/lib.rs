@@ -14,7 +14,8 @@
 //! - [`supervise`]: gives a process tree copy on write, call by call.
 //! - [`inspect`]: what a file is to us; pure. [`policy`]: what the administrator wants. [`package`]: what package
 //!   managers say they will touch. [`ledger`]: what was begun and not yet ended.
-//! - [`sys`]: the only room with unsafe code and the only one that writes to guests' files.
+//! - [`sys`]: the only room that changes guests' files, which `clippy.toml` enforces, and the only one with unsafe code
+//!   but for `hooks/rpm/ffi.rs`.
 //!
 //! What always holds:
 //!

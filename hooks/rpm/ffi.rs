@@ -1,5 +1,8 @@
 //! The one place that speaks rpm's C plugin API; everything behind it is safe.
 //!
+//! It is the second place with unsafe code beside `sys`: rpm calls these functions with raw pointers and is called back
+//! through them. It makes no system call and touches no file, so it is no part of `sys`.
+//!
 //! Nothing of librpm is linked: rpm has loaded it, under one of several names, and a Python that uses it (dnf 4) keeps
 //! its symbols to itself. So they are looked up in the library that is loaded already. The API is rpm's
 //! `include/rpm/rpmplugin.h` (`lib/rpmplugin.h` before 4.20); the order of its hooks is the same from 4.14 to 6.

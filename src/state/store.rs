@@ -244,7 +244,7 @@ impl Traces {
         let top = Path::new(STATE_DIR);
         let remove = |path: &Path| match (path.parent(), path.file_name()) {
             (Some(parent), Some(name)) => match root.open_dir(parent) {
-                Ok(dir) => own_files::remove_dir(dir, name),
+                Ok(dir) => own_files::remove_dir(dir, name).map(drop),
                 Err(e) if crate::sys::path::resolve::is_absent(&e) => Ok(()),
                 Err(e) => Err(e),
             },

@@ -1,5 +1,8 @@
-//! The only room with unsafe code, and the only one that writes to guests' files. It knows no policy, and works on
-//! descriptors.
+//! The only room that changes guests' files and their names. It knows no policy, and works on descriptors.
+//!
+//! `clippy.toml` forbids the functions that write, rename or change inodes everywhere else. All unsafe code is in here
+//! too, with one exception: `hooks/rpm/ffi.rs` speaks rpm's C plugin API. Its functions are called by rpm and call rpm
+//! back, through raw pointers; none of them is a system call, and none touches a file.
 //!
 //! From the outside in; each knows only those below it:
 //!

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{AtFlags, RenameFlags};
+use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::caller::{CAP_FOWNER, Caller};
@@ -84,7 +84,7 @@ impl Caller<'_> {
         }
         // Two that exchange the same names wait for each other's locks in one order.
         shared.sort_by_key(|(_, inode)| inode.id);
-        let rename = || rustix::fs::renameat_with(&from.dir, &from.name, &to.dir, &to.name, flags);
+        let rename = || from.name().rename(to.name(), flags);
         let tried = match replaced.filter(|_| !flags.contains(RenameFlags::EXCHANGE)) {
             Some(inode) => self.replace(to, &inode, &shared, &rename)?,
             None => self.change_names(&shared, &rename)?,
@@ -199,7 +199,7 @@ impl Caller<'_> {
             return Ok(Answer::Continue);
         }
         let path = self.announce(&source, &inode)?;
-        let link = || rustix::fs::linkat(from, "", &to.dir, &to.name, AtFlags::EMPTY_PATH);
+        let link = || to.name().give_to(from);
         let answer = persist(|| self.change_names(&[(&source, inode)], &link))?;
         if matches!(answer, Answer::Failed(Errno::MLINK)) {
             // All guests together have as many names for it as there can be; a file of this guest's own has room.

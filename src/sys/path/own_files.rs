@@ -35,6 +35,14 @@ pub fn make_dir_at(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     }
 }
 
+/// Makes the directory `name` (mode 0700).
+///
+/// # Errors
+/// `AlreadyExists` if the name is taken.
+pub fn create_dir(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
+    Ok(rustix::fs::mkdirat(dir, name, Mode::RWXU)?)
+}
+
 fn dir_flags() -> OFlags {
     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }
@@ -89,10 +97,11 @@ pub fn remove(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
     }
 }
 
-/// Removes an empty directory; one that is not there, or holds something, is no error.
-pub fn remove_dir(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
+/// Removes a directory if it is empty. Returns whether it is gone: `false` if it holds something.
+pub fn remove_dir(dir: impl AsFd, name: &OsStr) -> io::Result<bool> {
     match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+        Ok(()) | Err(Errno::NOENT) => Ok(true),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
         Err(e) => Err(e.into()),
     }
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, IFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, IFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::gate;
@@ -256,6 +256,19 @@ impl Name<'_> {
     /// Moves this name over `other`, whatever that names.
     pub fn replace(self, other: Name<'_>) -> rustix::io::Result<()> {
         rustix::fs::renameat(self.dir, self.name, other.dir, other.name)
+    }
+
+    /// Moves this name to `other` as `renameat2(2)` does with these flags.
+    pub fn rename(self, other: Name<'_>, flags: RenameFlags) -> rustix::io::Result<()> {
+        rustix::fs::renameat_with(self.dir, self.name, other.dir, other.name, flags)
+    }
+
+    /// Gives an open file this name.
+    ///
+    /// # Errors
+    /// `EEXIST` if the name is taken; `ENOENT` if the file has no name any more.
+    pub fn give_to(self, file: impl AsFd) -> rustix::io::Result<()> {
+        rustix::fs::linkat(file, "", self.dir, self.name, AtFlags::EMPTY_PATH)
     }
 
     /// Gives the file a second name.

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::directory::{Pool, Stored};
@@ -68,9 +68,9 @@ impl<'p> Run<'p> {
         let at = pool.path();
         for number in 0.. {
             let name = OsString::from(format!("{}-{number}", std::process::id()));
-            match rustix::fs::mkdirat(pool.runs(), &name, Mode::RWXU) {
-                Err(Errno::EXIST) => continue,
-                made => made.map_err(io::Error::from).at(at)?,
+            match own_files::create_dir(pool.runs(), &name) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+                made => made.at(at)?,
             }
             if let Some(dir) = claim(pool, &name).at(at)? {
                 return Ok(Run { pool, name, dir, next: AtomicU64::new(0) });
@@ -103,7 +103,7 @@ impl<'p> Run<'p> {
 impl Drop for Run<'_> {
     fn drop(&mut self) {
         // Where something is left in it, the next run sees to that.
-        let _ = rustix::fs::unlinkat(self.pool.runs(), &self.name, AtFlags::REMOVEDIR);
+        let _ = own_files::remove_dir(self.pool.runs(), &self.name);
     }
 }
 
@@ -175,11 +175,11 @@ pub fn recover(pool: &Pool, patience: Duration) -> Result<Recovered, Error> {
             recovered.failed.push((path, Reason(e).to_string()));
             continue;
         }
-        match rustix::fs::unlinkat(pool.runs(), &name, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(e) => {
-                log::warn!("{}: {}", Shown(&pool.path().join("runs").join(&name)), Reason(io::Error::from(e)))
-            }
+        let path = || pool.path().join("runs").join(&name);
+        match own_files::remove_dir(pool.runs(), &name) {
+            Ok(true) => {}
+            Ok(false) => log::warn!("{}: it cannot be removed: it is not empty", Shown(&path())),
+            Err(e) => log::warn!("{}: {}", Shown(&path()), Reason(e)),
         }
     }
     Ok(recovered)
