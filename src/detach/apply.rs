@@ -25,7 +25,7 @@ use crate::state::store::{STATE_DIR, Store};
 use crate::sys::file::handle::Handle;
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::file::{filesystem, times};
-use crate::sys::path::own_files;
+use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::Root;
 use crate::sys::process::signal::Held;
@@ -323,9 +323,9 @@ impl Detacher<'_> {
         for job in jobs {
             let name = job.entry.temporary();
             let removed = if job.entry.intent.beside {
-                dirs.open(&job.entry.intent.place.dir).and_then(|dir| own_files::remove(dir, &name))
+                dirs.open(&job.entry.intent.place.dir).and_then(|dir| dirfd::remove_file(dir, &name))
             } else {
-                own_files::remove(self.store.stash(), &name)
+                dirfd::remove_file(self.store.stash(), &name)
             };
             if let Err(e) = removed {
                 log::warn!(

@@ -12,7 +12,7 @@ use crate::state::store::{STATE_DIR, Store};
 use crate::sys::file::filesystem;
 use crate::sys::file::handle::Handle;
 use crate::sys::file::inode::Inode;
-use crate::sys::path::own_files;
+use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::Root;
 use crate::sys::process::{ProcessId, Processes};
@@ -63,7 +63,7 @@ pub fn recover(
     patience: Duration,
 ) -> Result<Recovered, Error> {
     // Names first: a supervisor records what it is about to put there, without the lock.
-    let names = own_files::names(store.stash()).map_err(Error::Stash)?;
+    let names = dirfd::names(store.stash()).map_err(Error::Stash)?;
     let entries = ledger.entries()?;
     let in_stash = entries.iter().filter(|entry| !entry.intent.beside);
     let known: HashSet<_> = in_stash.flat_map(|entry| [entry.temporary(), entry.stashed()]).collect();

@@ -13,7 +13,7 @@ use super::caller::Caller;
 use super::post;
 use crate::report::Reason;
 use crate::state::store::STATE_DIR;
-use crate::sys::path::own_files;
+use crate::sys::path::dirfd;
 use crate::sys::path::root::{Root, read_at};
 use crate::sys::process::{self, ProcessId, Processes};
 use crate::transaction::Error;
@@ -52,7 +52,7 @@ pub fn add(root: &Root, front_end: ProcessId, done: Result<Option<Settled>, Erro
 }
 
 fn try_add(root: &Root, front_end: ProcessId, run: &Settled, mut command: Command) -> io::Result<()> {
-    let dir = own_files::make_dir(root, Path::new(STATE_DIR))?;
+    let dir = dirfd::make_dir(root, Path::new(STATE_DIR))?;
     let sum = match read(&dir, front_end) {
         Some(sum) => Settled {
             restored: sum.restored + run.restored,
@@ -73,7 +73,7 @@ fn try_add(root: &Root, front_end: ProcessId, run: &Settled, mut command: Comman
     let ProcessId { pid, start } = front_end;
     let Settled { restored, unified, new, postponed, .. } = sum;
     let line = format!("{pid} {start} {restored} {unified} {new} {postponed}\n");
-    own_files::replace(&dir, OsStr::new(SUM), line.as_bytes())
+    dirfd::replace_file(&dir, OsStr::new(SUM), line.as_bytes())
 }
 
 /// The sum so far, if it is of this front end.
@@ -89,7 +89,7 @@ fn read(dir: impl std::os::fd::AsFd, front_end: ProcessId) -> Option<Settled> {
 
 /// Waits, in a process of its own, for the end of a front end, and says what its runs came to.
 pub fn tell(root: &Root, front_end: ProcessId) -> io::Result<()> {
-    let dir = own_files::make_dir(root, Path::new(STATE_DIR))?;
+    let dir = dirfd::make_dir(root, Path::new(STATE_DIR))?;
     process::detached(move || {
         use std::os::fd::AsFd;
         process::keep_only(&[dir.as_fd()], true);
@@ -99,7 +99,7 @@ pub fn tell(root: &Root, front_end: ProcessId) -> io::Result<()> {
             && let Some(sum) = read(&dir, front_end)
         {
             post::report(Ok(Some(sum)));
-            let _ = own_files::remove(&dir, OsStr::new(SUM));
+            let _ = dirfd::remove_file(&dir, OsStr::new(SUM));
         }
     })
 }

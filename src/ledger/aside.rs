@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::Error;
-use crate::sys::path::own_files;
+use crate::sys::path::dirfd;
 
 /// Gives a database, and the write-ahead log beside it, other names; returns that of the database.
 pub(super) fn put_aside(path: &Path) -> Result<PathBuf, Error> {
@@ -20,7 +20,7 @@ pub(super) fn put_aside(path: &Path) -> Result<PathBuf, Error> {
     let dir_fd = std::fs::File::open(dir).map_err(at)?;
     // The write-ahead log belongs to the database it lies beside.
     for (from, to) in [("", ".unreadable"), ("-wal", ".unreadable-wal"), ("-shm", ".unreadable-shm")] {
-        match own_files::rename(&dir_fd, &with(from), &with(to)) {
+        match dirfd::rename(&dir_fd, &with(from), &with(to)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(e)),
             _ => {}
         }

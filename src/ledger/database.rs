@@ -12,7 +12,7 @@ use super::rows::{insert, read_entry, read_inode, read_place};
 use super::schema;
 use crate::report::Shown;
 use crate::state::store::Store;
-use crate::sys::path::own_files;
+use crate::sys::path::dirfd;
 use crate::sys::process::ProcessId;
 
 /// The open database.
@@ -32,7 +32,7 @@ impl Ledger {
     pub fn existing(store: &Store) -> Result<Option<Ledger>, Error> {
         let path = store.ledger_path();
         if !is_there(path) {
-            if own_files::names(store.stash()).map_or(true, |names| names.is_empty()) {
+            if dirfd::names(store.stash()).map_or(true, |names| names.is_empty()) {
                 return Ok(None);
             }
             log::warn!("ledger {}: lost, begun anew", Shown(path));

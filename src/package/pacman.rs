@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use super::absolute;
 use super::installed::{Database, Entry, Error, Part, Tell, Visit, may_be_since};
 use super::steady;
-use crate::sys::path::own_files::names;
+use crate::sys::path::dirfd::names;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::{Root, read_at};
 

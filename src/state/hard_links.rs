@@ -16,7 +16,7 @@ use rustix::fs::OFlags;
 use super::store::{STATE_DIR, Store};
 use crate::report::Reason;
 use crate::sys::file::inode::{Inode, InodeId, Kind, Time};
-use crate::sys::path::own_files;
+use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::{Root, read_at_most};
 
@@ -174,7 +174,7 @@ impl HardLinks {
 /// Forgets which names were hard links of shared files, as far as they are not shared any more; while originals wait to
 /// come back, that is not known.
 pub fn prune(root: &Root, store: &Store) {
-    let pruned = own_files::names(store.stash())
+    let pruned = dirfd::names(store.stash())
         .and_then(|waiting| if waiting.is_empty() { HardLinks::prune(root) } else { Ok(()) });
     pruned.unwrap_or_else(|e| log::debug!("hard links: {}", Reason(e)));
 }
@@ -189,7 +189,7 @@ fn change(root: &Root, begin: bool, work: impl FnOnce(&mut HardLinks)) -> io::Re
     let mut after = before.clone();
     after.known = true;
     work(&mut after);
-    if after == before { Ok(()) } else { own_files::replace(&dir, OsStr::new(FILE), &after.content()) }
+    if after == before { Ok(()) } else { dirfd::replace_file(&dir, OsStr::new(FILE), &after.content()) }
 }
 
 /// Looks at names of a guest; the last directory stays open.

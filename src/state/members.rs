@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::state::store::Store;
-use crate::sys::path::own_files;
+use crate::sys::path::dirfd;
 use crate::sys::path::root::read_at;
 use crate::sys::process::{Process, ProcessId, Processes};
 
@@ -49,29 +49,29 @@ impl Members {
     /// Adds a member, or replaces what is said of the same process.
     pub fn join(&self, member: Member) -> io::Result<()> {
         let line = format!("{} {} {}\n", member.id.start, member.covers as u8, member.since);
-        own_files::replace(&self.dir, &file_name(member.id.pid), line.as_bytes())
+        dirfd::replace_file(&self.dir, &file_name(member.id.pid), line.as_bytes())
     }
 
     /// Removes a member.
     pub fn leave(&self, pid: i32) -> io::Result<()> {
-        own_files::remove(&self.dir, &file_name(pid))
+        dirfd::remove_file(&self.dir, &file_name(pid))
     }
 
     /// Takes everybody off the list.
     pub fn clear(&self) -> io::Result<()> {
-        own_files::names(&self.dir)?.iter().try_for_each(|name| own_files::remove(&self.dir, name))
+        dirfd::names(&self.dir)?.iter().try_for_each(|name| dirfd::remove_file(&self.dir, name))
     }
 
     /// Everybody on the list, the dead too.
     pub fn all(&self) -> io::Result<Vec<Member>> {
         let mut members = Vec::new();
-        for name in own_files::names(&self.dir)? {
+        for name in dirfd::names(&self.dir)? {
             let pid = name.to_str().and_then(|name| name.parse().ok());
             let content = pid.and_then(|pid| Some((pid, read_at(&self.dir, &name).ok()?)));
             match content.and_then(|(pid, content)| parse(pid, &content)) {
                 Some(member) => members.push(member),
                 // Half written by a process that was killed.
-                None => own_files::remove(&self.dir, &name)?,
+                None => dirfd::remove_file(&self.dir, &name)?,
             }
         }
         Ok(members)

@@ -17,7 +17,7 @@ use rustix::fs::OFlags;
 use crate::report::Shown;
 use crate::sys::file::inode::{Inode, Time};
 use crate::sys::file::times;
-use crate::sys::path::own_files;
+use crate::sys::path::dirfd;
 use crate::sys::path::root::{Root, read_at_most};
 use crate::sys::seccomp::{self, Question};
 use crate::sys::share::lock;
@@ -62,13 +62,13 @@ impl Store {
     /// Who does that changes names of unified files itself: a supervisor must not do it a second time.
     pub fn open(root: &Root) -> io::Result<Store> {
         seccomp::ask(Question::LetPass);
-        let top = own_files::make_dir(root, Path::new(STATE_DIR))?;
-        let area = own_files::make_dir(root, &area_path(root))?;
-        let stash = own_files::make_dir_at(&area, OsStr::new(STASH))?;
+        let top = dirfd::make_dir(root, Path::new(STATE_DIR))?;
+        let area = dirfd::make_dir(root, &area_path(root))?;
+        let stash = dirfd::make_dir_at(&area, OsStr::new(STASH))?;
         let stash_inode = Inode::of(&stash)?;
         let ledger = ledger_path(root)?;
         if let Some(dir) = ledger.parent().filter(|_| !root.is_own()) {
-            own_files::make_dir(&Root::open(Path::new("/"))?, dir)?;
+            dirfd::make_dir(&Root::open(Path::new("/"))?, dir)?;
         }
         Ok(Store { top, area, stash, stash_inode, ledger })
     }
@@ -86,7 +86,7 @@ impl Store {
 
     /// Takes the lock of the store, waiting at most `patience`.
     pub fn lock(&self, patience: Duration) -> io::Result<Locked> {
-        let file = own_files::lock_file(&self.top, OsStr::new(LOCK))?;
+        let file = dirfd::open_lock_file(&self.top, OsStr::new(LOCK))?;
         lock::exclusive(&file, patience)?;
         Ok(Locked { _file: file })
     }
@@ -115,7 +115,7 @@ impl Store {
 
     /// The directory of the processes that take part in the open transaction.
     pub fn members(&self) -> io::Result<OwnedFd> {
-        own_files::make_dir_at(&self.area, OsStr::new(MEMBERS))
+        dirfd::make_dir_at(&self.area, OsStr::new(MEMBERS))
     }
 
     /// What the directory of members is, without opening it.
@@ -130,7 +130,7 @@ impl Store {
         if paths.is_empty() {
             return Ok(());
         }
-        let dir = own_files::make_dir_at(&self.top, OsStr::new(SPOOL))?;
+        let dir = dirfd::make_dir_at(&self.top, OsStr::new(SPOOL))?;
         let mut all = read_list(&dir, OsStr::new(CHANGED))?;
         all.extend(paths.iter().cloned());
         replace_list(&dir, CHANGED, &all)
@@ -148,7 +148,7 @@ impl Store {
 
     /// Forgets what was planned.
     pub fn forget_plan(&self) -> io::Result<()> {
-        own_files::remove(&self.area, OsStr::new(PLANNED))
+        dirfd::remove_file(&self.area, OsStr::new(PLANNED))
     }
 }
 
@@ -175,14 +175,14 @@ pub fn claim(root: &Root, patience: Duration) -> io::Result<Claim> {
     };
     let top = Path::new(STATE_DIR);
     let Some(dir) = open(top)? else { return Ok(Claim::Unhooked) };
-    let file = own_files::lock_file(&dir, OsStr::new(LOCK))?;
+    let file = dirfd::open_lock_file(&dir, OsStr::new(LOCK))?;
     match lock::exclusive(&file, patience) {
         Err(e) if e.kind() == io::ErrorKind::TimedOut => return Ok(Claim::Busy),
         locked => locked?,
     }
     for members in [top.join(MEMBERS), top.join("host").join(MEMBERS)] {
         if let Some(members) = open(&members)?
-            && !own_files::names(members)?.is_empty()
+            && !dirfd::names(members)?.is_empty()
         {
             return Ok(Claim::Busy);
         }
@@ -200,18 +200,18 @@ pub fn note_unable(root: &Root, unable: bool) -> io::Result<()> {
     if unable == is_unable(root) {
         return Ok(());
     }
-    let top = own_files::make_dir(root, Path::new(STATE_DIR))?;
+    let top = dirfd::make_dir(root, Path::new(STATE_DIR))?;
     if unable {
-        own_files::replace(&top, OsStr::new(UNABLE), b"")
+        dirfd::replace_file(&top, OsStr::new(UNABLE), b"")
     } else {
-        own_files::remove(&top, OsStr::new(UNABLE))
+        dirfd::remove_file(&top, OsStr::new(UNABLE))
     }
 }
 
 /// Whether the stash of a guest's own hooks holds originals that may come back.
 pub fn stashes(root: &Root) -> io::Result<bool> {
     match root.open_dir(&Path::new(STATE_DIR).join(STASH)) {
-        Ok(dir) => Ok(!own_files::names(dir)?.is_empty()),
+        Ok(dir) => Ok(!dirfd::names(dir)?.is_empty()),
         Err(e) if crate::sys::path::resolve::is_absent(&e) => Ok(false),
         Err(e) => Err(e),
     }
@@ -244,7 +244,7 @@ impl Traces {
         let top = Path::new(STATE_DIR);
         let remove = |path: &Path| match (path.parent(), path.file_name()) {
             (Some(parent), Some(name)) => match root.open_dir(parent) {
-                Ok(dir) => own_files::remove_dir(dir, name).map(drop),
+                Ok(dir) => dirfd::remove_dir(dir, name).map(drop),
                 Err(e) if crate::sys::path::resolve::is_absent(&e) => Ok(()),
                 Err(e) => Err(e),
             },
@@ -256,8 +256,8 @@ impl Traces {
         // Under the lock: nobody who has it is at work, whoever comes later makes it anew.
         if let Claim::Held(_lock) = claim(root, patience)? {
             let dir = root.open_dir(top)?;
-            if own_files::names(&dir)?.iter().all(|name| name == LOCK) {
-                own_files::remove(&dir, OsStr::new(LOCK))?;
+            if dirfd::names(&dir)?.iter().all(|name| name == LOCK) {
+                dirfd::remove_file(&dir, OsStr::new(LOCK))?;
                 remove(top)?;
             }
         }
@@ -299,9 +299,9 @@ impl Taken {
         let again: BTreeSet<PathBuf> = self.paths.intersection(waiting).cloned().collect();
         if let Some(file) = files.next().filter(|_| !again.is_empty()) {
             replace_list(dir, file, &again)?;
-            return files.try_for_each(|file| own_files::remove(dir, file));
+            return files.try_for_each(|file| dirfd::remove_file(dir, file));
         }
-        self.files.iter().try_for_each(|file| own_files::remove(dir, file))
+        self.files.iter().try_for_each(|file| dirfd::remove_file(dir, file))
     }
 }
 
@@ -314,12 +314,12 @@ pub fn take_spool(root: &Root) -> io::Result<Taken> {
         return Ok(Taken { dir: None, files: Vec::new(), paths: BTreeSet::new() });
     };
     let is_taken = |name: &OsString| name.as_bytes().starts_with(TAKEN.as_bytes());
-    let mut taken: Vec<OsString> = own_files::names(&dir)?.into_iter().filter(is_taken).collect();
+    let mut taken: Vec<OsString> = dirfd::names(&dir)?.into_iter().filter(is_taken).collect();
     taken.truncate(MOST_LISTS);
     let number =
         (0..).map(|number| OsString::from(format!("{TAKEN}{number}"))).find(|name| !taken.contains(name));
     if let Some(name) = number.filter(|_| taken.len() < MOST_LISTS) {
-        match own_files::rename(&dir, OsStr::new(CHANGED), &name) {
+        match dirfd::rename(&dir, OsStr::new(CHANGED), &name) {
             Ok(()) => taken.push(name),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
@@ -350,7 +350,7 @@ fn replace_list(dir: &OwnedFd, file: impl AsRef<OsStr>, paths: &BTreeSet<PathBuf
         content.extend_from_slice(path.as_os_str().as_bytes());
         content.push(0);
     }
-    own_files::replace(dir, file.as_ref(), &content)
+    dirfd::replace_file(dir, file.as_ref(), &content)
 }
 
 fn read_list(dir: &OwnedFd, file: &OsStr) -> io::Result<BTreeSet<PathBuf>> {

@@ -25,7 +25,7 @@ use crate::sys::file::handle::Handle;
 use crate::sys::file::inode::{Inode, InodeId, Kind};
 use crate::sys::path::resolve::Place;
 use crate::sys::path::root::Root;
-use crate::sys::path::{own_files, tree};
+use crate::sys::path::{dirfd, tree};
 use crate::sys::process::ProcessId;
 use crate::sys::share::gate;
 
@@ -150,7 +150,7 @@ impl Journal {
         {
             return awaited;
         }
-        let members = self.store.members().and_then(|members| own_files::names(&members));
+        let members = self.store.members().and_then(|members| dirfd::names(&members));
         let awaited = members.is_ok_and(|members| !members.is_empty());
         // What was changed just now may be changed once more without another time to tell of it.
         self.awaited = dir.mtime.is_past(QUIET).then_some((dir, awaited));
@@ -297,7 +297,7 @@ fn readable(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 /// The names of shared, immutable files in a directory.
 fn shared_in(dir: BorrowedFd<'_>) -> io::Result<Vec<(OsString, Inode)>> {
-    let names = own_files::names(&readable(dir)?)?;
+    let names = dirfd::names(&readable(dir)?)?;
     let look = |name: OsString| Inode::at(dir.as_fd(), &name).ok().map(|inode| (name, inode));
     Ok(names.into_iter().filter_map(look).filter(|(_, inode)| is_shared(inode)).collect())
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::report::Reason;
 use crate::sys::file::inode::InodeId;
-use crate::sys::path::own_files;
+use crate::sys::path::dirfd;
 use crate::sys::path::root::relative;
 use crate::unify::Error;
 use crate::unify::eligible::scope::Scope;
@@ -106,7 +106,7 @@ fn other(guest: &Guest, scope: Scope) -> Option<&'static str> {
     if path.file_name().is_some_and(|name| name == "lost+found") {
         return Some("where fsck puts what it has found");
     }
-    let names = guest.root.open_dir(relative(Path::new("/"))).and_then(own_files::names).unwrap_or_default();
+    let names = guest.root.open_dir(relative(Path::new("/"))).and_then(dirfd::names).unwrap_or_default();
     if names.is_empty() {
         return Some("an empty directory");
     }

@@ -18,7 +18,7 @@ use super::status::{self, Package};
 use super::{Error, statoverride};
 use crate::package::dpkg::lists;
 use crate::package::{MultiArch, PackageId};
-use crate::sys::path::own_files::names;
+use crate::sys::path::dirfd::names;
 use crate::sys::path::root::{Root, read_at};
 
 /// Where dpkg's database is, unless it is told otherwise.

@@ -17,7 +17,7 @@ use crate::report::{Reason, Shown};
 use crate::sys::file::filesystem;
 use crate::sys::file::inode::Inode;
 use crate::sys::file::times::TICK;
-use crate::sys::path::own_files;
+use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::read_at;
 use crate::sys::share::swap::Shared;
@@ -141,11 +141,11 @@ impl Pool {
 
     fn write_down(&self, names: &HashSet<OsString>) -> io::Result<()> {
         let list = names.iter().map(OsString::as_os_str).collect::<Vec<_>>().join(OsStr::new("\n"));
-        let dir = own_files::make_dir_at(self.root(), OsStr::new(SUSPECTS))?;
+        let dir = dirfd::make_dir_at(self.root(), OsStr::new(SUSPECTS))?;
         // A process of another PID namespace may have the same number.
         for number in 0.. {
             let name = OsString::from(format!("{}-{number}", std::process::id()));
-            match own_files::create(&dir, &name, list.as_bytes()) {
+            match dirfd::create_file(&dir, &name, list.as_bytes()) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
                 made => {
                     made?;
@@ -164,7 +164,7 @@ impl Pool {
             Err(e) if is_absent(&e) => return Ok(suspects),
             opened => opened.at(&path)?,
         };
-        suspects.lists = own_files::names(&dir).at(&path)?;
+        suspects.lists = dirfd::names(&dir).at(&path)?;
         for list in &suspects.lists {
             let text = read_at(&dir, list).at(&path.join(list))?;
             let names = text.split(|&byte| byte == b'\n').filter(|name| !name.is_empty());
@@ -189,6 +189,6 @@ impl Pool {
             return Ok(());
         }
         let dir = self.root().open_dir(SUSPECTS.as_ref()).at(&path)?;
-        suspects.lists.iter().try_for_each(|list| own_files::remove(&dir, list)).at(&path)
+        suspects.lists.iter().try_for_each(|list| dirfd::remove_file(&dir, list)).at(&path)
     }
 }

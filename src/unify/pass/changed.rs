@@ -137,7 +137,7 @@ pub(super) fn found(pool: &Pool, catalog: &Catalog) -> Result<Index, Error> {
     }
     objects.sort_unstable();
     objects.dedup();
-    Ok(Index::new(objects, crate::sys::path::own_files::inodes(&pool.quarantine()?).at(pool.path())?))
+    Ok(Index::new(objects, crate::sys::path::dirfd::inode_numbers(&pool.quarantine()?).at(pool.path())?))
 }
 
 /// Files that were named, not found by a scan.

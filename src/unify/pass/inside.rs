@@ -20,7 +20,7 @@ use crate::policy::Policy;
 use crate::state::store::STATE_DIR;
 use crate::sys::file::handle::Handle;
 use crate::sys::file::inode::{Inode, InodeId};
-use crate::sys::path::own_files;
+use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::{Root, read_at};
 use crate::unify::eligible::rules::Rules;
@@ -61,7 +61,7 @@ pub fn announce(pool: &Pool, options: &Options, root: &Root) -> io::Result<()> {
         return Ok(());
     }
     let text = toml::to_string(&announcement).map_err(io::Error::other)?;
-    own_files::replace(&state_dir, OsStr::new(FILE), text.as_bytes())
+    dirfd::replace_file(&state_dir, OsStr::new(FILE), text.as_bytes())
 }
 
 /// Where a guest is told of its pool; none where it has no hooks. The running system is told in any case: from
@@ -69,7 +69,7 @@ pub fn announce(pool: &Pool, options: &Options, root: &Root) -> io::Result<()> {
 fn state_dir(root: &Root) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     match root.open_at(Path::new(STATE_DIR), flags) {
-        Err(e) if is_absent(&e) && root.is_own() => own_files::make_dir(root, Path::new(STATE_DIR)).map(Some),
+        Err(e) if is_absent(&e) && root.is_own() => dirfd::make_dir(root, Path::new(STATE_DIR)).map(Some),
         Err(e) if is_absent(&e) => Ok(None),
         opened => opened.map(Some),
     }
@@ -86,7 +86,7 @@ pub fn is_told_of(root: &Root, pool: &Pool) -> bool {
 pub fn retract(root: &Root) -> io::Result<()> {
     match root.open_dir(Path::new(STATE_DIR)) {
         Err(e) if is_absent(&e) => Ok(()),
-        dir => own_files::remove(dir?, OsStr::new(FILE)),
+        dir => dirfd::remove_file(dir?, OsStr::new(FILE)),
     }
 }
 

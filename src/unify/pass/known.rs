@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::inside;
 use crate::state::store::STATE_DIR;
-use crate::sys::path::own_files;
+use crate::sys::path::dirfd;
 use crate::sys::path::root::Root;
 use crate::sys::share::lock;
 use crate::unify::pool::directory::{DEFAULT_NAME, Pool};
@@ -45,13 +45,13 @@ pub fn remember(pool: &Pool, guests: &[Guest]) -> io::Result<()> {
     if guests.iter().all(|guest| beside(guest) == pool.path()) || is_listed(&listed()) {
         return Ok(());
     }
-    let dir = own_files::make_dir(&Root::open(Path::new("/"))?, Path::new(STATE_DIR))?;
+    let dir = dirfd::make_dir(&Root::open(Path::new("/"))?, Path::new(STATE_DIR))?;
     lock::exclusive(&dir, PATIENCE)?;
     let mut all = listed();
     all.retain(|path| matches!(Pool::open(path), Ok(Some(_))));
     all.push(pool.path().to_path_buf());
     let text = all.iter().flat_map(|path| [path.as_os_str().as_bytes(), &[0]].concat()).collect::<Vec<u8>>();
-    own_files::replace(&dir, OsStr::new(FILE), &text)
+    dirfd::replace_file(&dir, OsStr::new(FILE), &text)
 }
 
 /// How many of these guests belong to a pool.

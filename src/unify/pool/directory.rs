@@ -32,7 +32,7 @@ use crate::parallel;
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::file::{extents, filesystem};
 use crate::sys::path::root::Root;
-use crate::sys::path::{own_files, tree};
+use crate::sys::path::{dirfd, tree};
 use crate::sys::share::lock;
 use crate::sys::share::swap::{self, Name};
 use crate::unify::link::batch::Fence;
@@ -73,7 +73,7 @@ pub struct Settings {
 impl Settings {
     fn write(&self, dir: impl AsFd) -> io::Result<()> {
         let text = toml::to_string(self).map_err(io::Error::other)?;
-        own_files::replace(dir, OsStr::new(SETTINGS), text.as_bytes())
+        dirfd::replace_file(dir, OsStr::new(SETTINGS), text.as_bytes())
     }
 }
 
@@ -104,17 +104,15 @@ impl Pool {
         let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput)).at(path)?;
         let parent = Root::open(parent).at(parent)?;
         let made = !path.exists();
-        let dir = own_files::make_dir_at(&parent, name).at(path)?;
+        let dir = dirfd::make_dir_at(&parent, name).at(path)?;
         if let Some(stranger) = stranger(&dir).at(path)? {
             return Err(Error::NoPool { path: path.to_path_buf(), stranger });
         }
         if let Err(e) = furnish(&dir, settings) {
             // Nobody has seen it yet.
-            [OBJECTS, RUNS, QUARANTINE]
-                .iter()
-                .for_each(|name| drop(own_files::remove_dir(&dir, name.as_ref())));
+            [OBJECTS, RUNS, QUARANTINE].iter().for_each(|name| drop(dirfd::remove_dir(&dir, name.as_ref())));
             if made {
-                let _ = own_files::remove_dir(&parent, name);
+                let _ = dirfd::remove_dir(&parent, name);
             }
             return Err(e).at(path);
         }
@@ -204,7 +202,7 @@ impl Pool {
     /// # Errors
     /// [`Error::Busy`] where another run keeps it.
     pub fn lock(&self, patience: Duration) -> Result<Locked, Error> {
-        let file = own_files::lock_file(&self.root, OsStr::new("lock")).at(self.path())?;
+        let file = dirfd::open_lock_file(&self.root, OsStr::new("lock")).at(self.path())?;
         match lock::exclusive(&file, patience) {
             Ok(()) => Ok(Locked(file)),
             Err(e) if e.kind() == io::ErrorKind::TimedOut => {
@@ -218,7 +216,7 @@ impl Pool {
     pub fn shelf(&self, shelf: u8, make: bool) -> io::Result<Option<OwnedFd>> {
         let name = OsString::from(format!("{shelf:02x}"));
         if make {
-            return own_files::make_dir_at(&self.objects, &name).map(Some);
+            return dirfd::make_dir_at(&self.objects, &name).map(Some);
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(&self.objects, &name, flags, rustix::fs::Mode::empty()) {
@@ -266,7 +264,7 @@ impl Pool {
         for read in parallel::map(threads, &shelves, |shelf| self.read_shelf(*shelf)) {
             objects.extend(read?);
         }
-        let set_aside = own_files::inodes(&self.quarantine()?).at(self.path())?;
+        let set_aside = dirfd::inode_numbers(&self.quarantine()?).at(self.path())?;
         Ok(Index::new(objects, set_aside))
     }
 
@@ -306,7 +304,7 @@ impl Pool {
     /// Looks at the inodes of all that verification has set aside.
     pub fn look_at_quarantine(&self) -> Result<Vec<Stored>, Error> {
         let (dir, path) = (self.quarantine()?, self.path().join(QUARANTINE));
-        let names = own_files::names(&dir).at(&path)?;
+        let names = dirfd::names(&dir).at(&path)?;
         let parsed = |file: OsString| Some((ObjectName::parse_quarantined(&file)?, file, true));
         look_in(&dir, &path, names.into_iter().filter_map(parsed))
     }
@@ -394,7 +392,7 @@ pub fn may_change(dir: impl AsFd, path: &Path, protected: bool) -> Result<(), Er
 
 fn furnish(dir: &OwnedFd, settings: Settings) -> io::Result<()> {
     for name in [OBJECTS, RUNS, QUARANTINE] {
-        own_files::make_dir_at(dir, OsStr::new(name))?;
+        dirfd::make_dir_at(dir, OsStr::new(name))?;
     }
     // Last: what has settings is a whole pool.
     settings.write(dir)
@@ -402,14 +400,13 @@ fn furnish(dir: &OwnedFd, settings: Settings) -> io::Result<()> {
 
 /// What holds a name here that a pool does not have while it is made.
 fn stranger(dir: &OwnedFd) -> io::Result<Option<OsString>> {
-    let temporary = own_files::temporary(OsStr::new(SETTINGS));
+    let temporary = dirfd::temporary_name(OsStr::new(SETTINGS));
     let is_ours = |name: &OsString| {
-        let is_empty = || {
-            own_files::make_dir_at(dir, name).and_then(own_files::names).is_ok_and(|names| names.is_empty())
-        };
+        let is_empty =
+            || dirfd::make_dir_at(dir, name).and_then(dirfd::names).is_ok_and(|names| names.is_empty());
         *name == temporary || [OBJECTS, RUNS, QUARANTINE].iter().any(|ours| name == ours) && is_empty()
     };
-    Ok(own_files::names(dir)?.into_iter().find(|name| !is_ours(name)))
+    Ok(dirfd::names(dir)?.into_iter().find(|name| !is_ours(name)))
 }
 
 /// Looks at files of a directory of the pool; what is none, or gone since it was listed, is passed over.

@@ -20,7 +20,7 @@ use crate::report::{Reason, Shown};
 use crate::sys::file::filesystem;
 use crate::sys::file::handle::Handle;
 use crate::sys::file::inode::Inode;
-use crate::sys::path::own_files;
+use crate::sys::path::dirfd;
 use crate::sys::path::root::read_at;
 use crate::sys::share::lease::Lease;
 use crate::sys::share::swap::{self, LOCK_PATIENCE, Name, Shared};
@@ -68,7 +68,7 @@ impl<'p> Run<'p> {
         let at = pool.path();
         for number in 0.. {
             let name = OsString::from(format!("{}-{number}", std::process::id()));
-            match own_files::create_dir(pool.runs(), &name) {
+            match dirfd::create_dir(pool.runs(), &name) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
                 made => made.at(at)?,
             }
@@ -91,19 +91,19 @@ impl<'p> Run<'p> {
 
     /// Writes down what is about to be changed. The caller flushes the filesystem before it begins.
     pub fn record(&self, protect: bool, intents: &[Intent]) -> io::Result<()> {
-        own_files::replace(&self.dir, OsStr::new(JOURNAL), &encode(protect, intents))
+        dirfd::replace_file(&self.dir, OsStr::new(JOURNAL), &encode(protect, intents))
     }
 
     /// All that was written down has been done, and is on the disk.
     pub fn forget(&self) -> io::Result<()> {
-        own_files::remove(&self.dir, OsStr::new(JOURNAL))
+        dirfd::remove_file(&self.dir, OsStr::new(JOURNAL))
     }
 }
 
 impl Drop for Run<'_> {
     fn drop(&mut self) {
         // Where something is left in it, the next run sees to that.
-        let _ = own_files::remove_dir(self.pool.runs(), &self.name);
+        let _ = dirfd::remove_dir(self.pool.runs(), &self.name);
     }
 }
 
@@ -168,7 +168,7 @@ impl Recovered {
 /// Ends what killed runs began: every name has its own inode or the object's, every object is protected, nothing is left.
 pub fn recover(pool: &Pool, patience: Duration) -> Result<Recovered, Error> {
     let mut recovered = Recovered::default();
-    for name in own_files::names(pool.runs()).at(pool.path())? {
+    for name in dirfd::names(pool.runs()).at(pool.path())? {
         let Some(dir) = claim(pool, &name).at(pool.path())? else { continue };
         if let Err(e) = (Ending { pool, dir: &dir, patience }).end(&mut recovered) {
             let path = pool.path().join("runs").join(&name);
@@ -176,7 +176,7 @@ pub fn recover(pool: &Pool, patience: Duration) -> Result<Recovered, Error> {
             continue;
         }
         let path = || pool.path().join("runs").join(&name);
-        match own_files::remove_dir(pool.runs(), &name) {
+        match dirfd::remove_dir(pool.runs(), &name) {
             Ok(true) => {}
             Ok(false) => log::warn!("{}: it cannot be removed: it is not empty", Shown(&path())),
             Err(e) => log::warn!("{}: {}", Shown(&path()), Reason(e)),
@@ -226,7 +226,7 @@ impl Ending<'_> {
         if let Some(trouble) = trouble {
             return Err(trouble);
         }
-        for name in own_files::names(self.dir)? {
+        for name in dirfd::names(self.dir)? {
             let left = Name { dir: self.dir.as_fd(), name: &name };
             // Only a fault of ours could leave a guest's file here without a journal: its last name is not removed.
             if is_kept(&name) && left.inode()?.is_some_and(|inode| inode.nlink == 1) {
@@ -239,7 +239,7 @@ impl Ending<'_> {
         }
         filesystem::sync(self.dir)?;
         gate::linger();
-        own_files::remove(self.dir, OsStr::new(JOURNAL))
+        dirfd::remove_file(self.dir, OsStr::new(JOURNAL))
     }
 
     fn end_one(

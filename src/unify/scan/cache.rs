@@ -68,7 +68,7 @@ impl Cache {
                         && let Ok(dir) = crate::sys::path::root::Root::open(dir)
                     {
                         // What cannot be removed shows when it is opened again.
-                        let _ = crate::sys::path::own_files::remove(&dir, name);
+                        let _ = crate::sys::path::dirfd::remove_file(&dir, name);
                     }
                 }
                 Self::open_as_is(path)

@@ -1,4 +1,5 @@
-//! Files of our own in a guest: directories made beneath its root, small files replaced whole.
+//! Our own files and directories in a guest or a pool, by the descriptor of their directory (the `dirfd` of `openat(2)`)
+//! and a name. No symlink is followed; a small file is replaced whole.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -48,7 +49,7 @@ fn dir_flags() -> OFlags {
 }
 
 /// Opens a lock file, made where it is missing.
-pub fn lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+pub fn open_lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     // A guest's FIFO of that name does not block its host.
     let flags = OFlags::RDONLY
         | OFlags::CREATE
@@ -63,34 +64,34 @@ pub fn lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// `AlreadyExists` where the name is taken.
-pub fn create(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<()> {
+pub fn create_file(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
     std::fs::File::from(fd).write_all(content)
 }
 
 /// Replaces `name` by a file with this content: readers see the old one or the new one, whole.
-pub fn replace(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<()> {
-    let temporary = temporary(name);
+pub fn replace_file(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<()> {
+    let temporary = temporary_name(name);
     // A killed process may have left one; whatever else has the name is not written to.
-    remove(&dir, &temporary)?;
-    let written = create(&dir, &temporary, content);
+    remove_file(&dir, &temporary)?;
+    let written = create_file(&dir, &temporary, content);
     let replaced = written.and_then(|()| Ok(rustix::fs::renameat(&dir, &temporary, &dir, name)?));
     if replaced.is_err() {
-        let _ = remove(&dir, &temporary);
+        let _ = remove_file(&dir, &temporary);
     }
     replaced
 }
 
-/// The name beside `name` that [`replace`] writes to first.
-pub fn temporary(name: &OsStr) -> OsString {
+/// The name beside `name` that [`replace_file`] writes to first.
+pub fn temporary_name(name: &OsStr) -> OsString {
     let mut temporary = name.to_os_string();
     temporary.push(".new");
     temporary
 }
 
 /// Removes a file; one that is not there is no error.
-pub fn remove(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
+pub fn remove_file(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(e) => Err(e.into()),
@@ -124,7 +125,7 @@ pub fn names(dir: impl AsFd) -> io::Result<Vec<OsString>> {
 }
 
 /// The numbers of the inodes that the names in a directory stand for.
-pub fn inodes(dir: &OwnedFd) -> io::Result<HashSet<u64>> {
+pub fn inode_numbers(dir: &OwnedFd) -> io::Result<HashSet<u64>> {
     let mut inodes = HashSet::new();
     super::tree::entries(dir, &mut super::tree::listing_buffer(), |_, _, ino| {
         inodes.insert(ino);
