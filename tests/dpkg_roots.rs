@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::support::bed::with_shell;
-use crate::support::{Filesystem, Seen, chroot, inode, litter, run, seen, set_immutable, text};
+use crate::support::{
+    Filesystem, Seen, chroot, inode, install_libraries, litter, program, run, seen, set_immutable, text,
+};
 
 /// The package's set-id program: without a private copy dpkg makes the neighbour's 0600.
 const PROGRAM: &str = "usr/bin/program";
@@ -34,9 +36,9 @@ impl Place {
         for name in ["ldconfig", "start-stop-daemon", "diff"] {
             fs::copy(root.join("bin/test"), root.join("bin").join(name)).unwrap();
         }
-        let program = env!("CARGO_BIN_EXE_cow-dpkg");
+        let program = program("cow-dpkg");
         fs::copy(program, root.join("usr/libexec/cow-hooks/cow-dpkg")).unwrap();
-        crate::support::install_libraries(&root, Path::new(program));
+        install_libraries(&root, Path::new(program));
         let hooks = Path::new(env!("CARGO_MANIFEST_DIR")).join("hooks/dpkg/dpkg.cfg");
         fs::copy(hooks, root.join("etc/dpkg/dpkg.cfg.d/cow-hooks")).unwrap();
         fs::write(root.join("etc/dpkg/dpkg.cfg"), "force-unsafe-io\n").unwrap();

@@ -9,7 +9,7 @@ use crate::guests::{self, DEBS};
 use crate::support::bed::{Bed, file, start};
 use crate::support::chroots::{Chroots, PRIVATE, RPMS};
 use crate::support::pair::Scope;
-use crate::support::{Guests, chroot, feed, files, removal, run, text};
+use crate::support::{Guests, chroot, feed, files, program, removal, run, text};
 
 /// Where the shared files of small guests are.
 const DIRS: [&str; 2] = ["bin", "share/doc"];
@@ -183,7 +183,7 @@ fn privileged_cow_run_serves_behind_any_filter_or_does_not_begin() {
     for (number, (filter, [action, calls])) in filters.iter().enumerate() {
         let name = file(number);
         let script = format!("echo x >>{name}");
-        let run = [env!("CARGO_BIN_EXE_cow-run"), "sh", "-c", &script];
+        let run = [program("cow-run"), "sh", "-c", &script];
         let words = [&["/var/lib/forbid", action, calls][..], &run].concat();
         let output = start(&mut bed.command(&words)).done();
         let said = text(&output);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::support::bed::with_shell;
-use crate::support::{Guests, Seen, chroot, feed, files, inode, removal, run, text};
+use crate::support::{Guests, Seen, chroot, feed, files, inode, program, removal, run, text};
 
 /// Guests, and an overlay over the first.
 struct Layers {
@@ -24,7 +24,7 @@ impl Layers {
             &guests.first(),
             &["/bin/cat", "/bin/chmod", "/bin/ln", "/bin/mv", "/bin/rm", "/bin/touch"],
         );
-        fs::copy(env!("CARGO_BIN_EXE_cow-run"), guests.first().join("cow-run")).unwrap();
+        fs::copy(program("cow-run"), guests.first().join("cow-run")).unwrap();
         let at = |name: &str| guests.filesystem.path().join(name);
         for name in ["upper", "work", "top"] {
             fs::create_dir(at(name)).unwrap();

@@ -8,7 +8,9 @@ use cow_hooks::sys::file::inode::Time;
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 
 use crate::support::bed::with_shell;
-use crate::support::{Guests, feed, inode, removal, run, same_inode, set_immutable, set_mtime, text};
+use crate::support::{
+    Guests, feed, inode, program, removal, run, same_inode, set_immutable, set_mtime, text,
+};
 
 fn mount(arguments: &[&str], from: &Path, to: &Path) {
     run(Command::new("mount").args(arguments).arg(from).arg(to));
@@ -296,7 +298,7 @@ fn privileged_what_processes_have_mounted_stays_when_names_change_from_outside()
     );
 
     let root = guests.first();
-    let mut prepare = Command::new(env!("CARGO_BIN_EXE_cow-prepare"));
+    let mut prepare = Command::new(program("cow-prepare"));
     let output = prepare.args(["--json", "/usr/bin", "--root"]).arg(&root).output().unwrap();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_mounted(&there, "after cow-prepare");

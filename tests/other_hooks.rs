@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use crate::guests::{self, DEBS};
 use crate::support::chroots::{Chroots, RPMS};
 use crate::support::pair::{Pair, Scope, ours};
-use crate::support::{Seen, files, litter, text};
+use crate::support::{Seen, files, litter, program, text};
 
 /// apt's lists of commands, and a file that a command of each changes.
 const LISTS: [(&str, &str); 6] = [
@@ -134,7 +134,7 @@ fn privileged_under_a_supervisor_outside_of_the_guest_a_run_settles_like_any() {
     let script = "mount -t tmpfs none /var/lib && exec \"$@\"";
     let mut outer = Command::new("unshare");
     outer.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
-    outer.arg(env!("CARGO_BIN_EXE_cow-run")).arg(inner.get_program()).args(inner.get_args());
+    outer.arg(program("cow-run")).arg(inner.get_program()).args(inner.get_args());
     let shared = pair.watch(|| {
         let output = text(&outer.stdin(Stdio::null()).output().unwrap());
         assert!(ours(&output).iter().any(|line| line.contains("shared again")), "{output}");

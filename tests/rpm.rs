@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use crate::support::anywhere;
 use crate::support::pair::{Images, Pair, Scope, ours, support};
-use crate::support::{inode, run, text};
+use crate::support::{built, inode, run, text};
 
 /// Where the guest sees its repositories.
 const BASE: &str = "/srv/base";
@@ -211,7 +211,7 @@ fn privileged_scriptlets_hit_nothing_shared_even_where_all_is() {
 
 /// The plugin that was built with this test.
 pub fn plugin() -> PathBuf {
-    Path::new(env!("CARGO_BIN_EXE_cow-rpm")).parent().unwrap().join("deps/libcow_hooks.so")
+    built("deps/libcow_hooks.so")
 }
 
 #[test]

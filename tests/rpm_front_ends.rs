@@ -158,7 +158,7 @@ fn privileged_both_kinds_of_packages_hold_the_same_hooks() {
         };
         let deb = list(&format!("dpkg-deb --fsys-tarfile {name}_*.deb | tar -t"));
         let rpm = list(&format!(
-            "rpm -qp --qf '[%{{FILEMODES:perms}} %{{FILENAMES}}\\n]' {name}-[0-9]*.rpm | sed -n 's/^-[^ ]* //p'"
+            "rpm -qp --qf '[%{{FILEMODES:perms}} %{{FILENAMES}}\\n]' {name}-[0-9]*.rpm | sed -n 's/^[-l][^ ]* //p'"
         ));
         assert_eq!(deb, rpm, "{name}");
     }

@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::Command;
 
 use cow_hooks::sys::file::inode::Time;
 
 use crate::support::chroots::{Chroots, PRIVATE, RPMS, install_hooks, plugin_dir};
 use crate::support::pair::ours;
-use crate::support::{run, set_mtime, text};
+use crate::support::{built, run, set_mtime, text};
 
 /// What version 2 of all can be installed over.
 const PACKAGES: &str =
@@ -118,8 +117,7 @@ fn privileged_rpm_works_when_the_plugin_is_gone() {
 fn a_panic_is_harmless_under_rpm_of(release: &'static str) {
     let mut chroots = Chroots::of(release);
     let plugin = format!("{}/cowpanic.so", plugin_dir(&chroots.pair, "g1"));
-    let built = Path::new(env!("CARGO_BIN_EXE_cow-rpm")).parent().unwrap().join("examples/libcowpanic.so");
-    chroots.put(&plugin, fs::read(built).expect("cargo build --example cowpanic"));
+    chroots.put(&plugin, fs::read(built("examples/libcowpanic.so")).expect("cargo build --example cowpanic"));
     let panicking = |chroots: &mut Chroots, hook: &str| {
         let macros = format!("%__transaction_cowpanic {plugin} {hook}\n");
         chroots.put("/usr/lib/rpm/macros.d/macros.transaction_cowpanic", macros);

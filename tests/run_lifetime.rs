@@ -7,7 +7,7 @@ use std::process::Stdio;
 use nix::sys::signal::Signal;
 
 use super::support::bed::{Bed, PATIENCE, Running, file, send, start, wait_for};
-use super::support::{files, text};
+use super::support::{files, program, text};
 
 fn stdout(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
@@ -71,7 +71,7 @@ fn privileged_what_cannot_be_run_is_told_from_what_fails() {
 #[ignore = "needs root"]
 fn privileged_input_output_and_terminal_are_the_commands_own() {
     let bed = Bed::new(0);
-    let run = env!("CARGO_BIN_EXE_cow-run");
+    let run = program("cow-run");
     let piped = start(&mut bed.command(&["sh", "-c", "echo through | \"$1\" cat | cat", "sh", run])).done();
     assert_eq!(stdout(&piped), "through");
     let inner = format!("{run} sh -c 'tty && test -t 0 && test -t 1 && test -t 2 && echo terminal'");
@@ -95,12 +95,8 @@ fn privileged_no_descriptor_leaks_into_the_command() {
 #[ignore = "needs root"]
 fn privileged_a_reader_of_the_output_does_not_wait_for_the_supervisor() {
     let bed = Bed::new(0);
-    let mut command = bed.command(&[
-        env!("CARGO_BIN_EXE_cow-run"),
-        "sh",
-        "-c",
-        "setsid sleep infinity >&- 2>&- & echo end",
-    ]);
+    let mut command =
+        bed.command(&[program("cow-run"), "sh", "-c", "setsid sleep infinity >&- 2>&- & echo end"]);
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || send.send(child.wait_with_output().unwrap()));

@@ -5,9 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
 
 use super::support::bed::{Bed, FIRST, start, with_shell};
-use super::support::{set_immutable, text};
-
-const RUN: &str = env!("CARGO_BIN_EXE_cow-run");
+use super::support::{program, set_immutable, text};
 
 /// Asserts that the command succeeded and that the file is private now.
 fn assert_served(bed: &Bed, output: &Output, name: &str) {
@@ -38,7 +36,8 @@ fn privileged_a_tracer_within_sees_its_program_as_ever() {
 #[ignore = "needs root"]
 fn privileged_within_a_tracer_it_serves() {
     let bed = Bed::new(1);
-    let traced = ["strace", "-f", "-o", "log", RUN, "sh", "-c", "(echo x >>f000)"];
+    let run = program("cow-run");
+    let traced = ["strace", "-f", "-o", "log", run, "sh", "-c", "(echo x >>f000)"];
     assert_served(&bed, &start(&mut bed.command(&traced)).done(), "f000");
 }
 
@@ -46,7 +45,8 @@ fn privileged_within_a_tracer_it_serves() {
 #[ignore = "needs root"]
 fn privileged_within_itself_the_outer_one_serves() {
     let bed = Bed::new(2);
-    let output = bed.script(&format!("{RUN} sh -c 'echo x >>f000' && echo x >>f001"));
+    let run = program("cow-run");
+    let output = bed.script(&format!("{run} sh -c 'echo x >>f000' && echo x >>f001"));
     assert_served(&bed, &output, "f000");
     assert!(bed.is_private("f001"));
 }
@@ -55,7 +55,8 @@ fn privileged_within_itself_the_outer_one_serves() {
 #[ignore = "needs root"]
 fn privileged_in_a_user_namespace_it_says_why_it_cannot_serve() {
     let bed = Bed::new(1);
-    let script = format!("{RUN} sh -c 'cat f000 && echo x >>f000'");
+    let run = program("cow-run");
+    let script = format!("{run} sh -c 'cat f000 && echo x >>f000'");
     let output = start(&mut bed.command(&["unshare", "-r", "sh", "-c", &script])).done();
     assert!(text(&output).contains("cow-run: "), "{}", text(&output));
     assert_refused(&bed, &output, "content of 0");
@@ -65,7 +66,8 @@ fn privileged_in_a_user_namespace_it_says_why_it_cannot_serve() {
 #[ignore = "needs root"]
 fn privileged_in_a_process_namespace_it_serves() {
     let bed = Bed::new(1);
-    let words = ["unshare", "-mpf", "--mount-proc", RUN, "sh", "-c", "echo x >>f000"];
+    let run = program("cow-run");
+    let words = ["unshare", "-mpf", "--mount-proc", run, "sh", "-c", "echo x >>f000"];
     assert_served(&bed, &start(&mut bed.command(&words)).done(), "f000");
 }
 
@@ -141,7 +143,8 @@ fn privileged_a_chroot_within_is_served_with_and_without_proc() {
 #[ignore = "needs root"]
 fn privileged_within_a_chroot_without_proc_it_serves() {
     let bed = Bed::new(1);
-    with_shell(&bed.first(""), &[RUN]);
+    let run = program("cow-run");
+    with_shell(&bed.first(""), &[run]);
     let output =
         start(&mut bed.command(&["chroot", FIRST, "/bin/cow-run", "/bin/sh", "-c", "echo x >>/f000"])).done();
     assert_served(&bed, &output, "f000");
@@ -170,8 +173,9 @@ fn privileged_a_set_id_program_within_gets_its_rights() {
 #[ignore = "needs root"]
 fn privileged_with_another_listener_the_command_is_not_run() {
     let bed = Bed::new(1);
+    let run = program("cow-run");
     let act = bed.compiled("act.c");
-    let output = start(&mut bed.command(&[&act, "listener", RUN, "sh", "-c", "echo ran >ran"])).done();
+    let output = start(&mut bed.command(&[&act, "listener", run, "sh", "-c", "echo ran >ran"])).done();
     assert_eq!(output.status.code(), Some(125), "{}", text(&output));
     assert!(!bed.first("ran").exists());
     assert_refused(&bed, &output, "another program supervises its system calls already; ");
@@ -182,7 +186,8 @@ fn privileged_with_another_listener_the_command_is_not_run() {
 #[ignore = "needs root"]
 fn privileged_without_the_capability_the_command_is_not_run() {
     let bed = Bed::new(1);
-    let words = ["setpriv", "--bounding-set", "-sys_admin", RUN, "sh", "-c", "echo ran >ran"];
+    let run = program("cow-run");
+    let words = ["setpriv", "--bounding-set", "-sys_admin", run, "sh", "-c", "echo ran >ran"];
     let output = start(&mut bed.command(&words)).done();
     assert_eq!(output.status.code(), Some(125), "{}", text(&output));
     assert!(!bed.first("ran").exists());
@@ -194,7 +199,8 @@ fn privileged_without_the_capability_the_command_is_not_run() {
 #[ignore = "needs root"]
 fn privileged_where_flags_cannot_be_changed_the_call_fails_and_it_says_why() {
     let bed = Bed::new(1);
-    let words = ["setpriv", "--bounding-set", "-linux_immutable", RUN, "sh", "-c", "echo x >>f000"];
+    let run = program("cow-run");
+    let words = ["setpriv", "--bounding-set", "-linux_immutable", run, "sh", "-c", "echo x >>f000"];
     let output = start(&mut bed.command(&words)).done();
     assert!(text(&output).contains("cow-run: "), "{}", text(&output));
     assert_refused(&bed, &output, "Operation not permitted");
@@ -226,12 +232,13 @@ fn privileged_where_no_room_is_left_the_call_fails_and_it_says_why() {
 #[ignore = "needs root"]
 fn privileged_a_policy_without_protection_must_be_overruled() {
     let bed = Bed::with(1, false);
+    let run = program("cow-run");
     let policy = bed.filesystem.path().join("etc/cow-hooks/cow-hooks.toml");
     fs::create_dir_all(policy.parent().unwrap()).unwrap();
     fs::write(policy, "protection = \"none\"\n").unwrap();
     let run_with = |option: &str| {
         let script =
-            format!("mount --bind /var/lib/etc /etc && exec {RUN} {option} -- sh -c 'echo x >>f000'");
+            format!("mount --bind /var/lib/etc /etc && exec {run} {option} -- sh -c 'echo x >>f000'");
         start(&mut bed.command(&["unshare", "-m", "sh", "-c", &script])).done()
     };
     let output = run_with("-v");
@@ -244,18 +251,19 @@ fn privileged_a_policy_without_protection_must_be_overruled() {
 #[ignore = "needs root"]
 fn privileged_the_commands_limits_are_not_the_supervisors() {
     let bed = Bed::new(3);
+    let run = program("cow-run");
     let large = bed.second("large");
     fs::write(&large, vec![b'x'; 1 << 20]).unwrap();
     fs::hard_link(&large, bed.first("large")).unwrap();
     set_immutable(&large, true);
     for (limit, name) in [("-Sf 1", "large"), ("-Sn 8", "f000"), ("-Sv 200000", "f001"), ("-St 1", "f002")] {
-        let script = format!("ulimit {limit}; exec {RUN} chmod 700 {name}");
+        let script = format!("ulimit {limit}; exec {run} chmod 700 {name}");
         let output = start(&mut bed.command(&["sh", "-c", &script])).done();
         assert!(output.status.success(), "{limit}: {}", text(&output));
         assert!(bed.is_private(name), "{limit}");
     }
     let output =
-        start(&mut bed.command(&["sh", "-c", &format!("ulimit -Sf 7; {RUN} sh -c 'ulimit -f'")])).done();
+        start(&mut bed.command(&["sh", "-c", &format!("ulimit -Sf 7; {run} sh -c 'ulimit -f'")])).done();
     assert_eq!(output.stdout, b"7\n", "{}", text(&output));
     bed.assert_clean();
 }
@@ -264,10 +272,11 @@ fn privileged_the_commands_limits_are_not_the_supervisors() {
 #[ignore = "needs root"]
 fn privileged_the_command_keeps_what_it_ignores() {
     let bed = Bed::new(0);
+    let run = program("cow-run");
     let signals = |run: &[&str]| {
         let set = ["env", "--ignore-signal=USR2", "--block-signal=USR1"];
         let read = ["grep", "-E", "SigBlk|SigIgn", "/proc/self/status"];
         text(&start(&mut bed.command(&[&set[..], run, &read[..]].concat())).done())
     };
-    assert_eq!(signals(&[RUN]), signals(&[]));
+    assert_eq!(signals(&[run]), signals(&[]));
 }

@@ -6,11 +6,12 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{assert_same, chroot, inode, install_libraries, picture, run, same_inode, text};
+use crate::support::{
+    assert_same, chroot, inode, install_libraries, picture, program, run, same_inode, text,
+};
 use crate::unify::Farm;
 
 const UNIFY: &str = env!("CARGO_BIN_EXE_cow-unify");
-const PREPARE: &str = env!("CARGO_BIN_EXE_cow-prepare");
 
 /// A system with two equal files, which holds a guest that has them as well.
 fn system(top: &str) -> Farm {
@@ -24,7 +25,7 @@ fn system(top: &str) -> Farm {
     for dir in ["proc", "var/lib", "sbin", "mnt"] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
-    for program in [UNIFY, PREPARE] {
+    for program in [UNIFY, program("cow-prepare")] {
         fs::copy(program, root.join("sbin").join(Path::new(program).file_name().unwrap())).unwrap();
         install_libraries(&root, Path::new(program));
     }

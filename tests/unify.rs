@@ -9,8 +9,8 @@ use cow_hooks::sys::file::inode::Time;
 use serde_json::Value;
 
 use crate::support::{
-    FILESYSTEMS, Filesystem, assert_same, files, inode, picture, run, same_inode, seen, set_immutable,
-    set_mtime, text,
+    FILESYSTEMS, Filesystem, assert_same, files, inode, picture, program, run, same_inode, seen,
+    set_immutable, set_mtime, text,
 };
 
 /// Guests on a filesystem of their own, with the pool beside them.
@@ -243,7 +243,7 @@ fn privileged_equal_files_and_hard_links_are_told_apart_when_they_are_made_priva
     fs::hard_link(one, two).unwrap();
     farm.unify(&[]);
     assert!(names.iter().all(|name| same_inode(name, one)));
-    let mut prepare = Command::new(env!("CARGO_BIN_EXE_cow-prepare"));
+    let mut prepare = Command::new(program("cow-prepare"));
     run(prepare.arg("-q").arg("--root").arg(farm.path("g1")).args(["/usr/bin"]));
     assert!(same_inode(one, two));
     assert!(!same_inode(one, equal) && !same_inode(one, example) && !same_inode(equal, example));

@@ -6,7 +6,7 @@ use std::path::Path;
 use cow_hooks::sys::file::inode::Inode;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps};
 
-use crate::support::{inode, text};
+use crate::support::{inode, program, text};
 use crate::unify::Farm;
 
 /// Makes directories of this name in each other; the last one.
@@ -76,7 +76,7 @@ fn privileged_paths_longer_than_the_kernel_takes_are_unified_and_made_private_ag
     }
     assert_eq!(inode(&shallow).nlink, 1);
     // The other one's, by hand.
-    let mut prepare = std::process::Command::new(env!("CARGO_BIN_EXE_cow-prepare"));
+    let mut prepare = std::process::Command::new(program("cow-prepare"));
     let output = prepare.arg("--root").arg(farm.path("g2")).arg("/opt").output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     dirs.iter().for_each(|[_, b]| assert!(!look(b, "file").immutable));

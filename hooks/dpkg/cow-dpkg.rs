@@ -10,10 +10,11 @@ use std::process::ExitCode;
 
 use cow_hooks::hook;
 
-/// This program as it is installed.
-const PROGRAM: &str = "/usr/libexec/cow-hooks/cow-dpkg";
+/// The name that this is called by.
+const NAME: &str = "cow-dpkg";
 
-fn main() -> ExitCode {
+/// Does what the arguments of this process say.
+pub fn main() -> ExitCode {
     hook::log();
     let mut arguments = std::env::args().skip(1);
     let (Some(called), options, None) = (arguments.next(), arguments.next(), arguments.next()) else {

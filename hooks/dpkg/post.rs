@@ -1,7 +1,7 @@
 //! When dpkg has run: settle. Nothing here ever fails the run.
 
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use cow_hooks::hook::{self, post, series};
 use cow_hooks::sys::path::root::Root;
@@ -9,8 +9,8 @@ use cow_hooks::sys::process::ProcessId;
 use cow_hooks::transaction::settle::Settled;
 use cow_hooks::transaction::{Error, Guest};
 
-use crate::PROGRAM;
-use crate::caller::DpkgCaller;
+use super::NAME;
+use super::caller::DpkgCaller;
 
 /// apt's `DPkg::Post-Invoke`: the whole run is over, or has failed.
 pub fn apt() -> ExitCode {
@@ -19,7 +19,7 @@ pub fn apt() -> ExitCode {
         let ancestors: Vec<_> = apt.caller.ancestors.iter().map(|process| process.id).collect();
         let settled = guest.finish(&ancestors, &apt.manager());
         let Some(front_end) = series::of(&apt.caller) else { return settled };
-        let mut tell = Command::new(PROGRAM);
+        let mut tell = hook::this_program(NAME);
         tell.arg("tell").arg(format!("{} {}", front_end.pid, front_end.start));
         series::add(guest.root, front_end, settled, tell);
         Ok(None)

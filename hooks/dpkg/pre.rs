@@ -20,8 +20,8 @@ use cow_hooks::sys::path::root::{Root, relative};
 use cow_hooks::sys::process::{Process, ProcessId};
 use cow_hooks::transaction::{Guest, member};
 
-use crate::PROGRAM;
-use crate::caller::{DpkgCaller, chroot_of, has_other_root};
+use super::NAME;
+use super::caller::{DpkgCaller, chroot_of, has_other_root};
 
 /// apt's `DPkg::Pre-Install-Pkgs`: the whole run, from the stream on standard input.
 pub fn apt() -> Decision {
@@ -141,7 +141,7 @@ fn begin_with(caller: &DpkgCaller, process: &Process) -> Result<(), supervise::E
 
 /// Has a process supervised: it, and what it starts.
 fn begin(process: ProcessId) -> Result<(), supervise::Error> {
-    supervise::process(process.pid, hook::supervisor(PROGRAM, ""))
+    supervise::process(process.pid, hook::supervisor(hook::this_program(NAME), ""))
         .map(drop)
         .inspect_err(|e| log::debug!("process {} is not supervised: {e}", process.pid))
 }

@@ -8,7 +8,8 @@ use cow_hooks::hook::{self, pre};
 use cow_hooks::package::Managers;
 use cow_hooks::report::Reason;
 
-fn main() -> ExitCode {
+/// Does what the arguments of this process say.
+pub fn main() -> ExitCode {
     hook::log();
     let mut arguments = std::env::args().skip(1);
     match (arguments.next().as_deref(), arguments.next()) {

@@ -13,7 +13,8 @@ use cow_hooks::package::Managers;
 use cow_hooks::policy::{Mode, Policy};
 use cow_hooks::report::Reason;
 
-fn main() -> ExitCode {
+/// Does what the arguments of this process say.
+pub fn main() -> ExitCode {
     hook::log();
     let mut arguments = std::env::args().skip(1);
     let (Some(called), options, None) = (arguments.next(), arguments.next(), arguments.next()) else {

@@ -10,6 +10,7 @@ use std::cell::Cell;
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use rustix::fs::OFlags;
@@ -194,7 +195,7 @@ impl CowHooks {
 
     /// Has the calling thread supervised, and so rpm itself and all its scriptlets.
     fn supervise(&self) -> Result<(), supervise::Error> {
-        supervise::this_thread_by(hook::supervisor(SUPERVISOR, &self.options)).map(drop)
+        supervise::this_thread_by(hook::supervisor(Command::new(SUPERVISOR), &self.options)).map(drop)
     }
 }
 

@@ -27,7 +27,8 @@ enum Event {
     Ended,
 }
 
-fn main() -> ExitCode {
+/// Listens to libzypp until it says no more.
+pub fn main() -> ExitCode {
     hook::log();
     let mut settling = None;
     converse(io::stdin().lock(), io::stdout().lock(), |event| match event {

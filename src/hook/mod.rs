@@ -8,6 +8,7 @@ pub mod post;
 pub mod pre;
 pub mod series;
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -33,13 +34,21 @@ fn is_set_to(value: &str) -> bool {
     std::env::var_os(SWITCH).is_some_and(|set| set == value)
 }
 
-/// The program that is called to supervise a package manager, with `options` over the policy of the guest.
-///
-/// A program of its own: the hook has threads, or a database open, that a mere fork would not take along.
-pub fn supervisor(program: &str, options: &str) -> Command {
-    let mut command = Command::new(program);
-    command.arg("supervise").arg(options);
+/// The program that runs, called by the name `name`: the very file it was started from, though an upgrade may have put
+/// another in its place by now.
+pub fn this_program(name: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(name);
     command
+}
+
+/// Has `program`, which is to call [`supervise()`], supervise a package manager, with `options` over the policy of the
+/// guest.
+///
+/// A process of its own: the hook has threads, or a database open, that a mere fork would not take along.
+pub fn supervisor(mut program: Command, options: &str) -> Command {
+    program.arg("supervise").arg(options);
+    program
 }
 
 /// What that program does: returns when the supervisor goes on by itself.

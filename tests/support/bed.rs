@@ -93,7 +93,7 @@ impl Bed {
 
     /// `cow-run` with these arguments.
     pub fn cow_run(&self, words: &[&str]) -> Running {
-        start(&mut self.command(&[&[env!("CARGO_BIN_EXE_cow-run"), "-v"], words].concat()))
+        start(&mut self.command(&[&[super::program("cow-run"), "-v"], words].concat()))
     }
 
     /// What `cow-run` with these arguments comes to.
@@ -108,7 +108,7 @@ impl Bed {
 
     /// `cow-prepare --recover`.
     pub fn recover(&self) {
-        let output = start(&mut self.command(&[env!("CARGO_BIN_EXE_cow-prepare"), "--recover"])).done();
+        let output = start(&mut self.command(&[super::program("cow-prepare"), "--recover"])).done();
         assert!(output.status.success(), "{}", super::text(&output));
     }
 

@@ -12,7 +12,7 @@ use cow_hooks::sys::file::inode::{InodeId, Kind};
 use crate::rpm::plugin;
 
 use super::pair::{Pair, Scope, support};
-use super::{assert_same, entries, litter, run, same_inode, text};
+use super::{assert_same, built, entries, litter, run, same_inode, text};
 
 /// The releases, from the oldest.
 const RELEASES: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];
@@ -176,22 +176,14 @@ pub fn install_hooks(pair: &Pair, guest: &str, release: &str) {
     }
 }
 
-/// A directory with our programs and the plugin as they were built with this test, but small.
+/// A directory with our program and the plugin as they were built with this test, but small.
 fn stripped() -> &'static Path {
     static STRIPPED: OnceLock<tempfile::TempDir> = OnceLock::new();
     let dir = STRIPPED.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
-        let programs = [
-            env!("CARGO_BIN_EXE_cow-prepare"),
-            env!("CARGO_BIN_EXE_cow-status"),
-            env!("CARGO_BIN_EXE_cow-run"),
-            env!("CARGO_BIN_EXE_cow-dpkg"),
-            env!("CARGO_BIN_EXE_cow-rpm"),
-            env!("CARGO_BIN_EXE_cow-pacman"),
-        ];
-        for from in programs.iter().map(Path::new).chain([&*plugin()]) {
+        for from in [built("cow-hooks"), plugin()] {
             let to = dir.path().join(from.file_name().unwrap());
-            run(Command::new("strip").arg("--strip-unneeded").arg("-o").arg(to).arg(from));
+            run(Command::new("strip").arg("--strip-unneeded").arg("-o").arg(to).arg(&from));
         }
         dir
     });

@@ -6,17 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Once;
 
-use super::{Filesystem, install_libraries, litter, run, text};
+use super::{Filesystem, install_libraries, litter, program, run, text};
 use crate::support::pair::support;
 
 /// How the program is built: what it is linked with, and for which machine.
 pub const BUILDS: &[&str] =
     if cfg!(target_arch = "x86_64") { &["dynamic", "static", "i386"] } else { &["dynamic", "static"] };
-
-/// The program under test.
-pub fn cow_run() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_cow-run"))
-}
 
 /// The options that leave out what `COW_TESTS_WITHOUT` names, or else these: words of `cowops -x`.
 pub fn left_out(otherwise: &str) -> Vec<String> {
@@ -62,11 +57,9 @@ impl Field {
             fs::copy(cowops(build), root.join("cowops")).unwrap();
             install_libraries(&root, &cowops("dynamic"));
         }
-        if cow_run().exists() {
-            let guest = field.root(Root::Guest);
-            fs::copy(cow_run(), guest.join("cow-run")).unwrap();
-            install_libraries(&guest, &cow_run());
-        }
+        let guest = field.root(Root::Guest);
+        fs::copy(program("cow-run"), guest.join("cow-run")).unwrap();
+        install_libraries(&guest, Path::new(program("cow-run")));
         field
     }
 
@@ -90,7 +83,6 @@ impl Field {
         let mut command = Command::new("timeout");
         command.args(["--kill-after=10", "600"]).arg(&self.host).arg("enter").arg(self.root(root));
         if root == Root::Guest {
-            assert!(cow_run().exists(), "cow-run has not been built");
             command.args(["/cow-run", "--"]);
         }
         command.args(["/cowops", "-C", tree]).args(arguments).stdin(Stdio::null()).output().unwrap()

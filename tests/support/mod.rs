@@ -269,14 +269,28 @@ impl Guests {
     }
 }
 
+/// What was built with this test, by its path from where the programs are.
+pub fn built(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_cow-hooks")).parent().unwrap().join(path)
+}
+
+/// The program of a guest that was built with this test, by a name that it is called by.
+pub fn program(name: &str) -> &'static str {
+    let link = built("names").join(name);
+    fs::create_dir_all(link.parent().unwrap()).unwrap();
+    // Each test makes the same link.
+    if let Err(e) = std::os::unix::fs::symlink("../cow-hooks", &link) {
+        assert_eq!(e.kind(), std::io::ErrorKind::AlreadyExists, "{}: {e}", link.display());
+    }
+    link.into_os_string().into_string().unwrap().leak()
+}
+
 /// Puts our programs and what they are linked with into a root tree.
 pub fn install(root: &Path) {
-    let programs =
-        [env!("CARGO_BIN_EXE_cow-prepare"), env!("CARGO_BIN_EXE_cow-status"), env!("CARGO_BIN_EXE_cow-dpkg")];
-    for program in programs {
-        fs::copy(program, root.join(Path::new(program).file_name().unwrap())).unwrap();
+    for name in ["cow-prepare", "cow-status", "cow-dpkg"] {
+        fs::copy(program(name), root.join(name)).unwrap();
     }
-    install_libraries(root, Path::new(env!("CARGO_BIN_EXE_cow-dpkg")));
+    install_libraries(root, &built("cow-hooks"));
 }
 
 /// Puts what a program is linked with into a root tree.

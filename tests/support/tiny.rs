@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use cow_hooks::sys::file::inode::Time;
 
 use super::bed::with_shell;
-use super::{Filesystem, install_libraries, run, same_inode, set_mtime, text};
+use super::{Filesystem, built, install_libraries, program, run, same_inode, set_mtime, text};
 
 /// When every file of a package was modified.
 const MODIFIED: Time = Time { secs: 1_600_000_000, nanos: 0 };
@@ -70,16 +70,16 @@ impl Tiny {
             fs::write(first.join("bin").join(name), "#!/bin/sh\n").unwrap();
             fs::set_permissions(first.join("bin").join(name), fs::Permissions::from_mode(0o755)).unwrap();
         }
-        for (program, dir) in [
-            (env!("CARGO_BIN_EXE_cow-dpkg"), "usr/libexec/cow-hooks"),
-            (env!("CARGO_BIN_EXE_cow-rpm"), "usr/libexec/cow-hooks"),
-            (env!("CARGO_BIN_EXE_cow-run"), "bin"),
-            (env!("CARGO_BIN_EXE_cow-prepare"), "bin"),
-            (env!("CARGO_BIN_EXE_cow-status"), "bin"),
+        for (name, dir) in [
+            ("cow-dpkg", "usr/libexec/cow-hooks"),
+            ("cow-rpm", "usr/libexec/cow-hooks"),
+            ("cow-run", "bin"),
+            ("cow-prepare", "bin"),
+            ("cow-status", "bin"),
         ] {
-            fs::copy(program, first.join(dir).join(Path::new(program).file_name().unwrap())).unwrap();
-            install_libraries(&first, Path::new(program));
+            fs::copy(program(name), first.join(dir).join(name)).unwrap();
         }
+        install_libraries(&first, &built("cow-hooks"));
         let configuration = Path::new(env!("CARGO_MANIFEST_DIR")).join("hooks/dpkg/dpkg.cfg");
         fs::copy(configuration, first.join("etc/dpkg/dpkg.cfg.d/cow-hooks")).unwrap();
         fs::create_dir_all(first.join("etc/cow-hooks/conf.d")).unwrap();
