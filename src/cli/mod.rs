@@ -1,6 +1,8 @@
 //! The commands a person calls: their arguments, and what they print.
 
 mod bar;
+#[cfg(test)]
+mod manual;
 pub mod prepare;
 pub mod run;
 pub mod status;

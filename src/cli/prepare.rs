@@ -23,36 +23,43 @@ use crate::transaction::{Begun, Guest, Purpose, Refusal};
 
 /// Give unified files private copies, so that they can be changed.
 #[derive(Debug, Parser)]
-#[command(name = "cow-prepare", version)]
-struct Arguments {
-    /// Say what would be done, and do nothing
+#[command(name = "cow-prepare", version, after_help = EXIT_STATUS)]
+pub(super) struct Arguments {
+    /// Print what would be done, and change nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Print warnings and errors only; twice: errors only
+    /// Print only warnings and errors; given twice: only errors
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose")]
     quiet: u8,
-    /// Name each file
+    /// Print the name of each file; given twice: every step
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
-    /// Print the result as one JSON object
+    /// Print the result as one JSON object on standard output
     #[arg(long)]
     json: bool,
-    /// Work in the guest whose root is DIR
+    /// Work in the guest whose root directory is DIR
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
-    /// Also read paths from FILE, one on a line; - is standard input
+    /// Also read paths from FILE, one per line; if FILE is -, from standard input
     #[arg(long, value_name = "FILE")]
     files_from: Option<PathBuf>,
-    /// The paths in FILE end in a NUL byte instead of a newline
+    /// Paths in FILE end with a NUL byte instead of a newline
     #[arg(short = '0', requires = "files_from")]
     null: bool,
-    /// End what an interrupted run left behind
+    /// Only finish or roll back what an interrupted run has left
     #[arg(long, conflicts_with_all = ["dry_run", "files_from", "paths"])]
     recover: bool,
-    /// Files, and directories with all that is below them
+    /// Files, and directories with everything below them
     #[arg(value_name = "PATH", required_unless_present_any = ["files_from", "recover"])]
     paths: Vec<PathBuf>,
 }
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0  everything was done, or there was nothing to do
+  1  some files could not be made private; each is named
+  2  invalid command line or configuration
+  3  refused before anything was changed";
 
 /// What happened, for machines.
 #[derive(Debug, Serialize)]

@@ -15,23 +15,23 @@ use crate::report::{Reason, Shown};
 use crate::supervise::{self, Options};
 
 /// The command was not run: we failed. As `env(1)` and its like.
-const FAILED: u8 = 125;
+pub(super) const FAILED: u8 = 125;
 /// The command was found, and cannot be run.
-const NOT_RUN: u8 = 126;
+pub(super) const NOT_RUN: u8 = 126;
 /// The command was not found.
-const NOT_FOUND: u8 = 127;
+pub(super) const NOT_FOUND: u8 = 127;
 
-/// Run a command; every unified file it changes gets a private copy first.
+/// Run a command with copy on write: each unified file gets a private copy before the command changes it.
 #[derive(Debug, Parser)]
-#[command(name = "cow-run", version)]
-struct Arguments {
-    /// Print errors only
+#[command(name = "cow-run", version, after_help = EXIT_STATUS)]
+pub(super) struct Arguments {
+    /// Print only errors
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose")]
     quiet: u8,
-    /// Name each file that is made private, and at the end how many
+    /// Print the name of each file that is made private, and at the end their number
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
-    /// Make files private, too, that share their inode without protection
+    /// Also make files private that share their inode without being immutable
     #[arg(long)]
     unprotected: bool,
     /// The command and its arguments
@@ -39,7 +39,13 @@ struct Arguments {
     command: Vec<OsString>,
 }
 
-/// Runs the command with the arguments of this process; returns only where it could not be run.
+const EXIT_STATUS: &str = "\
+Exit status: that of COMMAND, or
+  125  cow-run itself failed; COMMAND was not run
+  126  COMMAND was found but could not be run
+  127  COMMAND was not found";
+
+/// Runs the command with the arguments of this process; returns only if it could not be run.
 pub fn main() -> ExitCode {
     let arguments: Arguments = match super::parse() {
         Ok(arguments) => arguments,

@@ -19,23 +19,29 @@ use crate::sys::path::resolve::Resolver;
 use crate::sys::path::root::Root;
 use crate::transaction::Guest;
 
-/// Show which files are unified, and explain one.
+/// Show which files are unified, and explain a single file.
 #[derive(Debug, Parser)]
-#[command(name = "cow-status", version)]
-struct Arguments {
-    /// Print the result as one JSON object
+#[command(name = "cow-status", version, after_help = EXIT_STATUS)]
+pub(super) struct Arguments {
+    /// Print the result as one JSON object on standard output
     #[arg(long)]
     json: bool,
-    /// Show the guest whose root is DIR
+    /// Show the guest whose root directory is DIR
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
-    /// Say more of what goes on
+    /// Print more about what is looked at
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
-    /// Files to explain, and directories to sum up
+    /// Files to explain, and directories to summarise
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
 }
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0  everything was shown
+  1  some paths could not be examined; each is named
+  2  invalid command line or configuration";
 
 /// Everything there is to show.
 #[derive(Debug, Default, Serialize)]

@@ -1,6 +1,6 @@
 //! `cow-unify`: makes equal files of many guests one inode, keeps them so, checks and undoes it. The host's side.
 
-mod arguments;
+pub(in crate::cli) mod arguments;
 mod detach;
 mod gc;
 mod guests;

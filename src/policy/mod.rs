@@ -35,16 +35,16 @@ pub struct Policy {
     pub mode: Mode,
     /// How unified files are recognised.
     pub protection: Protection,
-    /// Places maintainer scripts write, prepared before every transaction.
+    /// Places that maintainer scripts write to, prepared before every transaction.
     pub prepare: PatternSet,
-    /// What is never detached, whoever asks.
+    /// Files that are never detached, not even by `cow-prepare`.
     pub never_touch: PatternSet,
-    /// What is never unified, neither when a transaction settles nor by the host.
+    /// Files that are never unified, neither when a transaction settles nor by the host.
     pub never_unify: PatternSet,
     /// Bytes that must be left free after the copies are made.
     #[serde(deserialize_with = "file::bytes")]
     pub reserve: u64,
-    /// How long to wait for another transaction to end.
+    /// How long to wait for the lock on one shared file; on the host, for the lock on the pool.
     #[serde(deserialize_with = "file::seconds")]
     pub lock_timeout: Duration,
     /// What is done with an immutable file that has one link and belongs to a planned package.
@@ -132,7 +132,7 @@ impl Policy {
     /// The defaults, and over them what the guest's files say. Files that do not exist say nothing.
     ///
     /// # Errors
-    /// For a file that cannot be read or understood: half of an administrator's wishes is none of them.
+    /// A file cannot be read or understood. No other file is used then: half of a policy may mean the opposite.
     pub fn load(root: &Root) -> Result<Policy, Error> {
         let mut policy = Policy::builtin()?;
         let fixed = CONFIG_FILES.map(PathBuf::from);

@@ -10,43 +10,50 @@ use crate::unify::pass::whole::InUse;
 use crate::unify::pool::directory::Share;
 use crate::unify::pool::identity::Mtime;
 
-/// Make equal files of guests one inode.
+const EXIT_STATUS: &str = "\
+Exit status:
+  0  everything was done, or there was nothing to do
+  1  some files could not be done, guests were left out, or the pool was damaged
+  2  invalid command line or configuration
+  3  refused before anything was changed";
+
+/// Make equal files of many guests one protected inode.
 #[derive(Debug, Parser)]
-#[command(name = "cow-unify", version, subcommand_negates_reqs = true)]
+#[command(name = "cow-unify", version, subcommand_negates_reqs = true, after_help = EXIT_STATUS)]
 pub struct Arguments {
-    /// What else can be done.
+    /// Another action than unifying.
     #[command(subcommand)]
     pub command: Option<Command>,
     /// How to unify.
     #[command(flatten)]
     pub pass: PassArguments,
-    /// What all commands know.
+    /// Options of all commands.
     #[command(flatten)]
     pub common: Common,
 }
 
-/// What else can be done.
+/// Another action than unifying.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Say what guests share, and what that saves
+    /// Show what the guests share and how much that saves
     Status {
         /// Root directories of guests
         #[arg(value_name = "GUEST", required = true)]
         guests: Vec<PathBuf>,
     },
-    /// Read the whole pool, and set aside and replace what is not what its name says
+    /// Read the whole pool; quarantine and replace damaged objects
     Verify {
-        /// Guests to look through for damaged files, and to repair
+        /// Root directories of guests in which names of damaged objects are found and repaired
         #[arg(value_name = "GUEST")]
         guests: Vec<PathBuf>,
     },
-    /// Remove objects that no guest has a link to
+    /// Remove objects from the pool that no guest has a link to or shares blocks with
     Gc {
-        /// Say what would be removed, and remove nothing
+        /// Print what would be removed, and remove nothing
         #[arg(short = 'n', long)]
         dry_run: bool,
     },
-    /// Give a guest private copies of all it shares
+    /// Give a guest private copies of all files that it shares
     Detach {
         /// Root directory of the guest
         #[arg(value_name = "GUEST")]
@@ -54,22 +61,22 @@ pub enum Command {
     },
 }
 
-/// What all commands know.
+/// Options of all commands.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// The directory of shared inodes; if not given, the guests' own, or else .cow-pool beside the first guest
+    /// The pool; without this option, the one the guests belong to, or else .cow-pool beside the first guest
     #[arg(long, value_name = "DIR", global = true)]
     pub pool: Option<PathBuf>,
-    /// Print the result as one JSON object
+    /// Print the result as one JSON object on standard output
     #[arg(long, global = true)]
     pub json: bool,
-    /// Print warnings and errors only; twice: errors only
+    /// Print only warnings and errors; given twice: only errors
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose", global = true)]
     pub quiet: u8,
-    /// Name each file
+    /// Print the name of each file; given twice: every step
     #[arg(short, long, action = ArgAction::Count, global = true)]
     pub verbose: u8,
-    /// Threads that look and read
+    /// Examine and read files with N threads
     #[arg(long, value_name = "N", global = true)]
     pub jobs: Option<NonZero<u16>>,
 }
@@ -77,49 +84,49 @@ pub struct Common {
 /// How to unify.
 #[derive(Debug, Args)]
 pub struct PassArguments {
-    /// Say what would be done, and do nothing
+    /// Print what would be done, and change nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
-    /// Look only at what the guests' hooks say has changed
+    /// Look only at the files that the guests' hooks have listed since the last run
     #[arg(long, conflicts_with_all = ["dry_run", "reference"])]
     pub changed: bool,
-    /// Which files: those that packages own, or all
+    /// Which files to unify
     #[arg(long, value_enum, default_value_t)]
     pub scope: Scope,
-    /// How equal files share; chosen when the pool is made [default: hardlink]
+    /// How equal files share; set when the pool is created [default: hardlink]
     #[arg(long, value_enum)]
     pub share: Option<Share>,
-    /// How shared inodes are protected against changes; chosen when the pool is made [default: auto]
+    /// How shared inodes are protected; set when the pool is created [default: auto]
     #[arg(long, value_enum)]
     pub protection: Option<Protection>,
-    /// Whether times of modification must be equal; chosen when the pool is made [default: match]
+    /// Whether modification times must be equal; set when the pool is created [default: match]
     #[arg(long, value_enum)]
     pub mtime: Option<Mtime>,
-    /// Unify files from this size on, such as 4KiB; empty ones never
+    /// Leave smaller files as they are; SIZE is for example 4KiB. Empty files are never unified
     #[arg(long, value_name = "SIZE", default_value = "1B", value_parser = crate::policy::size)]
     pub min_size: u64,
-    /// Unify set-id files and files with capabilities, too
+    /// Also unify set-user-ID and set-group-ID files and files with capabilities
     #[arg(long)]
     pub allow_setid: bool,
-    /// Take a guest that is, or holds, the running system: files of its own programs become immutable, too
+    /// Accept a guest that is, or contains, the running system: the host's own programs become immutable
     #[arg(long)]
     pub unify_running_system: bool,
-    /// Only unify files with the file of the same path in this guest
+    /// Unify a file only with the file of the same path in this guest
     #[arg(long, value_name = "GUEST")]
     pub reference: Option<PathBuf>,
-    /// What becomes of files that running programs were loaded from [default: replace, with --changed wait]
+    /// What to do with files that running programs were loaded from [default: replace; with --changed: wait]
     #[arg(long, value_enum, overrides_with = "in_use")]
     pub in_use: Option<InUse>,
-    /// Leave out what matches; the first match of --exclude, --exclude-from, --include counts
+    /// Leave out files that match; of all patterns, the first that matches decides
     #[arg(long, value_name = "PATTERN")]
     pub exclude: Vec<String>,
-    /// Take in what matches, whatever the scope
+    /// Unify files that match, even if policy or scope leave them out
     #[arg(long, value_name = "PATTERN")]
     pub include: Vec<String>,
-    /// Read patterns from a file, one on a line; those that begin with ! include
+    /// Read patterns from FILE, one per line; a line that begins with ! includes
     #[arg(long, value_name = "FILE")]
     pub exclude_from: Vec<PathBuf>,
-    /// Read an exclude file of Linux-VServer's vunify
+    /// Read an exclude list of Linux-VServer's vunify or vhashify
     #[arg(long, value_name = "FILE")]
     pub vserver_excludes: Vec<PathBuf>,
     /// Root directories of guests
@@ -130,12 +137,12 @@ pub struct PassArguments {
 /// How shared inodes are protected against changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Protection {
-    /// As the kernel can: immutable
+    /// The best that the kernel offers
     Auto,
-    /// chattr +i
+    /// The flag of chattr +i
     Immutable,
-    /// Linux-VServer's "immutable, but may be unlinked"
+    /// Linux-VServer's flag "immutable, but may be unlinked"
     Iunlink,
-    /// Not at all: any guest can change a file for all
+    /// Plain hard links: any guest can change a file for all guests
     None,
 }

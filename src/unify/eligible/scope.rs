@@ -24,10 +24,10 @@ use crate::sys::path::root::Root;
 /// Which files of a guest are looked at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Scope {
-    /// Files that the guest's packages own
+    /// The files that the guest's packages list
     #[default]
     Owned,
-    /// All files
+    /// All files of the guest's own file system
     All,
 }
 

@@ -66,9 +66,9 @@ pub struct Options {
 /// What becomes of files that running programs were loaded from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum InUse {
-    /// Linked as well: these programs go on with the replaced inodes until they end
+    /// Link them too; the programs keep the replaced inodes until they end
     Replace,
-    /// Left until these programs have ended
+    /// Leave them until the programs have ended
     Wait,
 }
 

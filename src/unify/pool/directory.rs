@@ -50,10 +50,10 @@ const QUARANTINE: &str = "quarantine";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Share {
-    /// One inode: disk and page cache are used once; protected against changes.
+    /// One inode: disk and page cache are used once; the inode must be protected.
     #[default]
     Hardlink,
-    /// Blocks (xfs, btrfs): disk is used once, every guest keeps an inode of its own; needs no protection.
+    /// Blocks (xfs, btrfs): disk is used once, each file keeps its own inode; needs no protection.
     Reflink,
 }
 

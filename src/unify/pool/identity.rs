@@ -19,10 +19,10 @@ use crate::sys::path::root::{self, fill};
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Mtime {
-    /// It must agree, to the nanosecond.
+    /// They must be equal, to the nanosecond.
     #[default]
     Match,
-    /// It may differ; guests see the pool's.
+    /// They may differ; guests see the time of the pool's inode.
     Ignore,
 }
 
