@@ -14,7 +14,7 @@ use cow_hooks::sys::share::gate;
 use cow_hooks::sys::share::swap::{Change, Name, Shared};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timestamps, XattrFlags};
 
-use crate::support::{FILESYSTEMS, Filesystem, Seen, run, seen, set_immutable, set_mtime};
+use crate::support::{FILESYSTEMS, Filesystem, Seen, note_left_out, run, seen, set_immutable, set_mtime};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -179,9 +179,14 @@ fn truncate_asks() -> bool {
 #[test]
 #[ignore = "needs root"]
 fn privileged_nobody_changes_a_shared_inode_in_its_window() {
+    let mut attacks = ATTACKS.to_vec();
+    if !truncate_asks() {
+        attacks.retain(|(what, _)| *what != "truncate");
+        note_left_out("truncate(2) in a window", "Linux before 6.14 lets it through");
+    }
     for kind in FILESYSTEMS {
         let field = Field::new(kind);
-        for (what, attack) in ATTACKS.into_iter().filter(|(what, _)| *what != "truncate" || truncate_asks()) {
+        for &(what, attack) in &attacks {
             let tally = field.attacked(attack, rounds().div_ceil(ATTACKS.len()));
             assert_eq!(field.before, seen(&field.path("pool")), "{kind} {what}: {tally:?}");
             assert_eq!((tally.leaked, tally.failed), (0, 0), "{kind} {what}: {tally:?}");

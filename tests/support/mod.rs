@@ -26,6 +26,11 @@ use rustix::fs::IFlags;
 /// The filesystems everything must hold on.
 pub const FILESYSTEMS: [&str; 3] = ["ext4", "xfs", "btrfs"];
 
+/// Says what a test does not show on this machine, past the harness, which hides what passing tests print.
+pub fn note_left_out(what: &str, why: &str) {
+    std::io::stderr().write_all(format!("left out: {what}: {why}\n").as_bytes()).unwrap();
+}
+
 /// A filesystem on a loop device; gone when dropped, by a panic too.
 ///
 /// Its image has no name, so it vanishes with the mount, which vanishes with the mount namespace at the latest.
