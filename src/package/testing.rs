@@ -169,6 +169,23 @@ impl Source {
     }
 }
 
+/// One of the tests' scripts.
+pub fn support(script: &str) -> Command {
+    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(script))
+}
+
+/// The package files that real guests of the tests are made of, if there are guests on this machine: those of a script, and
+/// with this suffix.
+pub fn cached(script: &str, suffix: &str) -> Vec<PathBuf> {
+    let output = support(script).arg("cache").output().unwrap();
+    let cache = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+    let dirs = ["archives", "srv/newer", "srv/base"].map(|dir| cache.join(dir));
+    let entries = dirs.iter().flat_map(fs::read_dir).flatten().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> = entries.filter(|path| path.extension() == Some(OsStr::new(suffix))).collect();
+    found.sort();
+    found
+}
+
 /// The time, as files' time stamps have it.
 pub fn now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();

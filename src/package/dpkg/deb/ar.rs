@@ -14,8 +14,6 @@ const HEADER_SIZE: usize = 60;
 pub struct Member<R> {
     /// What follows the searched prefix in the member's name: the compression's suffix.
     pub suffix: String,
-    /// The header, which ends just before the data.
-    pub header: [u8; HEADER_SIZE],
     /// The data.
     pub data: io::Take<R>,
 }
@@ -37,7 +35,7 @@ pub fn member<R: Read>(mut reader: R, prefix: &str) -> io::Result<Member<R>> {
         reader.read_exact(&mut header)?;
         let (name, size) = parse(&header).ok_or_else(|| invalid("damaged member header".to_owned()))?;
         if let Some(suffix) = name.strip_prefix(prefix) {
-            return Ok(Member { suffix: suffix.to_owned(), header, data: reader.take(size) });
+            return Ok(Member { suffix: suffix.to_owned(), data: reader.take(size) });
         }
         if !(name == "debian-binary" || name.starts_with('_') || name.starts_with("control.tar")) {
             return Err(invalid(format!("{name:?} where {prefix} should be")));

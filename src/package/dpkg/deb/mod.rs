@@ -1,15 +1,12 @@
 //! What a .deb holds (deb(5)): the control member, and, where that does not tell, the payload's names.
-//!
-//! This is the only file that knows the crate `debian-packaging`.
 
 mod ar;
+mod members;
 mod payload;
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
-
-use debian_packaging::deb::reader::{BinaryPackageEntry, BinaryPackageReader, ControlTarReader};
 
 use super::control::{Stanza, relationship_names, stanzas};
 use super::lists;
@@ -18,8 +15,8 @@ use crate::report::{Reason, Shown};
 
 pub use payload::{Entry, Kind, payload};
 
-/// More than any file of a control member holds.
-const MAX_SIZE: u64 = 64 << 20;
+/// More than any file of a control member holds, in bytes: a list of a hundred thousand files has ten million.
+const MAX_SIZE: u64 = 32 << 20;
 
 /// An archive that cannot be read. dpkg will refuse it too.
 #[derive(Debug, thiserror::Error)]
@@ -66,17 +63,16 @@ impl Control {
         let mut control = Vec::new();
         let mut conffiles = Vec::new();
         let mut md5sums = None;
-        let mut archive = control_archive(reader)?;
-        for entry in archive.entries().map_err(io::Error::other)? {
-            let mut entry = entry.map_err(io::Error::other)?;
+        members::each(ar::member(reader, "control.tar")?, |entry| {
             let name = entry.path_bytes().into_owned();
             match name.strip_prefix(b"./").unwrap_or(&name) {
-                b"control" => control = read_bounded(&mut *entry)?,
-                b"conffiles" => conffiles = read_bounded(&mut *entry)?,
-                b"md5sums" => md5sums = Some(read_bounded(&mut *entry)?),
+                b"control" => control = read_bounded(entry)?,
+                b"conffiles" => conffiles = read_bounded(entry)?,
+                b"md5sums" => md5sums = Some(read_bounded(entry)?),
                 _ => {}
             }
-        }
+            Ok(())
+        })?;
         let missing = |what: &str| invalid(format!("its control file has no {what}"));
         let stanza = stanzas(&control).next().unwrap_or(Stanza::new(b""));
         let text = |field: &str| stanza.field(field).map(|value| String::from_utf8_lossy(value).into_owned());
@@ -99,21 +95,6 @@ impl Control {
     }
 }
 
-/// The archive within the control member, unpacked in memory.
-///
-/// `debian-packaging` reads every member whole, and the crate it finds them with panics on damaged headers, so it
-/// is given an archive of the one member that matters, its header checked.
-fn control_archive(reader: impl Read) -> io::Result<ControlTarReader> {
-    let member = ar::member(reader, "control.tar")?;
-    let archive = ar::MAGIC.chain(&member.header[..]).chain(member.data);
-    let mut reader = BinaryPackageReader::new(archive).map_err(io::Error::other)?;
-    match reader.next_entry() {
-        Some(Ok(BinaryPackageEntry::Control(archive))) => Ok(archive),
-        Some(Err(error)) => Err(io::Error::other(error)),
-        Some(Ok(_)) | None => Err(invalid("it has no control member".to_owned())),
-    }
-}
-
 fn read_bounded(reader: impl Read) -> io::Result<Vec<u8>> {
     let mut data = Vec::new();
     reader.take(MAX_SIZE + 1).read_to_end(&mut data)?;
@@ -129,3 +110,5 @@ fn invalid(reason: String) -> io::Error {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod witness;

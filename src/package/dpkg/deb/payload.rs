@@ -4,10 +4,9 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use xz2::stream::Stream;
-
-use super::{Error, ar, invalid};
+use super::{Error, ar, invalid, members};
 use crate::package::absolute;
+use crate::package::installed::MOST_LISTED;
 
 /// A name in the payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,43 +37,30 @@ pub fn payload(path: &Path) -> Result<Vec<Entry>, Error> {
 }
 
 pub(super) fn entries(reader: impl Read) -> io::Result<Vec<Entry>> {
-    let member = ar::member(reader, "data.tar")?;
-    let mut archive = tar::Archive::new(decompress(&member.suffix, member.data)?);
     let mut entries = Vec::new();
-    for entry in archive.entries()? {
-        let entry = entry?;
+    let mut bytes_left = MOST_LISTED;
+    members::each(ar::member(reader, "data.tar")?, |entry| {
         let kind = entry.header().entry_type();
         let kind = if kind.is_hard_link() {
             match entry.link_name_bytes().and_then(|target| absolute(&target)) {
                 Some(target) => Kind::HardLink(target),
-                None => continue,
+                None => return Ok(()),
             }
         } else if kind.is_dir() {
             Kind::Directory
-        } else if kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse() {
+        } else if kind.is_file() || kind.is_contiguous() {
             Kind::File
         } else {
             Kind::Other
         };
-        if let Some(path) = absolute(&entry.path_bytes()) {
-            entries.push(Entry { path, kind });
-        }
-    }
+        let Some(path) = absolute(&entry.path_bytes()) else { return Ok(()) };
+        let target = if let Kind::HardLink(target) = &kind { target.as_os_str().len() } else { 0 };
+        // Each is kept in so many bytes, and in a node of a list.
+        let taken = size_of::<Entry>() + path.as_os_str().len() + target;
+        let left = bytes_left.checked_sub(taken);
+        bytes_left = left.ok_or_else(|| invalid("it has more names than any package".to_owned()))?;
+        entries.push(Entry { path, kind });
+        Ok(())
+    })?;
     Ok(entries)
-}
-
-/// All compressions dpkg unpacks (deb(5)).
-fn decompress<'a>(suffix: &str, data: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    Ok(match suffix {
-        "" => Box::new(data),
-        ".gz" => Box::new(flate2::read::MultiGzDecoder::new(data)),
-        ".xz" => Box::new(xz2::read::XzDecoder::new(data)),
-        ".zst" => Box::new(zstd::Decoder::new(data)?),
-        ".bz2" => Box::new(bzip2::read::MultiBzDecoder::new(data)),
-        ".lzma" => {
-            let decoder = Stream::new_lzma_decoder(u64::MAX).map_err(io::Error::other)?;
-            Box::new(xz2::read::XzDecoder::new_stream(data, decoder))
-        }
-        other => return Err(invalid(format!("unknown compression {other:?}"))),
-    })
 }
