@@ -27,7 +27,7 @@ use crate::supervise;
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::path::resolve::Resolver;
 use crate::sys::path::root::Root;
-use crate::sys::process::outside::Outside;
+use crate::sys::process::unconfined::UnconfinedThread;
 use crate::sys::process::{ProcessId, Processes};
 use crate::transaction::{Guest, member};
 
@@ -78,8 +78,8 @@ struct Open {
     supervised: bool,
     /// rpm does not go into another root by `chroot(2)`.
     stays: bool,
-    /// A thread that stays outside, and is not supervised, if there can be one.
-    outside: Option<Outside>,
+    /// A thread that no chroot or filter of rpm applies to, if one could be started.
+    unconfined: Option<UnconfinedThread>,
 }
 
 impl Plugin for CowHooks {
@@ -122,11 +122,11 @@ impl Plugin for CowHooks {
             // dnf leaves its line of progress open.
             logging::break_line();
         }
-        let Open { member, elements, outside, .. } = open;
+        let Open { member, elements, unconfined, .. } = open;
         let target = Arc::clone(&self.target);
         let finish = move || post::report(target.guest().finish(&[member.id], &elements));
-        match outside.filter(|_| open.supervised) {
-            Some(outside) => outside.run(finish),
+        match unconfined.filter(|_| open.supervised) {
+            Some(unconfined) => unconfined.run(finish),
             None => finish(),
         }
         // A supervisor that was there before has let the calls of this process pass meanwhile.
@@ -167,7 +167,7 @@ impl CowHooks {
         let unknown = ProcessId { pid: std::process::id() as i32, start: 0 };
         let member = member(own.as_ref().map_or(unknown, |process| process.id), Cover::Planned);
         // Before there is a filter: it is for the threads that come after it.
-        let outside = Outside::begin().inspect_err(|e| log::debug!("{e}")).ok();
+        let unconfined = UnconfinedThread::start().inspect_err(|e| log::debug!("{e}")).ok();
         let supervised = Cell::new(false);
         let begin = || self.supervise().map(|()| supervised.set(true));
         let supervise = Start { may: &supervise::may_supervise_this_thread, begin: &begin };
@@ -188,7 +188,7 @@ impl CowHooks {
             in_front_end: own.is_some_and(|process| process.command != "rpm"),
             supervised: supervised.get(),
             stays: root.is_own(),
-            outside,
+            unconfined,
         });
         Ok(decision)
     }
@@ -217,9 +217,9 @@ impl Open {
         log::debug!("{}: {} was not planned for", Shown(Path::new(&self.package)), Shown(path));
         let (target, member) = (Arc::clone(target), self.member);
         let detach = move || detach(&target, member, &names);
-        match &self.outside {
+        match &self.unconfined {
             _ if self.stays => detach(),
-            Some(outside) => outside.run(detach),
+            Some(unconfined) => unconfined.run(detach),
             None => log::warn!("{}: stays unified; rpm may fail on it, or change other guests", Shown(path)),
         }
     }

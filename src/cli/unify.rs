@@ -37,7 +37,7 @@ pub fn main() -> Exit {
     raise_limit(Resource::Nofile);
     // Copies are as large as what is copied; beyond what is allowed the call fails.
     raise_limit(Resource::Fsize);
-    crate::sys::process::signal::ignore_file_size();
+    crate::sys::process::signal::ignore_file_size_limit();
     if arguments.command.is_some() && !arguments.pass.guests.is_empty() {
         let e =
             anyhow::anyhow!("guests stand before the command's name; a guest of that name is written ./NAME");

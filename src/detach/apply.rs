@@ -28,7 +28,7 @@ use crate::sys::file::{filesystem, times};
 use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::Root;
-use crate::sys::process::signal::Held;
+use crate::sys::process::signal;
 use crate::sys::share::copy::Copier;
 use crate::sys::share::gate;
 use crate::sys::share::swap::{self, Name, Shared};
@@ -146,7 +146,7 @@ impl Detacher<'_> {
                 return Err(refusal);
             }
         };
-        let held = Held::back();
+        let blocked = signal::block();
         let mut crossing = Vec::new();
         let mut done = Vec::new();
         let mut over = Vec::new();
@@ -185,7 +185,7 @@ impl Detacher<'_> {
         if self.manner == Manner::Batch {
             gate::linger();
         }
-        drop(held);
+        drop(blocked);
         if let Err(e) = durable {
             log::warn!("{e}; the next run ends what was begun");
         }

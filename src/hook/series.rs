@@ -90,9 +90,9 @@ fn read(dir: impl std::os::fd::AsFd, front_end: ProcessId) -> Option<Settled> {
 /// Waits, in a process of its own, for the end of a front end, and says what its runs came to.
 pub fn tell(root: &Root, front_end: ProcessId) -> io::Result<()> {
     let dir = dirfd::make_dir(root, Path::new(STATE_DIR))?;
-    process::detached(move || {
+    process::spawn_detached(move || {
         use std::os::fd::AsFd;
-        process::keep_only(&[dir.as_fd()], true);
+        process::close_all_but(&[dir.as_fd()], true);
         let _ = rustix::process::chdir("/");
         let waited = Processes::open().and_then(|processes| process::wait_for_end(front_end, &processes));
         if waited.is_ok()

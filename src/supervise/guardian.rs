@@ -31,11 +31,11 @@ pub struct Guardian {
 impl Guardian {
     /// Makes the calling process a guardian.
     pub fn new() -> io::Result<Guardian> {
-        signal::ignore();
+        signal::ignore_termination();
         let _ = rustix::process::chdir("/");
         let _ = rustix::thread::set_name(c"cow-run");
-        process::spare_me();
-        process::lift_limits();
+        process::avoid_oom_kill();
+        process::raise_resource_limits();
         Ok(Guardian { calls: InFlight::new()?, own: Processes::open()?.own()?.id })
     }
 
@@ -46,8 +46,8 @@ impl Guardian {
         let mut failures = 0;
         while failures < ENOUGH {
             let start = Instant::now();
-            let worker = process::child(|| worker::work(&listener, options, self.own, &self.calls));
-            process::fall_silent();
+            let worker = process::fork(|| worker::work(&listener, options, self.own, &self.calls));
+            process::silence_stderr();
             if worker.and_then(process::wait).is_ok_and(|code| code == Some(0)) {
                 return;
             }
@@ -66,7 +66,7 @@ impl Guardian {
 
 /// Whether what a dead worker had begun is ended now. In a process of its own, as the worker's work is.
 fn is_in_order(owner: ProcessId) -> bool {
-    let ended = process::child(|| {
+    let ended = process::fork(|| {
         let root = Root::open(Path::new("/")).map_err(journal::Error::from);
         match root.and_then(|root| journal::put_in_order(&root, owner, LOCK_PATIENCE)) {
             Ok(()) => 0,

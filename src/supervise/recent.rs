@@ -21,7 +21,7 @@ impl Recent {
     /// No files, to be fewer than a quarter of what this process may have open.
     pub fn new() -> Recent {
         let limit =
-            process::most_descriptors().map_or(MOST, |limit| usize::try_from(limit / 4).unwrap_or(MOST));
+            process::max_open_files().map_or(MOST, |limit| usize::try_from(limit / 4).unwrap_or(MOST));
         Recent { files: VecDeque::new(), most: limit.clamp(1, MOST) }
     }
 

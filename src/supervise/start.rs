@@ -165,7 +165,7 @@ fn available() -> Result<(), Error> {
 /// What [`this_thread_by`] and [`process()`] start: the supervisor, whose socket is standard input. Returns when it goes on by itself.
 pub fn serve(options: Options) -> io::Result<()> {
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
-    process::detached(move || guard(&socket, &options))
+    process::spawn_detached(move || guard(&socket, &options))
 }
 
 /// A supervisor that waits for its listener.
@@ -176,7 +176,7 @@ struct Supervisor {
 impl Supervisor {
     fn fork(options: Options) -> Result<Supervisor, Error> {
         let (ours, theirs) = pair()?;
-        process::detached(move || guard(&theirs, &options)).map_err(Error::Supervisor)?;
+        process::spawn_detached(move || guard(&theirs, &options)).map_err(Error::Supervisor)?;
         Supervisor { socket: ours }.rehearsed()
     }
 
@@ -215,7 +215,7 @@ impl Supervisor {
 
 /// The supervisor's life, in a process of its own.
 fn guard(socket: &OwnedFd, options: &Options) {
-    process::keep_only(&[socket.as_fd()], options.talk.is_some());
+    process::close_all_but(&[socket.as_fd()], options.talk.is_some());
     let Ok(guardian) = Guardian::new() else { return };
     let answer = || rustix::io::write(socket, b"!");
     // Nothing comes after the first where the filter could not be installed.

@@ -21,7 +21,7 @@ use crate::supervise::call::caller::Caller;
 use crate::sys::file::inode::{Inode, InodeId, Kind};
 use crate::sys::path::root::Root;
 use crate::sys::process::task::Task;
-use crate::sys::process::view::View;
+use crate::sys::process::thread_root::ThreadRoot;
 use crate::sys::process::{self, ProcessId, Processes};
 use crate::sys::seccomp::calls::{Shape, shape};
 use crate::sys::seccomp::inflight::InFlight;
@@ -136,7 +136,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn wait_for_the_end(&self) {
-        if let Some(end) = self.options.talk.and_then(|front| process::end_of(front).ok()) {
+        if let Some(end) = self.options.talk.and_then(|front| process::open_pidfd(front).ok()) {
             let mut polled = [
                 PollFd::new(self.listener.as_fd(), PollFlags::empty()),
                 PollFd::new(end.as_fd(), PollFlags::POLLIN),
@@ -145,12 +145,12 @@ impl<'a> Supervisor<'a> {
         }
         self.write_links(self.options.policy.lock_timeout);
         self.report();
-        process::fall_silent();
+        process::silence_stderr();
         while !hung_up(self.listener, PollTimeout::NONE) {}
     }
 
     fn serve(&self, slot: usize, calls: &InFlight) {
-        let Ok(mut view) = View::of_this_thread() else { return };
+        let Ok(mut thread_root) = ThreadRoot::unshare() else { return };
         let mut known = Vec::new();
         loop {
             let call = match self.listener.receive() {
@@ -160,7 +160,7 @@ impl<'a> Supervisor<'a> {
                 Err(_) => continue,
             };
             calls.begin(slot, call.id);
-            let answer = catch_unwind(AssertUnwindSafe(|| self.decide(&call, &mut known, &mut view)));
+            let answer = catch_unwind(AssertUnwindSafe(|| self.decide(&call, &mut known, &mut thread_root)));
             let answer = answer.unwrap_or_else(|_| self.options.without_an_answer());
             let _ = self.listener.answer(call.id, answer);
             calls.end(slot);
@@ -168,7 +168,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// What is to become of a call; `known` are the threads whose calls the last ones were.
-    fn decide(&self, call: &Call, known: &mut Vec<Known>, view: &mut View) -> Answer {
+    fn decide(&self, call: &Call, known: &mut Vec<Known>, thread_root: &mut ThreadRoot) -> Answer {
         self.tally.calls.fetch_add(1, Ordering::Relaxed);
         let Some(shape) = shape(call.audit, call.number) else { return Answer::Continue };
         if shape == Shape::Openat2
@@ -176,12 +176,12 @@ impl<'a> Supervisor<'a> {
         {
             return self.reply(call, question);
         }
-        let met = self.meet(call.tid, known, view);
+        let met = self.meet(call.tid, known, thread_root);
         let done = met.and_then(|(known, root)| {
             if self.passes(known) {
                 return Ok(Answer::Continue);
             }
-            Caller::new(self, call, &known.task, root, view).answer(shape)
+            Caller::new(self, call, &known.task, root, thread_root).answer(shape)
         });
         // A package manager's hook asks for it when it is needed; with cow-run there may be none.
         if self.options.talk.is_some() && self.links().is_due() {
@@ -205,19 +205,19 @@ impl<'a> Supervisor<'a> {
         &self,
         tid: i32,
         known: &'k mut Vec<Known>,
-        view: &mut View,
+        thread_root: &mut ThreadRoot,
     ) -> io::Result<(&'k mut Known, Arc<OwnedFd>)> {
         let mut found = None;
         if let Some(at) = known.iter().position(|known| known.task.tid == tid) {
             let met = known.remove(at);
             // Where it has ended, its number is another's now, and it has no root any more.
-            found = view.enter_root_of(&met.task).ok().map(|root| (met, root));
+            found = thread_root.enter_root_of(&met.task).ok().map(|root| (met, root));
         }
         let (met, root) = match found {
             Some(found) => found,
             None => {
                 let task = Task::open(&self.processes, tid)?;
-                let root = view.enter_root_of(&task)?;
+                let root = thread_root.enter_root_of(&task)?;
                 (Known { task, process: None }, root)
             }
         };

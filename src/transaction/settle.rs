@@ -25,7 +25,7 @@ use crate::sys::file::inode::{Inode, InodeId, Kind};
 use crate::sys::file::layer;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::process::programs::Programs;
-use crate::sys::process::signal::Held;
+use crate::sys::process::signal;
 use crate::sys::share::gate;
 use crate::sys::share::lease::Lease;
 use crate::sys::share::swap::{self, Name, Shared};
@@ -103,7 +103,7 @@ pub fn settle(
     settling.note_links(&entries, &units);
     ledger.set_state(&states)?;
 
-    let held = Held::back();
+    let blocked = signal::block();
     let ended = parallel::map(parallel::processors(), &units, |unit| settling.carry_out(unit));
     let (mut over, mut back) = (Vec::new(), Vec::new());
     for (unit, ended) in units.iter().zip(ended) {
@@ -142,7 +142,7 @@ pub fn settle(
         ledger.detached(&back, &over)?;
         gate::linger();
     }
-    drop(held);
+    drop(blocked);
     let new = changed.union(&packages.unpacked).filter(|path| !later.contains(*path));
     (settled.unified, settled.new) = settling.hand_over(new)?;
     settled.postponed = later.len() as u64;
@@ -411,7 +411,7 @@ pub fn retire(store: &Store, ledger: &mut Ledger, policy: &Policy) -> Result<Set
     let mut settled = Settled::default();
     let mut over = Vec::new();
     let mut changed = BTreeSet::new();
-    let held = Held::back();
+    let blocked = signal::block();
     for entry in &entries {
         let name = entry.stashed();
         match swap::unlink_shared(Name { dir: store.stash(), name: &name }, policy.lock_timeout) {
@@ -424,7 +424,7 @@ pub fn retire(store: &Store, ledger: &mut Ledger, policy: &Policy) -> Result<Set
     }
     filesystem::sync(store.stash()).map_err(Error::stash)?;
     gate::linger();
-    drop(held);
+    drop(blocked);
     ledger.forget(&over)?;
     settled.new = changed.len() as u64;
     store.spool(&changed).map_err(Error::spool)?;

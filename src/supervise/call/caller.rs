@@ -14,7 +14,7 @@ use crate::supervise::worker::Supervisor;
 use crate::sys::file::flags::{Attributes, Form};
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::process::task::{Status, Task};
-use crate::sys::process::view::View;
+use crate::sys::process::thread_root::ThreadRoot;
 use crate::sys::seccomp::calls::{Follow, Right, Shape, shape};
 use crate::sys::seccomp::{Answer, Call};
 
@@ -51,26 +51,26 @@ enum Times {
     Kept,
 }
 
-/// A call that waits, and the view of the thread that made it.
+/// A call that waits, and what the thread that made it sees.
 #[derive(Debug)]
 pub struct Caller<'a> {
     pub(super) supervisor: &'a Supervisor<'a>,
     pub(super) call: &'a Call,
     pub(super) task: &'a Task,
     pub(super) lookup: Lookup<'a>,
-    pub(super) view: &'a mut View,
+    pub(super) thread_root: &'a mut ThreadRoot,
 }
 
 impl<'a> Caller<'a> {
-    /// For a `call` of `task`, to whose `root` the calling thread was moved; `view` is the calling thread's.
+    /// For a `call` of `task`, to whose `root` the calling thread was moved; `thread_root` is the root of the calling thread.
     pub fn new(
         supervisor: &'a Supervisor<'a>,
         call: &'a Call,
         task: &'a Task,
         root: Arc<OwnedFd>,
-        view: &'a mut View,
+        thread_root: &'a mut ThreadRoot,
     ) -> Caller<'a> {
-        Caller { supervisor, call, task, lookup: Lookup::new(task, root), view }
+        Caller { supervisor, call, task, lookup: Lookup::new(task, root), thread_root }
     }
 
     /// Does what the call needs.

@@ -129,7 +129,7 @@ impl Caller<'_> {
             return Err(Errno::PERM.into());
         }
         let names = self.names(&root, &place, inode);
-        self.view.go_home()?;
+        self.thread_root.leave()?;
         let supervisor = self.supervisor;
         let detached = supervisor.with_journal(|journal| journal.detach(&root, names));
         let (outcome, kept) = detached.map_err(|e| {
@@ -162,9 +162,9 @@ impl Caller<'_> {
 
     /// Where an open file is: as we name it if we can, else as the caller does.
     pub(super) fn place_of(&mut self, file: &OwnedFd, inode: &Inode) -> io::Result<Option<(Root, Place)>> {
-        self.view.go_home()?;
+        self.thread_root.leave()?;
         let ours = self.supervisor.home.try_clone()?;
-        let path = self.view.path_of(&self.supervisor.processes, file)?;
+        let path = self.thread_root.path_of(&self.supervisor.processes, file)?;
         // What has lost the name it was opened by may have another.
         let name = path.as_os_str().as_bytes();
         let name = OsStr::from_bytes(name.strip_suffix(b" (deleted)").unwrap_or(name));
@@ -176,9 +176,9 @@ impl Caller<'_> {
         if named.is_some() || is_stashed {
             return Ok(named.map(|place| (ours, place)));
         }
-        self.view.enter()?;
+        self.thread_root.enter()?;
         let theirs = self.lookup.root()?;
-        let path = self.view.path_of(&self.supervisor.processes, file)?;
+        let path = self.thread_root.path_of(&self.supervisor.processes, file)?;
         Ok(verified(&theirs, &path, inode).map(|place| (theirs, place)))
     }
 
@@ -209,7 +209,7 @@ impl Caller<'_> {
 
     /// A private copy without a name.
     fn nameless(&mut self, file: &OwnedFd, inode: &Inode) -> io::Result<OwnedFd> {
-        self.view.go_home()?;
+        self.thread_root.leave()?;
         let source = self.supervisor.processes.reopen(file, OFlags::RDONLY)?;
         let name = format!("nameless-{}", self.call.id);
         let copied = self.supervisor.with_journal(|journal| {

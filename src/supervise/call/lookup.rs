@@ -276,7 +276,7 @@ fn names_reversed(path: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 mod tests {
     use super::*;
     use crate::sys::process::Processes;
-    use crate::sys::process::view::View;
+    use crate::sys::process::thread_root::ThreadRoot;
 
     #[test]
     fn a_path_is_split_at_its_last_slash() {
@@ -302,7 +302,7 @@ mod tests {
         let found = std::thread::spawn(move || {
             let processes = Processes::open().unwrap();
             let task = Task::open(&processes, child.id() as i32).unwrap();
-            let root = View::of_this_thread().unwrap().enter_root_of(&task).unwrap();
+            let root = ThreadRoot::unshare().unwrap().enter_root_of(&task).unwrap();
             let lookup = Lookup::new(&task, root);
             let found = [&b"/proc/self/fd/0"[..], b"/dev/fd/0", b"/dev/stdin", b"/proc/thread-self/fd/0"]
                 .map(|path| {

@@ -282,8 +282,8 @@ impl Caller<'_> {
     /// The path of the directory, from our own root; nothing where it is too long to have one. The calling thread is at
     /// home afterwards.
     fn path_of_dir(&mut self, entry: &Entry) -> io::Result<PathBuf> {
-        self.view.go_home()?;
-        let path = || self.view.path_of(&self.supervisor.processes, &entry.dir).unwrap_or_default();
+        self.thread_root.leave()?;
+        let path = || self.thread_root.path_of(&self.supervisor.processes, &entry.dir).unwrap_or_default();
         Ok(entry.dir.path.get_or_init(path).clone())
     }
 

@@ -3,11 +3,11 @@
 #![allow(unsafe_code)]
 
 pub mod mounts;
-pub mod outside;
 pub mod programs;
 pub mod signal;
 pub mod task;
-pub mod view;
+pub mod thread_root;
+pub mod unconfined;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
@@ -21,8 +21,9 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 
 use crate::sys::file::inode::Inode;
 use crate::sys::seccomp::filter;
-/// Enough descriptors for a supervisor.
-const DESCRIPTORS: u64 = 1024;
+
+/// Descriptors that a supervisor may have open at least.
+const MIN_OPEN_FILES: u64 = 1024;
 
 /// A process, told from a later one of the same number by when it started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,10 +232,10 @@ impl Processes {
 /// Runs `work` in a process of its own: in no session or group of the caller's, and no child of it.
 ///
 /// Of the calling process only the calling thread goes on in there; it must be the only one.
-pub fn detached(work: impl FnOnce()) -> io::Result<()> {
-    let first = child(|| {
+pub fn spawn_detached(work: impl FnOnce()) -> io::Result<()> {
+    let first = fork(|| {
         let _ = nix::unistd::setsid();
-        let second = child(|| {
+        let second = fork(|| {
             work();
             0
         });
@@ -243,9 +244,9 @@ pub fn detached(work: impl FnOnce()) -> io::Result<()> {
     if wait(first)? == Some(0) { Ok(()) } else { Err(io::Error::other("no process could be started")) }
 }
 
-/// Runs `work` in a child, which ends with the exit code it returns. As for [`detached`], there must be no other
-/// thread.
-pub fn child(work: impl FnOnce() -> i32) -> io::Result<i32> {
+/// Runs `work` in a child, which ends with the exit code it returns; the child's number. As for [`spawn_detached`], there
+/// must be no other thread.
+pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
     // SAFETY: there is no other thread, so no lock is held by one that is missing in the child.
     match unsafe { nix::unistd::fork() }? {
         nix::unistd::ForkResult::Parent { child } => Ok(child.as_raw()),
@@ -270,10 +271,10 @@ pub fn wait(pid: i32) -> io::Result<Option<i32>> {
     }
 }
 
-/// Closes all descriptors but these; the standard ones lead to `/dev/null`, but for standard error where `talk` is set.
+/// Closes all descriptors but these; the standard ones lead to `/dev/null`, but for standard error if `talk` is set.
 ///
 /// For a child that has just been forked: whoever owned the others must not use them any more.
-pub fn keep_only(kept: &[BorrowedFd<'_>], talk: bool) {
+pub fn close_all_but(kept: &[BorrowedFd<'_>], talk: bool) {
     let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd() as u32).collect();
     kept.sort_unstable();
     if let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()) {
@@ -281,7 +282,7 @@ pub fn keep_only(kept: &[BorrowedFd<'_>], talk: bool) {
         let _ = rustix::stdio::dup2_stdout(null);
     }
     if !talk {
-        fall_silent();
+        silence_stderr();
     }
     let mut from = 3;
     for end in kept.into_iter().chain([u32::MAX]) {
@@ -295,22 +296,22 @@ pub fn keep_only(kept: &[BorrowedFd<'_>], talk: bool) {
     }
 }
 
-/// Lets go of standard error: it leads to `/dev/null` from now on.
-pub fn fall_silent() {
+/// Redirects standard error to `/dev/null` from now on.
+pub fn silence_stderr() {
     if let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()) {
         let _ = rustix::stdio::dup2_stderr(null);
     }
 }
 
-/// A descriptor that can be polled for the end of a process.
-pub fn end_of(pid: i32) -> io::Result<OwnedFd> {
+/// A descriptor of a process, which can be polled for its end (`pidfd_open(2)`).
+pub fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
     let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
     Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
 }
 
 /// Waits for the end of a process that is no child of this one.
 pub fn wait_for_end(id: ProcessId, processes: &Processes) -> io::Result<()> {
-    let end = end_of(id.pid)?;
+    let end = open_pidfd(id.pid)?;
     // Only now nobody else can have its number.
     if !id.is_alive(Some(processes)) {
         return Ok(());
@@ -324,32 +325,32 @@ pub fn wait_for_end(id: ProcessId, processes: &Processes) -> io::Result<()> {
     }
 }
 
-/// Asks the kernel to kill any other process first when memory runs out.
-pub fn spare_me() {
+/// Asks the kernel to kill every other process before this one when memory runs out.
+pub fn avoid_oom_kill() {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     if let Ok(file) = rustix::fs::open("/proc/self/oom_score_adj", flags, Mode::empty()) {
         let _ = rustix::io::write(&file, b"-1000");
     }
 }
 
-/// Lifts the limits that would stop this process from copying a large file, as far as it may.
+/// Raises the limits that would stop this process from copying a large file, as far as it may.
 ///
 /// For a child of somebody else's process, whose limits are not about us (`getrlimit(2)`).
-pub fn lift_limits() {
+pub fn raise_resource_limits() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     for resource in [Resource::Fsize, Resource::As, Resource::Data, Resource::Cpu, Resource::Nofile] {
         let maximum = getrlimit(resource).maximum;
         // The kernel has no infinity of descriptors.
         let wanted =
-            if resource == Resource::Nofile { maximum.map(|most| most.max(DESCRIPTORS)) } else { None };
-        let lifted = setrlimit(resource, Rlimit { current: wanted, maximum: wanted });
+            if resource == Resource::Nofile { maximum.map(|most| most.max(MIN_OPEN_FILES)) } else { None };
+        let raised = setrlimit(resource, Rlimit { current: wanted, maximum: wanted });
         // Without CAP_SYS_RESOURCE the hard limit stays.
-        let _ = lifted.or_else(|_| setrlimit(resource, Rlimit { current: maximum, maximum }));
+        let _ = raised.or_else(|_| setrlimit(resource, Rlimit { current: maximum, maximum }));
     }
 }
 
 /// How many descriptors this process may have open; none where there is no limit.
-pub fn most_descriptors() -> Option<u64> {
+pub fn max_open_files() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 

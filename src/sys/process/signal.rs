@@ -1,35 +1,31 @@
-//! Signals held back while names change, or for good.
+//! Signals blocked while names change, or ignored for good.
 
 #![allow(unsafe_code)]
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
-/// Holds back the signals that a person or a service manager ends or stops programs with, until dropped.
+/// Signals that are blocked until this is dropped.
+#[derive(Debug)]
+pub struct Blocked {
+    /// The signal mask before; none if it could not be changed.
+    previous: Option<SigSet>,
+}
+
+/// Blocks the signals that a person or a service manager ends or stops programs with.
 ///
 /// Threads started meanwhile inherit it.
-#[derive(Debug)]
-pub struct Held(Option<SigSet>);
-
-impl Held {
-    /// Holds signals back from now on.
-    pub fn back() -> Held {
-        let mut set = SigSet::empty();
-        for signal in [
-            Signal::SIGHUP,
-            Signal::SIGINT,
-            Signal::SIGQUIT,
-            Signal::SIGTERM,
-            Signal::SIGPIPE,
-            Signal::SIGTSTP,
-        ] {
-            set.add(signal);
-        }
-        Held(set.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
+pub fn block() -> Blocked {
+    let mut set = SigSet::empty();
+    for signal in
+        [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGPIPE, Signal::SIGTSTP]
+    {
+        set.add(signal);
     }
+    Blocked { previous: set.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok() }
 }
 
 /// Ignores the signals that end or stop programs, from now on.
-pub fn ignore() {
+pub fn ignore_termination() {
     for signal in [
         Signal::SIGHUP,
         Signal::SIGINT,
@@ -52,14 +48,14 @@ pub fn ignore() {
 }
 
 /// Ignores the signal for a file that becomes larger than this process may make it: then the call fails.
-pub fn ignore_file_size() {
+pub fn ignore_file_size_limit() {
     // SAFETY: no handler is installed.
     let _ = unsafe { nix::sys::signal::signal(Signal::SIGXFSZ, nix::sys::signal::SigHandler::SigIgn) };
 }
 
-impl Drop for Held {
+impl Drop for Blocked {
     fn drop(&mut self) {
-        if let Some(previous) = &self.0 {
+        if let Some(previous) = &self.previous {
             let _ = previous.thread_set_mask();
         }
     }

@@ -44,7 +44,7 @@ mod arch;
 use self::arch::Registers;
 use self::channel::{Channel, Image};
 use super::process::{self, Processes, Status};
-use crate::sys::process::signal::Held;
+use crate::sys::process::signal;
 use crate::sys::seccomp::filter;
 
 /// How long a process may take to come to its wait, and then to stop.
@@ -147,7 +147,7 @@ fn listen_within(
             done => return done,
         }
     };
-    let _held = Held::back();
+    let _blocked = signal::block();
     // Only the thread that traces a process may do something with it, and it is let go when that thread ends, even
     // where it does not stop.
     std::thread::scope(|scope| {
@@ -520,7 +520,7 @@ fn rehearse_tracing(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::
     if !filter::is_in_force() {
         return Ok(());
     }
-    let tracer = process::child(|| match trace_a_child(program, flags) {
+    let tracer = process::fork(|| match trace_a_child(program, flags) {
         Ok(()) => 0,
         Err(e) => e.raw_os_error().unwrap_or(libc::EIO),
     })?;
@@ -533,11 +533,11 @@ fn rehearse_tracing(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::
 
 fn trace_a_child(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<()> {
     let own = std::process::id() as i32;
-    let waiting = process::child(|| {
+    let waiting = process::fork(|| {
         // Both end with this process.
-        let until = process::end_of(own);
+        let until = process::open_pidfd(own);
         let end =
-            process::child(|| i32::from(until.is_ok_and(|end| has_ended(end.as_fd(), PollTimeout::NONE))));
+            process::fork(|| i32::from(until.is_ok_and(|end| has_ended(end.as_fd(), PollTimeout::NONE))));
         end.and_then(process::wait).ok().flatten().unwrap_or(0)
     })?;
     let (processes, pidfd, begun) = (Processes::open()?, open(waiting)?, Instant::now());

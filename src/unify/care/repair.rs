@@ -24,7 +24,7 @@ use crate::sys::file::{filesystem, times};
 use crate::sys::path::resolve::Place;
 use crate::sys::path::tree::Entry;
 use crate::sys::process::mounts::MountPoints;
-use crate::sys::process::signal::Held;
+use crate::sys::process::signal;
 use crate::sys::share::copy::Copier;
 use crate::sys::share::swap::{self, LOCK_PATIENCE, Name, Shared};
 use crate::unify::link::batch::Fence;
@@ -323,7 +323,7 @@ impl Repairer<'_> {
         let intents = curable.iter().flat_map(|(patient, first)| self.intents(patient, *first));
         run.record(self.fence == Fence::Immutable, &intents.collect::<Vec<_>>()).at(at)?;
         filesystem::sync(self.pool.runs()).at(at)?;
-        let held = Held::back();
+        let blocked = signal::block();
         self.watch.begin("repairing", curable.iter().map(|(patient, _)| patient.names.len() as u64).sum());
         let mut finished = true;
         for (patient, first) in curable {
@@ -339,7 +339,7 @@ impl Repairer<'_> {
         if finished {
             run.forget().at(at)?;
         }
-        drop(held);
+        drop(blocked);
         Ok(finished)
     }
 

@@ -15,7 +15,7 @@ use crate::report::Reason;
 use crate::sys::file::filesystem;
 use crate::sys::file::inode::Inode;
 use crate::sys::path::resolve::is_absent;
-use crate::sys::process::signal::Held;
+use crate::sys::process::signal;
 use crate::sys::share::swap::{self, Name, Shared};
 use crate::unify::link::batch::Fence;
 use crate::unify::pool::directory::{Pool, Stored};
@@ -129,7 +129,7 @@ impl Verifier<'_> {
         self.watch.begin("verifying", objects.len() as u64);
         let read = parallel::map(self.threads, &objects, |object| self.read(object, fence));
         self.watch.end();
-        let held = Held::back();
+        let blocked = signal::block();
         for (object, read) in objects.iter().zip(read) {
             let path = self.pool.path_of(object);
             let set_aside = match read {
@@ -150,7 +150,7 @@ impl Verifier<'_> {
         if !verified.damaged.is_empty() {
             filesystem::sync(self.pool.runs()).at(self.pool.path())?;
         }
-        drop(held);
+        drop(blocked);
         Ok(failed)
     }
 

@@ -24,7 +24,7 @@ use crate::sys::file::handle::Handle;
 use crate::sys::file::inode::Inode;
 use crate::sys::file::traits::Traits;
 use crate::sys::file::{extents, filesystem, times, xattr};
-use crate::sys::process::signal::Held;
+use crate::sys::process::signal;
 use crate::sys::share::copy::Copier;
 use crate::sys::share::swap::{self, LOCK_PATIENCE, Name, Shared};
 use crate::sys::share::{gate, iunlink};
@@ -204,7 +204,7 @@ impl Linker<'_> {
         let intents = if hardlinks { self.intents(&jobs) } else { Vec::new() };
         self.run.record(self.fence == Fence::Immutable, &intents).at(self.pool.path())?;
         filesystem::sync(self.pool.runs()).at(self.pool.path())?;
-        let held = Held::back();
+        let blocked = signal::block();
         let mut slice: Vec<&Job<'_>> = Vec::new();
         let mut names = 0;
         for job in &jobs {
@@ -222,7 +222,7 @@ impl Linker<'_> {
         if !linked.unfinished {
             self.run.forget().at(self.pool.path())?;
         }
-        drop(held);
+        drop(blocked);
         Ok(linked)
     }
 

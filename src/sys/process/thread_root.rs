@@ -19,25 +19,34 @@ use crate::sys::file::inode::{Inode, InodeId};
 /// A directory, and the mount that it was reached through. Of an open one both stay what they are.
 type Identity = (InodeId, u64);
 
-/// Where the thread that made it stands.
+/// The root directory of the thread that made this; no other thread may use it.
 #[derive(Debug)]
-pub struct View {
-    home: Arc<OwnedFd>,
-    home_is: Identity,
+pub struct ThreadRoot {
+    /// The root of the process.
+    original: Arc<OwnedFd>,
+    original_is: Identity,
     /// The root that was entered last.
     entered: Arc<OwnedFd>,
     entered_is: Identity,
+    /// The one of the two that is in force.
     now: Identity,
 }
 
-impl View {
+impl ThreadRoot {
     /// Gives the calling thread a root directory of its own: the process's, at first.
-    pub fn of_this_thread() -> io::Result<View> {
+    pub fn unshare() -> io::Result<ThreadRoot> {
         // SAFETY: no descriptors are unshared: root, working directory and umask alone become the thread's own.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
-        let home = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let (home_is, home) = (identity(&home)?, Arc::new(home));
-        Ok(View { entered: Arc::clone(&home), entered_is: home_is, home, home_is, now: home_is })
+        let original =
+            rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let (original_is, original) = (identity(&original)?, Arc::new(original));
+        Ok(ThreadRoot {
+            entered: Arc::clone(&original),
+            entered_is: original_is,
+            original,
+            original_is,
+            now: original_is,
+        })
     }
 
     /// Makes the root of `task` the thread's root; returns it, open.
@@ -59,18 +68,13 @@ impl View {
         Ok(())
     }
 
-    /// Gives the thread the root it had at first.
-    pub fn go_home(&mut self) -> io::Result<()> {
-        if self.now != self.home_is {
-            go_to(&self.home)?;
-            self.now = self.home_is;
+    /// Gives the thread the root of the process again.
+    pub fn leave(&mut self) -> io::Result<()> {
+        if self.now != self.original_is {
+            go_to(&self.original)?;
+            self.now = self.original_is;
         }
         Ok(())
-    }
-
-    /// Whether the thread's root is the one it had at first.
-    pub fn is_home(&self) -> bool {
-        self.now == self.home_is
     }
 
     /// The path of an open file, from the thread's root. It may lead elsewhere by now, or nowhere.

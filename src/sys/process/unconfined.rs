@@ -1,5 +1,5 @@
-//! A thread that another thread leaves behind when it changes the root directory of the process by `chroot(2)`, or puts
-//! itself behind a filter of system calls.
+//! A thread that keeps its root directory, and stays free of seccomp filters, when another thread of the process calls
+//! `chroot(2)` or installs a filter for itself.
 
 #![allow(unsafe_code)]
 
@@ -13,38 +13,39 @@ use crate::sys::seccomp::filter;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// The thread; ended when this is dropped.
+/// The thread. It ends when this is dropped.
 #[derive(Debug)]
-pub struct Outside {
+pub struct UnconfinedThread {
     /// Whose thread it is: a child of that process, forked since, has none.
     process: u32,
     queue: Option<Sender<Work>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Outside {
+impl UnconfinedThread {
     /// Starts the thread, with root and working directory of the caller as they are now.
     ///
     /// # Errors
-    /// Where no thread can be started, or it may not have a root of its own (`unshare(2)` behind a filter).
-    pub fn begin() -> io::Result<Outside> {
+    /// If no thread can be started, or it may not have a root of its own (`unshare(2)` behind a filter).
+    pub fn start() -> io::Result<UnconfinedThread> {
         if ![libc::SYS_unshare, libc::SYS_clone3, libc::SYS_prctl].into_iter().all(filter::permits) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         let (queue, works) = mpsc::channel::<Work>();
-        let (begun, has_begun) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("outside".into()).spawn(move || {
+        let (started, has_started) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("unconfined".into()).spawn(move || {
             // SAFETY: no descriptors are unshared: root, working directory and umask alone become the thread's own.
             let unshared = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) };
             let fine = unshared.is_ok();
-            let _ = begun.send(unshared);
+            let _ = started.send(unshared);
             if fine {
                 works.iter().for_each(|work| work());
             }
         })?;
-        let outside = Outside { process: std::process::id(), queue: Some(queue), thread: Some(thread) };
-        has_begun.recv().map_err(io::Error::other)??;
-        Ok(outside)
+        let unconfined =
+            UnconfinedThread { process: std::process::id(), queue: Some(queue), thread: Some(thread) };
+        has_started.recv().map_err(io::Error::other)??;
+        Ok(unconfined)
     }
 
     /// Does `work` in the thread, and waits for it. A forked child does not do it.
@@ -64,7 +65,7 @@ impl Outside {
     }
 }
 
-impl Drop for Outside {
+impl Drop for UnconfinedThread {
     fn drop(&mut self) {
         drop(self.queue.take());
         if let Some(thread) = self.thread.take().filter(|_| self.process == std::process::id()) {
@@ -87,9 +88,9 @@ mod tests {
         std::thread::spawn(move || {
             // SAFETY: as above.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }.unwrap();
-            let outside = Outside::begin().unwrap();
+            let unconfined = UnconfinedThread::start().unwrap();
             rustix::process::chdir("/").unwrap();
-            outside.run(move || *result.lock().unwrap() = Some(std::env::current_dir().unwrap()));
+            unconfined.run(move || *result.lock().unwrap() = Some(std::env::current_dir().unwrap()));
         })
         .join()
         .unwrap();
@@ -98,11 +99,11 @@ mod tests {
 
     #[test]
     fn a_forked_child_waits_for_no_thread() {
-        let outside = Outside::begin().unwrap();
+        let unconfined = UnconfinedThread::start().unwrap();
         // SAFETY: the child only gives up what it has of the thread, and ends.
         let nix::unistd::ForkResult::Parent { child } = (unsafe { nix::unistd::fork() }).unwrap() else {
-            outside.run(|| ());
-            drop(outside);
+            unconfined.run(|| ());
+            drop(unconfined);
             // SAFETY: ends the process at once.
             unsafe { libc::_exit(7) }
         };
@@ -111,8 +112,8 @@ mod tests {
 
     #[test]
     fn a_panic_does_not_leave_the_caller_waiting() {
-        let outside = Outside::begin().unwrap();
-        outside.run(|| panic!("on purpose"));
-        outside.run(|| ());
+        let unconfined = UnconfinedThread::start().unwrap();
+        unconfined.run(|| panic!("on purpose"));
+        unconfined.run(|| ());
     }
 }
