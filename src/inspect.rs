@@ -8,7 +8,7 @@ use crate::sys::file::inode::{Inode, Kind};
 /// What stands for a file's protection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Fence {
+pub enum VisibleFence {
     /// `+i`; a guest cannot tell mainline's from VServer's, which lets the name be unlinked.
     Immutable,
     /// Nothing: a plain hard link.
@@ -28,7 +28,7 @@ pub enum Verdict {
     /// Shares its inode with other guests or the pool.
     Unified {
         /// How it is protected.
-        fence: Fence,
+        fence: VisibleFence,
     },
     /// Has other links, but lacks the protection that the policy takes for unification's.
     UnprotectedLinks,
@@ -64,8 +64,8 @@ impl Verdict {
             Verdict::Layered => {
                 "shared in a layer below; the kernel makes it private when it is changed".into()
             }
-            Verdict::Unified { fence: Fence::Immutable } => "unified (immutable)".into(),
-            Verdict::Unified { fence: Fence::None } => "unified (not protected)".into(),
+            Verdict::Unified { fence: VisibleFence::Immutable } => "unified (immutable)".into(),
+            Verdict::Unified { fence: VisibleFence::None } => "unified (not protected)".into(),
             Verdict::UnprotectedLinks => {
                 "hard links without protection; the policy does not take them for unified".into()
             }
@@ -104,10 +104,10 @@ pub fn inspect(inode: &Inode, names_here: u32, protection: Protection, layered: 
         return Verdict::AppendOnly;
     }
     match (inode.immutable, shared, protection) {
-        (true, true, _) => Verdict::Unified { fence: Fence::Immutable },
+        (true, true, _) => Verdict::Unified { fence: VisibleFence::Immutable },
         (true, false, _) => Verdict::AdministratorsOwn,
         (false, true, _) if layered => Verdict::Layered,
-        (false, true, Protection::Auto | Protection::None) => Verdict::Unified { fence: Fence::None },
+        (false, true, Protection::Auto | Protection::None) => Verdict::Unified { fence: VisibleFence::None },
         (false, true, Protection::Immutable | Protection::Iunlink) => Verdict::UnprotectedLinks,
         (false, false, _) if inode.nlink > 1 => Verdict::PrivateLinks,
         (false, false, _) => Verdict::Private,
@@ -145,7 +145,7 @@ mod tests {
         for policy in [Protection::Auto, Protection::Immutable, Protection::Iunlink, Protection::None] {
             assert_eq!(
                 inspect(&inode(2, true), 1, policy, false),
-                Verdict::Unified { fence: Fence::Immutable }
+                Verdict::Unified { fence: VisibleFence::Immutable }
             );
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cow_hooks::sys::file::inode::Time;
 use cow_hooks::sys::share::gate;
-use cow_hooks::sys::share::swap::{Change, Name, Shared};
+use cow_hooks::sys::share::swap::{Name, Shared, SwapReport};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timestamps, XattrFlags};
 
 use crate::support::{FILESYSTEMS, Filesystem, Seen, note_left_out, run, seen, set_immutable, set_mtime};
@@ -134,7 +134,7 @@ impl Field {
             });
             ready.wait();
             let tally = self.windows(count);
-            gate::linger();
+            gate::wait_for_late_openers();
             over.store(true, Relaxed);
             tally
         });
@@ -158,7 +158,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, change: Change) {
+    fn add(&mut self, change: SwapReport) {
         assert!(change.window);
         self.leaked += usize::from(change.leaked);
     }

@@ -11,7 +11,7 @@ use cow_hooks::hook::pre::{Decision, Run, Start, refuse, shared_below, unknown};
 use cow_hooks::package::PackageSpec;
 use cow_hooks::package::dpkg::apt::Stream;
 use cow_hooks::package::dpkg::{Change, Database, Invocation, Plan};
-use cow_hooks::policy::{Policy, Supervise};
+use cow_hooks::policy::{Policy, SuperviseMode};
 use cow_hooks::report::{Reason, Shown};
 use cow_hooks::state::members::{Cover, Member};
 use cow_hooks::supervise;
@@ -105,7 +105,7 @@ pub fn around() {
     if supervise::is_supervised() {
         return;
     }
-    let Some(policy) = hook::policy(root).filter(|policy| policy.supervise != Supervise::Never) else {
+    let Some(policy) = hook::policy(root).filter(|policy| policy.supervise != SuperviseMode::Never) else {
         return;
     };
     if !(Guest { root, policy: &policy }).has_protected(&caller.manager()) {

@@ -21,10 +21,10 @@ use crate::hook::SWITCH;
 /// `rpmPlugin`, `rpmts`, `rpmte`, `rpmtsi`, `rpmfi`, `rpmfiles`: rpm's, never looked into.
 type Handle = *mut c_void;
 /// `rpmRC`.
-type Rc = c_int;
-const OK: Rc = 0;
-const NOT_FOUND: Rc = 1;
-const FAIL: Rc = 2;
+type RpmRc = c_int;
+const OK: RpmRc = 0;
+const NOT_FOUND: RpmRc = 1;
+const FAIL: RpmRc = 2;
 
 /// `RPMTRANS_FLAG_TEST`, `_BUILD_PROBS` and `_JUSTDB`: no file is touched.
 const FLAGS_WITHOUT_FILES: u32 = 1 | 1 << 1 | 1 << 3;
@@ -300,9 +300,9 @@ unsafe fn owned(string: *mut c_char) -> Option<OsString> {
     }
 }
 
-type OfTransaction = unsafe extern "C" fn(Handle, Handle) -> Rc;
-type OfTransactionEnd = unsafe extern "C" fn(Handle, Handle, c_int) -> Rc;
-type OfFile = unsafe extern "C" fn(Handle, Handle, *const c_char, libc::mode_t, u32) -> Rc;
+type OfTransaction = unsafe extern "C" fn(Handle, Handle) -> RpmRc;
+type OfTransactionEnd = unsafe extern "C" fn(Handle, Handle, c_int) -> RpmRc;
+type OfFile = unsafe extern "C" fn(Handle, Handle, *const c_char, libc::mode_t, u32) -> RpmRc;
 type Unused = Option<unsafe extern "C" fn()>;
 
 /// `struct rpmPluginHooks_s`, with room behind it: what a later rpm appends is null.
@@ -345,7 +345,7 @@ pub const fn hooks<P: Plugin>() -> Hooks {
 }
 
 /// What `work` returns; `otherwise` if it panics, which must not unwind into rpm.
-fn guarded(hook: &str, otherwise: Rc, work: impl FnOnce() -> Rc) -> Rc {
+fn guarded(hook: &str, otherwise: RpmRc, work: impl FnOnce() -> RpmRc) -> RpmRc {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         log::error!("the plugin has failed, in {hook}; {SWITCH}=off in the environment runs rpm without it");
         otherwise
@@ -362,7 +362,7 @@ unsafe fn state<'p, P: Plugin>(plugin: Handle) -> Option<(&'p mut P, &'static Ap
     unsafe { (api.rpmPluginGetData)(plugin).cast::<P>().as_mut().map(|state| (state, api)) }
 }
 
-unsafe extern "C" fn init<P: Plugin>(plugin: Handle, ts: Handle) -> Rc {
+unsafe extern "C" fn init<P: Plugin>(plugin: Handle, ts: Handle) -> RpmRc {
     guarded("init", NOT_FOUND, || {
         let Some(api) = Api::of_process() else { return NOT_FOUND };
         // SAFETY: rpm calls with its own handles; the strings are theirs.
@@ -391,7 +391,7 @@ unsafe extern "C" fn cleanup<P: Plugin>(plugin: Handle) {
     });
 }
 
-unsafe extern "C" fn tsm_pre<P: Plugin>(plugin: Handle, ts: Handle) -> Rc {
+unsafe extern "C" fn tsm_pre<P: Plugin>(plugin: Handle, ts: Handle) -> RpmRc {
     // Nothing is touched yet: to refuse is the safe way out.
     guarded("tsm_pre", FAIL, || {
         // SAFETY: rpm's own handles.
@@ -400,7 +400,7 @@ unsafe extern "C" fn tsm_pre<P: Plugin>(plugin: Handle, ts: Handle) -> Rc {
     })
 }
 
-unsafe extern "C" fn tsm_post<P: Plugin>(plugin: Handle, ts: Handle, _result: c_int) -> Rc {
+unsafe extern "C" fn tsm_post<P: Plugin>(plugin: Handle, ts: Handle, _result: c_int) -> RpmRc {
     guarded("tsm_post", OK, || {
         // SAFETY: rpm's own handles.
         if let Some((state, api)) = unsafe { state::<P>(plugin) } {
@@ -410,7 +410,7 @@ unsafe extern "C" fn tsm_post<P: Plugin>(plugin: Handle, ts: Handle, _result: c_
     })
 }
 
-unsafe extern "C" fn psm_pre<P: Plugin>(plugin: Handle, te: Handle) -> Rc {
+unsafe extern "C" fn psm_pre<P: Plugin>(plugin: Handle, te: Handle) -> RpmRc {
     guarded("psm_pre", OK, || {
         // SAFETY: rpm's own handles.
         let Some((state, api)) = (unsafe { state::<P>(plugin) }) else { return OK };
@@ -428,7 +428,7 @@ unsafe extern "C" fn fsm_file_pre<P: Plugin>(
     _path: *const c_char,
     _mode: libc::mode_t,
     op: u32,
-) -> Rc {
+) -> RpmRc {
     guarded("fsm_file_pre", OK, || {
         // A directory that nobody owns has no file.
         let Some(action) = Action::of(op).filter(|_| !file.is_null()) else { return OK };

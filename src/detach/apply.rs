@@ -183,7 +183,7 @@ impl Detacher<'_> {
         // The names have changed: what fails from here on is recovery's to end, not a refusal.
         let durable = self.sync(&jobs).and_then(|()| Ok(ledger.detached(&done, &over)?));
         if self.manner == Manner::Batch {
-            gate::linger();
+            gate::wait_for_late_openers();
         }
         drop(blocked);
         if let Err(e) = durable {
@@ -415,7 +415,7 @@ impl Detacher<'_> {
         name: Name<'_>,
         temporary: Name<'_>,
         job: &Job,
-    ) -> Result<(swap::Change, bool), Unswapped> {
+    ) -> Result<(swap::SwapReport, bool), Unswapped> {
         let locked = match self.manner {
             Manner::Batch => Shared::lock_at(name.dir, name.name, self.patience),
             Manner::Single => Shared::try_lock_at(name.dir, name.name, self.patience),
@@ -464,7 +464,7 @@ impl Detacher<'_> {
 
 /// A name that has its private copy.
 struct Swapped {
-    change: swap::Change,
+    change: swap::SwapReport,
     /// The stash holds the original.
     kept: bool,
     copy: Option<PrivateCopy>,

@@ -88,7 +88,7 @@ pub fn recover(
         ledger.detached(&detached, &over)?;
         dead.into_iter().try_for_each(|owner| ledger.withdraw(owner))?;
     }
-    gate::linger();
+    gate::wait_for_late_openers();
     Ok(recovered)
 }
 

@@ -236,7 +236,7 @@ impl<'a> Surveyor<'a> {
         }
         let mut found = Vec::new();
         let mut unseen = Vec::new();
-        let mut visit = |entry: &tree::Entry<'_>| {
+        let mut visit = |entry: &tree::TreeEntry<'_>| {
             if entry.kind == Kind::Directory {
                 let wanted = patterns.is_none_or(|patterns| patterns.may_match_below(&entry.path()));
                 return if wanted { Descend::Into } else { Descend::Past };
@@ -272,7 +272,7 @@ impl<'a> Surveyor<'a> {
     fn visit(
         &self,
         top: &Path,
-        visit: &mut dyn FnMut(&tree::Entry<'_>) -> Descend,
+        visit: &mut dyn FnMut(&tree::TreeEntry<'_>) -> Descend,
     ) -> Vec<(PathBuf, Option<io::Error>)> {
         let (mut tops, mut left) = (vec![top.to_path_buf()], Vec::new());
         while let Some(top) = tops.pop() {
@@ -338,7 +338,7 @@ impl<'a> Surveyor<'a> {
             return;
         }
         let mut found = Vec::new();
-        let mut visit = |entry: &tree::Entry<'_>| {
+        let mut visit = |entry: &tree::TreeEntry<'_>| {
             if entry.kind == Kind::Directory {
                 return Descend::Into;
             }

@@ -9,7 +9,7 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, SeqAccess, Unexpected, Visitor};
 use toml::de::DeTable;
 
-use super::{LastLink, Mode, Pattern, PatternSet, Protection, Supervise};
+use super::{LastLink, Mode, Pattern, PatternSet, Protection, SuperviseMode};
 use crate::report::Shown;
 
 /// What one file says; all of it is optional.
@@ -26,7 +26,7 @@ pub(super) struct Layer {
     #[serde(deserialize_with = "seconds")]
     pub lock_timeout: Option<Duration>,
     pub last_link: Option<LastLink>,
-    pub supervise: Option<Supervise>,
+    pub supervise: Option<SuperviseMode>,
 }
 
 /// What one file says about a list.

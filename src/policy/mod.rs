@@ -50,7 +50,7 @@ pub struct Policy {
     /// What is done with an immutable file that has one link and belongs to a planned package.
     pub last_link: LastLink,
     /// Whether package managers run with copy on write, instead of with files that were made private before.
-    pub supervise: Supervise,
+    pub supervise: SuperviseMode,
 }
 
 /// What is done when a planned file would stay unified.
@@ -92,7 +92,7 @@ pub enum LastLink {
 /// Whether package managers run with copy on write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Supervise {
+pub enum SuperviseMode {
     /// Where the kernel and the container allow it.
     Auto,
     /// A transaction that cannot be supervised is refused.
@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(policy.reserve, 16 << 20);
         assert_eq!(policy.lock_timeout, Duration::from_secs(10));
         assert_eq!(policy.last_link, LastLink::Leave);
-        assert_eq!(policy.supervise, Supervise::Auto);
+        assert_eq!(policy.supervise, SuperviseMode::Auto);
     }
 
     #[test]

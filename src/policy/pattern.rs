@@ -2,7 +2,7 @@
 //!
 //! - A pattern that begins with `/` is a path from the guest's root. One without a slash matches a
 //!   name at any depth: `*.dpkg-new` is `/**/*.dpkg-new`.
-//! - Within one component, `*` is any run of bytes, `?` any one byte, `[a-z]` one of a set and
+//! - DirectoryMatch one component, `*` is any run of bytes, `?` any one byte, `[a-z]` one of a set and
 //!   `[!a-z]` one outside it. None of them ever matches a `/`. A leading dot is nothing special.
 //! - `**`, as a component of its own, is any number of components, none included.
 //! - A pattern that names a directory covers everything below it.
@@ -66,20 +66,20 @@ pub enum Component {
     /// `**`: any number of components, none included.
     AnyDepth,
     /// Exactly one component.
-    Name(Name),
+    Name(NamePattern),
 }
 
 /// What a pattern says about one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Name(Form);
+pub struct NamePattern(Form);
 
 /// What a pattern says about the names in one directory; see [`Pattern::within`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Within<'p> {
+pub enum DirectoryMatch<'p> {
     /// It matches the directory, and with it all of them.
     All,
     /// It matches those that this matches.
-    Names(&'p Name),
+    Names(&'p NamePattern),
     /// It matches none of them; perhaps one further below.
     None,
 }
@@ -151,22 +151,22 @@ impl Pattern {
     /// What the pattern says about the names in the directory `dir`.
     ///
     /// For many files of one directory this is much faster than [`Pattern::matches`] for each.
-    pub fn within(&self, dir: &Path) -> Within<'_> {
+    pub fn within(&self, dir: &Path) -> DirectoryMatch<'_> {
         self.within_names(&split(dir))
     }
 
-    fn within_names(&self, dir: &[&[u8]]) -> Within<'_> {
+    fn within_names(&self, dir: &[&[u8]]) -> DirectoryMatch<'_> {
         match self.rest_after(dir) {
-            None => return Within::None,
-            Some(rest) if rest.iter().all(Component::is_any_depth) => return Within::All,
+            None => return DirectoryMatch::None,
+            Some(rest) if rest.iter().all(Component::is_any_depth) => return DirectoryMatch::All,
             Some(_) => {}
         }
         // Where the directory is not covered, the name has to be what the last component but `**` matches.
         match self.components.as_slice() {
             [above @ .., Component::Name(name), Component::AnyDepth] if matches_all(above, dir) => {
-                Within::Names(name)
+                DirectoryMatch::Names(name)
             }
-            _ => Within::None,
+            _ => DirectoryMatch::None,
         }
     }
 
@@ -184,7 +184,7 @@ impl Pattern {
     /// The pattern with its leading directory `from` replaced by `to`; itself where it does not begin with `from`.
     fn moved(&self, from: &Path, to: &Path) -> Pattern {
         let Ok(rest) = self.fixed_prefix.strip_prefix(from) else { return self.clone() };
-        let literal = |name: &[u8]| Component::Name(Name(Form::Literal(name.to_vec())));
+        let literal = |name: &[u8]| Component::Name(NamePattern(Form::Literal(name.to_vec())));
         let mut components: Vec<Component> = split(to).into_iter().map(literal).collect();
         components.extend_from_slice(&self.components[split(from).len()..]);
         Pattern { text: self.text.clone(), components, fixed_prefix: to.join(rest) }
@@ -215,7 +215,7 @@ impl Component {
         match part {
             b"**" => Ok(Component::AnyDepth),
             b"." | b".." => Err(PatternError::Dots),
-            _ => Ok(Component::Name(Name::parse(part)?)),
+            _ => Ok(Component::Name(NamePattern::parse(part)?)),
         }
     }
 
@@ -227,14 +227,14 @@ impl Component {
     /// The one name this component matches, if it has no wildcard.
     pub fn literal(&self) -> Option<&OsStr> {
         match self {
-            Component::Name(Name(Form::Literal(name))) => Some(OsStr::from_bytes(name)),
+            Component::Name(NamePattern(Form::Literal(name))) => Some(OsStr::from_bytes(name)),
             _ => None,
         }
     }
 }
 
-impl Name {
-    fn parse(part: &[u8]) -> Result<Name, PatternError> {
+impl NamePattern {
+    fn parse(part: &[u8]) -> Result<NamePattern, PatternError> {
         if part.windows(2).any(|pair| pair == b"**") {
             return Err(PatternError::PartialAnyDepth);
         }
@@ -255,9 +255,9 @@ impl Name {
             });
         }
         if let Some(literal) = tokens.iter().map(Token::literal).collect() {
-            return Ok(Name(Form::Literal(literal)));
+            return Ok(NamePattern(Form::Literal(literal)));
         }
-        Ok(Name(match tokens.split_first() {
+        Ok(NamePattern(match tokens.split_first() {
             Some((Token::Star, tail)) if !tail.contains(&Token::Star) => Form::Suffix(tail.to_vec()),
             _ => Form::Wild(tokens),
         }))
@@ -407,14 +407,14 @@ impl PatternSet {
 
     /// What the patterns say about the names in the directory `dir`: `None` where one of them covers it, else those
     /// of which any that matches a name matches the file.
-    pub fn within(&self, dir: &Path) -> Option<Vec<&Name>> {
+    pub fn within(&self, dir: &Path) -> Option<Vec<&NamePattern>> {
         let dir = split(dir);
         let mut names = Vec::with_capacity(self.patterns.len());
         for pattern in &self.patterns {
             match pattern.within_names(&dir) {
-                Within::All => return None,
-                Within::Names(name) => names.push(name),
-                Within::None => {}
+                DirectoryMatch::All => return None,
+                DirectoryMatch::Names(name) => names.push(name),
+                DirectoryMatch::None => {}
             }
         }
         Some(names)
@@ -667,9 +667,9 @@ mod tests {
             }
             if let Some((name, dir)) = names.split_last() {
                 let within = match parsed.within_names(dir) {
-                    Within::All => true,
-                    Within::Names(pattern) => pattern.matches(name),
-                    Within::None => false,
+                    DirectoryMatch::All => true,
+                    DirectoryMatch::Names(pattern) => pattern.matches(name),
+                    DirectoryMatch::None => false,
                 };
                 prop_assert_eq!(within, parsed.matches(whole), "{} on {:?}", text, whole);
             }

@@ -14,7 +14,7 @@ use crate::sys::path::root::Root;
 use crate::sys::process::signal;
 use crate::sys::process::{self, ProcessId, Processes};
 use crate::sys::seccomp::inflight::InFlight;
-use crate::sys::seccomp::{Answer, Listener};
+use crate::sys::seccomp::{Listener, Response};
 
 /// A worker that lived shorter had no chance.
 const SHORT: Duration = Duration::from_secs(1);
@@ -53,9 +53,9 @@ impl Guardian {
             }
             // Their protection speaks for itself, once it is there again.
             let in_order = is_in_order(self.own);
-            let answer = if in_order { options.without_an_answer() } else { Answer::Failed(Errno::PERM) };
+            let answer = if in_order { options.without_an_answer() } else { Response::Failed(Errno::PERM) };
             for id in self.calls.left() {
-                let _ = listener.answer(id, answer);
+                let _ = listener.respond(id, answer);
             }
             failures = if start.elapsed() < SHORT { failures + 1 } else { 0 };
         }

@@ -279,7 +279,7 @@ impl Journal {
 
     /// All windows are closed for good: that becomes durable, and is forgotten. `changed` is handed to the host.
     pub fn close(&mut self, changed: &BTreeSet<PathBuf>) -> Result<(), Error> {
-        gate::linger();
+        gate::wait_for_late_openers();
         for filesystem in self.filesystems.values() {
             filesystem::sync(filesystem)?;
         }

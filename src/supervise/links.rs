@@ -233,7 +233,7 @@ const MOST: usize = 20_000;
 fn several(root: &Root) -> HashMap<u64, Vec<PathBuf>> {
     let mut names: HashMap<u64, Vec<PathBuf>> = HashMap::new();
     let mut seen = 0;
-    let mut visit = |entry: &tree::Entry<'_>| {
+    let mut visit = |entry: &tree::TreeEntry<'_>| {
         seen += 1;
         let ours = || entry.path() == Path::new(STATE_DIR);
         if seen > MOST || entry.kind == Kind::Directory && ours() {

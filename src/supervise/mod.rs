@@ -27,7 +27,7 @@ pub use self::start::{
 use rustix::io::Errno;
 
 use crate::policy::Policy;
-use crate::sys::seccomp::Answer;
+use crate::sys::seccomp::Response;
 
 /// What a supervisor is to do.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub struct Options {
 
 impl Options {
     /// What a call gets that nobody could judge: protected files speak for themselves, others do not.
-    fn without_an_answer(&self) -> Answer {
-        if self.unprotected { Answer::Failed(Errno::PERM) } else { Answer::Continue }
+    fn without_an_answer(&self) -> Response {
+        if self.unprotected { Response::Failed(Errno::PERM) } else { Response::Continue }
     }
 }

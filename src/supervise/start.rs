@@ -14,7 +14,8 @@ use super::Options;
 use super::guardian::Guardian;
 use crate::report::Reason;
 use crate::sys::seccomp::filter;
-use crate::sys::seccomp::{self, Question, program};
+use crate::sys::seccomp::message::Message;
+use crate::sys::seccomp::{self, program};
 use crate::sys::{process, ptrace};
 
 /// Who supervises.
@@ -77,7 +78,7 @@ impl Error {
 
 /// Whether the calling process has a supervisor of ours, and that lives.
 pub fn is_supervised() -> bool {
-    seccomp::ask(Question::IsThere)
+    Message::Ping.send()
 }
 
 /// Whether the calling process has a supervisor of ours that began in the same root, so that what it keeps can be settled
@@ -89,12 +90,12 @@ pub fn inherited() -> Result<bool, Error> {
     if !is_supervised() {
         return Ok(false);
     }
-    if seccomp::ask(Question::IsAtHome) { Ok(true) } else { Err(Error::Elsewhere) }
+    if Message::IsSameRoot.send() { Ok(true) } else { Err(Error::Elsewhere) }
 }
 
 /// Has the supervisor of the calling process look at its calls again, which passed while it changed unified files itself.
 pub fn resume() {
-    seccomp::ask(Question::LookAgain);
+    Message::Supervise.send();
 }
 
 /// Supervises the calling thread and all it starts, from now on and for good.

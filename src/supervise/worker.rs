@@ -25,7 +25,8 @@ use crate::sys::process::thread_root::ThreadRoot;
 use crate::sys::process::{self, ProcessId, Processes};
 use crate::sys::seccomp::calls::{Shape, shape};
 use crate::sys::seccomp::inflight::InFlight;
-use crate::sys::seccomp::{self, Answer, Call, Listener, Question, question};
+use crate::sys::seccomp::message::{AGREED, Message};
+use crate::sys::seccomp::{Call, Listener, Response};
 
 /// Threads that answer: one may have to wait for a filesystem that another serves.
 const THREADS: usize = 4;
@@ -103,7 +104,7 @@ pub fn work(listener: &Listener, options: &Options, owner: ProcessId, calls: &In
 pub fn let_all_pass(listener: &Listener) {
     while !hung_up(listener, PollTimeout::ZERO) {
         if let Ok(call) = listener.receive() {
-            let _ = listener.answer(call.id, Answer::Continue);
+            let _ = listener.respond(call.id, Response::Continue);
         }
     }
 }
@@ -162,24 +163,24 @@ impl<'a> Supervisor<'a> {
             calls.begin(slot, call.id);
             let answer = catch_unwind(AssertUnwindSafe(|| self.decide(&call, &mut known, &mut thread_root)));
             let answer = answer.unwrap_or_else(|_| self.options.without_an_answer());
-            let _ = self.listener.answer(call.id, answer);
+            let _ = self.listener.respond(call.id, answer);
             calls.end(slot);
         }
     }
 
     /// What is to become of a call; `known` are the threads whose calls the last ones were.
-    fn decide(&self, call: &Call, known: &mut Vec<Known>, thread_root: &mut ThreadRoot) -> Answer {
+    fn decide(&self, call: &Call, known: &mut Vec<Known>, thread_root: &mut ThreadRoot) -> Response {
         self.tally.calls.fetch_add(1, Ordering::Relaxed);
-        let Some(shape) = shape(call.audit, call.number) else { return Answer::Continue };
+        let Some(shape) = shape(call.audit, call.number) else { return Response::Continue };
         if shape == Shape::Openat2
-            && let Some(question) = question(call)
+            && let Some(message) = Message::in_call(call)
         {
-            return self.reply(call, question);
+            return self.reply(call, message);
         }
         let met = self.meet(call.tid, known, thread_root);
         let done = met.and_then(|(known, root)| {
             if self.passes(known) {
-                return Ok(Answer::Continue);
+                return Ok(Response::Continue);
             }
             Caller::new(self, call, &known.task, root, thread_root).answer(shape)
         });
@@ -189,14 +190,14 @@ impl<'a> Supervisor<'a> {
         }
         done.unwrap_or_else(|e| {
             if let Some(errno @ (Errno::NOSPC | Errno::DQUOT)) = Errno::from_io_error(&e) {
-                return Answer::Failed(errno);
+                return Response::Failed(errno);
             }
             if self.options.unprotected {
-                return Answer::Failed(Errno::from_io_error(&e).unwrap_or(Errno::IO));
+                return Response::Failed(Errno::from_io_error(&e).unwrap_or(Errno::IO));
             }
             // What we cannot look at the kernel can: it says the same to the caller.
             log::trace!("call {} of {}: {}", call.number, call.tid, Reason(e));
-            Answer::Continue
+            Response::Continue
         })
     }
 
@@ -229,22 +230,22 @@ impl<'a> Supervisor<'a> {
         Ok((&mut known[last], root))
     }
 
-    fn reply(&self, call: &Call, question: Question) -> Answer {
-        if question == Question::IsAtHome {
-            return if self.is_at_home(call.tid) { Answer::Done(seccomp::HERE) } else { Answer::Continue };
+    fn reply(&self, call: &Call, message: Message) -> Response {
+        if message == Message::IsSameRoot {
+            return if self.is_at_home(call.tid) { Response::Done(AGREED) } else { Response::Continue };
         }
-        if question != Question::IsThere
+        if message != Message::Ping
             && let Ok(process) = Task::open(&self.processes, call.tid).and_then(|task| self.process_of(&task))
         {
             let mut passing = lock(&self.passing);
             passing.retain(|id| *id != process && id.is_alive(Some(&self.processes)));
-            if question == Question::LetPass {
+            if message == Message::Exempt {
                 passing.push(process);
                 drop(passing);
                 self.write_links(LOCK_PATIENCE);
             }
         }
-        Answer::Done(seccomp::HERE)
+        Response::Done(AGREED)
     }
 
     /// Whether the root of the thread `tid` is the one we began in.

@@ -2,7 +2,7 @@
 
 use crate::detach::preflight;
 use crate::detach::survey::Found;
-use crate::policy::Supervise;
+use crate::policy::SuperviseMode;
 use crate::supervise;
 use crate::transaction::{Guest, Refusal};
 
@@ -51,7 +51,7 @@ impl Guest<'_> {
                 Ok(()) => Course::Prepared(why),
                 Err(e) => Course::Refused(e.into()),
             };
-        if self.policy.supervise == Supervise::Never {
+        if self.policy.supervise == SuperviseMode::Never {
             return prepared(Unsupervised::Never);
         }
         if !self.root.is_own() {
@@ -68,7 +68,9 @@ impl Guest<'_> {
         }
         match may() {
             Ok(()) => Course::Supervised,
-            Err(e) if self.policy.supervise == Supervise::Always => Course::Refused(Refusal::Unsupervised(e)),
+            Err(e) if self.policy.supervise == SuperviseMode::Always => {
+                Course::Refused(Refusal::Unsupervised(e))
+            }
             Err(e) => prepared(e.into()),
         }
     }

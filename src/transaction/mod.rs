@@ -265,7 +265,7 @@ impl<'a> Guest<'a> {
         }
         // Where the supervisor is lost what it was to answer fails.
         let lost = matches!(e, supervise::Error::Lost(_));
-        if lost || self.policy.supervise == policy::Supervise::Always {
+        if lost || self.policy.supervise == policy::SuperviseMode::Always {
             return Err(Refusal::Unsupervised(e));
         }
         log::debug!("not supervised: {e}");

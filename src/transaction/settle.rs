@@ -140,7 +140,7 @@ pub fn settle(
     if !work.is_empty() {
         filesystem::sync(store.stash()).map_err(Error::stash)?;
         ledger.detached(&back, &over)?;
-        gate::linger();
+        gate::wait_for_late_openers();
     }
     drop(blocked);
     let new = changed.union(&packages.unpacked).filter(|path| !later.contains(*path));
@@ -423,7 +423,7 @@ pub fn retire(store: &Store, ledger: &mut Ledger, policy: &Policy) -> Result<Set
         }
     }
     filesystem::sync(store.stash()).map_err(Error::stash)?;
-    gate::linger();
+    gate::wait_for_late_openers();
     drop(blocked);
     ledger.forget(&over)?;
     settled.new = changed.len() as u64;

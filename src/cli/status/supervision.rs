@@ -17,7 +17,7 @@ pub struct Supervision {
     supervised: bool,
     /// A run that touches unified files is refused.
     refused: bool,
-    policy: policy::Supervise,
+    policy: policy::SuperviseMode,
     /// Why it is not supervised, or refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,

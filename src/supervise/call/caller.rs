@@ -11,12 +11,12 @@ use rustix::io::Errno;
 use super::change::may_be_shared;
 use super::lookup::{Entry, Lookup};
 use crate::supervise::worker::Supervisor;
-use crate::sys::file::flags::{Attributes, Form};
+use crate::sys::file::flags::{FlagsArgument, FlagsCall};
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::process::task::{Status, Task};
 use crate::sys::process::thread_root::ThreadRoot;
 use crate::sys::seccomp::calls::{Follow, Right, Shape, shape};
-use crate::sys::seccomp::{Answer, Call};
+use crate::sys::seccomp::{Call, Response};
 
 /// Numbers of capabilities, of `linux/capability.h`.
 const CAP_CHOWN: u32 = 0;
@@ -77,7 +77,7 @@ impl<'a> Caller<'a> {
     ///
     /// # Errors
     /// Where its arguments lead nowhere: the kernel will say so to the caller.
-    pub fn answer(&mut self, shape: Shape) -> io::Result<Answer> {
+    pub fn answer(&mut self, shape: Shape) -> io::Result<Response> {
         match shape {
             Shape::Open { at, flags } => self.open(at, self.number(flags) as u64, ResolveFlags::empty()),
             Shape::Creat => self.open(
@@ -87,18 +87,18 @@ impl<'a> Caller<'a> {
             ),
             Shape::Openat2 => match self.how()? {
                 Some((flags, resolve)) => self.open(true, flags, resolve),
-                None => Ok(Answer::Continue),
+                None => Ok(Response::Continue),
             },
             Shape::Change { at, follow, right } => self.change(at, follow, right),
             Shape::ChangeOpen { right } => self.change_open(self.number(0), right),
             Shape::Ioctl => {
-                let form = Form::of_request(self.call.arguments[1] as u32);
-                match form.zip(self.open_descriptor(self.number(0))?) {
-                    Some((form, file)) => self.set_attributes(&file, Some(self.number(0)), form, 2),
-                    None => Ok(Answer::Continue),
+                let call = FlagsCall::of_request(self.call.arguments[1] as u32);
+                match call.zip(self.open_descriptor(self.number(0))?) {
+                    Some((call, file)) => self.set_flags(&file, Some(self.number(0)), call, 2),
+                    None => Ok(Response::Continue),
                 }
             }
-            Shape::SetAttributes => {
+            Shape::FileSetattr => {
                 let flags = self.number(4);
                 let (file, number) = self.subject(flags, flags & libc::AT_SYMLINK_NOFOLLOW == 0)?;
                 let file = match number {
@@ -106,22 +106,22 @@ impl<'a> Caller<'a> {
                     None => Some(file),
                 };
                 match file {
-                    Some(file) => self.set_attributes(&file, number, Form::Attributes, 2),
-                    None => Ok(Answer::Continue),
+                    Some(file) => self.set_flags(&file, number, FlagsCall::FileSetattr, 2),
+                    None => Ok(Response::Continue),
                 }
             }
             Shape::Unlink { at } => {
                 let flags = if at { self.number(2) } else { 0 };
                 let directory = flags & libc::AT_REMOVEDIR != 0;
                 if flags & !libc::AT_REMOVEDIR != 0 {
-                    return Ok(Answer::Continue);
+                    return Ok(Response::Continue);
                 }
                 if directory {
                     return self.remove_directory(at);
                 }
                 match self.entry(at, 0)? {
                     Some(entry) if !entry.is_directory => self.unlink(&entry),
-                    _ => Ok(Answer::Continue),
+                    _ => Ok(Response::Continue),
                 }
             }
             Shape::Rmdir => self.remove_directory(false),
@@ -130,20 +130,20 @@ impl<'a> Caller<'a> {
                 let (old, new) = (self.path(at, 0)?, self.path(at, if at { 2 } else { 1 })?);
                 match self.lookup.entries((old.0, &old.1), (new.0, &new.1))? {
                     Some([from, to]) => self.rename(&from, &to, flags),
-                    None => Ok(Answer::Continue),
+                    None => Ok(Response::Continue),
                 }
             }
             Shape::Link { at } => self.link_call(at),
-            Shape::Absent => Ok(Answer::Failed(Errno::NOSYS)),
+            Shape::Absent => Ok(Response::Failed(Errno::NOSYS)),
         }
     }
 
-    fn open(&mut self, at: bool, flags: u64, resolve: ResolveFlags) -> io::Result<Answer> {
+    fn open(&mut self, at: bool, flags: u64, resolve: ResolveFlags) -> io::Result<Response> {
         let has = |bits: i32| flags & bits as u64 == bits as u64;
         let writes = flags & (libc::O_ACCMODE | libc::O_TRUNC) as u64 != 0;
         let new = has(libc::O_CREAT | libc::O_EXCL) || has(libc::O_TMPFILE);
         if !writes || new || has(libc::O_PATH) || has(libc::O_DIRECTORY) {
-            return Ok(Answer::Continue);
+            return Ok(Response::Continue);
         }
         let (dir, path) = self.path(at, 0)?;
         let file = self.lookup.file(dir, &path, !has(libc::O_NOFOLLOW), resolve)?;
@@ -168,13 +168,13 @@ impl<'a> Caller<'a> {
         Ok(resolve.filter(|_| valid).map(|resolve| (flags, resolve)))
     }
 
-    fn change(&mut self, at: bool, follow: Follow, right: Right) -> io::Result<Answer> {
+    fn change(&mut self, at: bool, follow: Follow, right: Right) -> io::Result<Response> {
         let flags = match follow {
             Follow::Flags(index) => self.number(index),
             _ => 0,
         };
         if flags & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH) != 0 {
-            return Ok(Answer::Continue);
+            return Ok(Response::Continue);
         }
         let follow = follow != Follow::No && flags & libc::AT_SYMLINK_NOFOLLOW == 0;
         let nameless = at && self.call.arguments[1] == 0;
@@ -185,7 +185,7 @@ impl<'a> Caller<'a> {
             };
         }
         if matches!(right, Right::OwnOrTouch(argument) if self.times(argument)? == Times::Kept) {
-            return Ok(Answer::Continue);
+            return Ok(Response::Continue);
         }
         if at {
             let (file, number) = self.subject(flags, follow)?;
@@ -249,16 +249,16 @@ impl<'a> Caller<'a> {
 
     /// Flags that a program has read from a shared file say that it is immutable, which its copy is not to become,
     /// unless that is all that the program can have wanted: it brings nothing else.
-    fn set_attributes(
+    fn set_flags(
         &mut self,
         file: &OwnedFd,
         number: Option<i32>,
-        form: Form,
+        call: FlagsCall,
         argument: u8,
-    ) -> io::Result<Answer> {
+    ) -> io::Result<Response> {
         // A FIFO would wait for a writer when it is opened again.
         if Inode::of(file)?.kind != Kind::Regular {
-            return Ok(Answer::Continue);
+            return Ok(Response::Continue);
         }
         let before = self.supervisor.processes.reopen(file, OFlags::RDONLY);
         let before = before.and_then(|file| Ok(rustix::fs::ioctl_getflags(file)?.bits()));
@@ -266,35 +266,34 @@ impl<'a> Caller<'a> {
             ControlFlow::Break(answer) => return Ok(answer),
             ControlFlow::Continue(private) => private,
         };
-        let mut bytes = vec![0; form.size()];
+        let mut bytes = vec![0; call.size()];
         self.task.memory(self.call.arguments[usize::from(argument)], &mut bytes)?;
-        let mut attributes = Attributes::new(form, bytes);
-        if before.is_ok_and(|before| attributes.are_flags(before)) || !attributes.without_immutable() {
-            return Ok(Answer::Continue);
+        let mut flags = FlagsArgument::new(call, bytes);
+        if before.is_ok_and(|before| flags.equals(before)) || !flags.clear_immutable() {
+            return Ok(Response::Continue);
         }
         let file = self.supervisor.processes.reopen(&private, OFlags::RDONLY)?;
         let may = self.is_privileged()
             || self.task.status()?.uid == Inode::of(&file)?.uid
-                && rustix::fs::ioctl_getflags(&file)
-                    .is_ok_and(|now| attributes.are_for_everybody(now.bits()));
+                && rustix::fs::ioctl_getflags(&file).is_ok_and(|now| flags.needs_no_capability(now.bits()));
         // Of others the kernel judges.
         if !may {
-            return Ok(Answer::Continue);
+            return Ok(Response::Continue);
         }
-        Ok(match attributes.set(file) {
-            Ok(()) => Answer::Done(0),
-            Err(e) => Answer::Failed(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+        Ok(match flags.set(file) {
+            Ok(()) => Response::Done(0),
+            Err(e) => Response::Failed(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
         })
     }
 
-    fn change_open(&mut self, number: i32, right: Right) -> io::Result<Answer> {
+    fn change_open(&mut self, number: i32, right: Right) -> io::Result<Response> {
         // Most are nobody else's, and need not be opened to see that.
         if !may_be_shared(&self.task.descriptor_inode(number)?) {
-            return Ok(Answer::Continue);
+            return Ok(Response::Continue);
         }
         match self.open_descriptor(number)? {
             Some(file) => self.make_private(&file, right, Some(number)),
-            None => Ok(Answer::Continue),
+            None => Ok(Response::Continue),
         }
     }
 
@@ -306,15 +305,15 @@ impl<'a> Caller<'a> {
         self.task.descriptor(number).map(Some)
     }
 
-    fn link_call(&mut self, at: bool) -> io::Result<Answer> {
+    fn link_call(&mut self, at: bool) -> io::Result<Response> {
         let flags = if at { self.number(4) } else { 0 };
         if flags & !(libc::AT_SYMLINK_FOLLOW | libc::AT_EMPTY_PATH) != 0 {
-            return Ok(Answer::Continue);
+            return Ok(Response::Continue);
         }
         let ((dir, path), new) = (self.path(at, 0)?, self.path(at, if at { 2 } else { 1 })?);
         let (from, source, to) = if path.is_empty() && flags & libc::AT_EMPTY_PATH != 0 {
             if !self.is_privileged() {
-                return Ok(Answer::Continue);
+                return Ok(Response::Continue);
             }
             (self.task.descriptor(dir)?, None, self.lookup.entry(new.0, &new.1)?)
         } else if flags & libc::AT_SYMLINK_FOLLOW != 0 {
@@ -323,12 +322,12 @@ impl<'a> Caller<'a> {
         } else {
             match self.lookup.entries((dir, &path), (new.0, &new.1))? {
                 Some([source, to]) if !source.is_directory => (source.open()?, Some(source), Some(to)),
-                _ => return Ok(Answer::Continue),
+                _ => return Ok(Response::Continue),
             }
         };
         match to {
             Some(to) if !to.is_directory => self.link(&from, source, &to),
-            _ => Ok(Answer::Continue),
+            _ => Ok(Response::Continue),
         }
     }
 
@@ -340,13 +339,13 @@ impl<'a> Caller<'a> {
     }
 
     /// Removes a directory: what is none must not fail for being protected.
-    fn remove_directory(&self, at: bool) -> io::Result<Answer> {
+    fn remove_directory(&self, at: bool) -> io::Result<Response> {
         let (dir, path) = self.path(at, 0)?;
-        let Some(entry) = self.lookup.entry(dir, &path)? else { return Ok(Answer::Continue) };
-        let Some(_) = self.protected(&entry)? else { return Ok(Answer::Continue) };
+        let Some(entry) = self.lookup.entry(dir, &path)? else { return Ok(Response::Continue) };
+        let Some(_) = self.protected(&entry)? else { return Ok(Response::Continue) };
         let denied =
             if self.is_privileged() { None } else { self.denial_of_name(&self.task.status()?, &entry)? };
-        Ok(Answer::Failed(denied.unwrap_or(Errno::NOTDIR)))
+        Ok(Response::Failed(denied.unwrap_or(Errno::NOTDIR)))
     }
 
     fn entry(&self, at: bool, first: u8) -> io::Result<Option<Entry>> {
@@ -407,14 +406,14 @@ impl<'a> Caller<'a> {
     }
 
     /// What the kernel would answer to a caller who may not change a private file; `None` where it may.
-    pub(super) fn denial(&self, right: Right, file: &OwnedFd, inode: &Inode) -> io::Result<Option<Answer>> {
+    pub(super) fn denial(&self, right: Right, file: &OwnedFd, inode: &Inode) -> io::Result<Option<Response>> {
         let status = self.task.status()?;
         let writes = || self.may_write(&status, file, inode);
         let owns = || {
             let any = [CAP_CHOWN, CAP_FOWNER, CAP_SYS_ADMIN];
             status.uid == inode.uid || any.iter().any(|capability| self.may(&status, *capability))
         };
-        let denied = Answer::Failed(Errno::ACCESS);
+        let denied = Response::Failed(Errno::ACCESS);
         Ok(match right {
             Right::Write => (!writes()).then_some(denied),
             Right::OwnOrKeep(first) if self.keeps_owner(first) => None,
@@ -425,7 +424,7 @@ impl<'a> Caller<'a> {
                 (!writes()).then_some(denied)
             }
             // The kernel says to everybody but the owner what it says of a protected file.
-            _ => (!owns()).then_some(Answer::Continue),
+            _ => (!owns()).then_some(Response::Continue),
         })
     }
 }

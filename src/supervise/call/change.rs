@@ -25,7 +25,7 @@ use crate::sys::file::{filesystem, layer};
 use crate::sys::path::resolve::Place;
 use crate::sys::path::root::Root;
 use crate::sys::process::task::{FileLock, OpenFile};
-use crate::sys::seccomp::Answer;
+use crate::sys::seccomp::Response;
 use crate::sys::seccomp::calls::Right;
 use crate::sys::share::copy::Copier;
 use crate::sys::share::lock;
@@ -50,10 +50,10 @@ impl Caller<'_> {
         file: &OwnedFd,
         right: Right,
         number: Option<i32>,
-    ) -> io::Result<Answer> {
+    ) -> io::Result<Response> {
         Ok(match self.privatize(file, right, number)? {
             ControlFlow::Break(answer) => answer,
-            ControlFlow::Continue(_) => Answer::Continue,
+            ControlFlow::Continue(_) => Response::Continue,
         })
     }
 
@@ -63,22 +63,22 @@ impl Caller<'_> {
         file: &OwnedFd,
         right: Right,
         number: Option<i32>,
-    ) -> io::Result<ControlFlow<Answer, OwnedFd>> {
+    ) -> io::Result<ControlFlow<Response, OwnedFd>> {
         let inode = self.look(file)?;
         if !self.supervisor.is_shared(&inode) && !self.is_left_open(file, &inode)? {
-            return Ok(ControlFlow::Break(Answer::Continue));
+            return Ok(ControlFlow::Break(Response::Continue));
         }
         if !inode.immutable && layer::is_layered(file)? {
-            return Ok(ControlFlow::Break(Answer::Continue));
+            return Ok(ControlFlow::Break(Response::Continue));
         }
         if let Some(answer) = self.denial(right, file, &inode)? {
             return Ok(ControlFlow::Break(answer));
         }
         if filesystem::is_read_only(file)? {
-            return Ok(ControlFlow::Break(Answer::Failed(Errno::ROFS)));
+            return Ok(ControlFlow::Break(Response::Failed(Errno::ROFS)));
         }
         if self.removes_nothing(right, file)? {
-            return Ok(ControlFlow::Break(Answer::Failed(Errno::NODATA)));
+            return Ok(ControlFlow::Break(Response::Failed(Errno::NODATA)));
         }
         Ok(ControlFlow::Continue(self.private_copy(file, &inode, number)?))
     }

@@ -21,7 +21,7 @@ use crate::sys::file::inode::{Inode, InodeId, Kind};
 use crate::sys::file::layer;
 use crate::sys::path::resolve::Place;
 use crate::sys::process::task::Status;
-use crate::sys::seccomp::Answer;
+use crate::sys::seccomp::Response;
 use crate::sys::share::swap::{self, Name, Shared};
 
 /// How often a change is tried that others come in the way of: by a window of theirs, or by moving the name.
@@ -35,15 +35,15 @@ impl Entry {
 
 impl Caller<'_> {
     /// Removes a name.
-    pub(super) fn unlink(&mut self, entry: &Entry) -> io::Result<Answer> {
+    pub(super) fn unlink(&mut self, entry: &Entry) -> io::Result<Response> {
         persist(|| {
-            let Some(inode) = self.protected(entry)? else { return Ok(Tried::Answered(Answer::Continue)) };
+            let Some(inode) = self.protected(entry)? else { return Ok(Tried::Answered(Response::Continue)) };
             if let Some(answer) = self.answer_without_windows(&[entry], &[(entry, inode)])? {
                 return Ok(Tried::Answered(answer));
             }
             let path = self.announce(entry, &inode)?;
             let tried = self.change_names(&[(entry, inode)], &|| entry.name().unlink())?;
-            if matches!(tried, Tried::Answered(Answer::Done(_))) {
+            if matches!(tried, Tried::Answered(Response::Done(_))) {
                 self.supervisor.links().removed(&inode, &path);
             }
             Ok(tried)
@@ -51,7 +51,7 @@ impl Caller<'_> {
     }
 
     /// Moves a name.
-    pub(super) fn rename(&mut self, from: &Entry, to: &Entry, flags: u32) -> io::Result<Answer> {
+    pub(super) fn rename(&mut self, from: &Entry, to: &Entry, flags: u32) -> io::Result<Response> {
         persist(|| self.try_to_rename(from, to, RenameFlags::from_bits_retain(flags)))
     }
 
@@ -65,12 +65,12 @@ impl Caller<'_> {
         }
         let (moved, replaced) = (self.protected_now(from, old)?, self.protected_now(to, new)?);
         if moved.is_none() && replaced.is_none() {
-            return Ok(Tried::Answered(Answer::Continue));
+            return Ok(Tried::Answered(Response::Continue));
         }
         let mut shared: Vec<(&Entry, Inode)> = moved.map(|inode| (from, inode)).into_iter().collect();
         shared.extend(replaced.map(|inode| (to, inode)));
         if self.is_refused((from, old), (to, new), flags)? {
-            return Ok(Tried::Answered(Answer::Continue));
+            return Ok(Tried::Answered(Response::Continue));
         }
         let layered = layer::is_layered(&*from.dir)?;
         if !layered && moved.zip(replaced).is_some_and(|(moved, replaced)| moved.id == replaced.id) {
@@ -89,7 +89,7 @@ impl Caller<'_> {
             Some(inode) => self.replace(to, &inode, &shared, &rename)?,
             None => self.change_names(&shared, &rename)?,
         };
-        if matches!(tried, Tried::Answered(Answer::Done(_))) {
+        if matches!(tried, Tried::Answered(Response::Done(_))) {
             let old = self.path_of_dir(from)?.join(&from.name);
             let new = self.path_of_dir(to)?.join(&to.name);
             let mut links = self.supervisor.links();
@@ -130,7 +130,7 @@ impl Caller<'_> {
         let is_one = old == new || !links.are_known() || links.names(&inode, &old).contains(&new);
         drop(links);
         if is_one || flags.contains(RenameFlags::EXCHANGE) {
-            return Ok(Tried::Answered(Answer::Continue));
+            return Ok(Tried::Answered(Response::Continue));
         }
         let file = from.name().open()?;
         self.private_copy(&file, &inode, None)?;
@@ -162,14 +162,14 @@ impl Caller<'_> {
     }
 
     /// Gives a shared file one more name. `source` is the one that the caller has told, unless that was a descriptor.
-    pub(super) fn link(&mut self, from: &OwnedFd, source: Option<Entry>, to: &Entry) -> io::Result<Answer> {
+    pub(super) fn link(&mut self, from: &OwnedFd, source: Option<Entry>, to: &Entry) -> io::Result<Response> {
         let inode = self.look(from)?;
         let shared = inode.immutable && self.supervisor.is_shared(&inode);
         if to.name().inode()?.is_some() {
-            return Ok(Answer::Continue);
+            return Ok(Response::Continue);
         }
         if !shared && !self.is_left_open(from, &inode)? {
-            return Ok(Answer::Continue);
+            return Ok(Response::Continue);
         }
         if !self.is_privileged() {
             let (status, dir) = (self.task.status()?, Inode::of(&to.dir)?);
@@ -178,35 +178,35 @@ impl Caller<'_> {
             let owns = status.uid == inode.uid || self.may(&status, CAP_FOWNER);
             let may = owns || is_safe && status.may_write(&inode);
             if !may || dir.mount != inode.mount {
-                return Ok(Answer::Continue);
+                return Ok(Response::Continue);
             }
             if !self.may_write(&status, &to.dir, &dir) {
-                return Ok(Answer::Failed(Errno::ACCESS));
+                return Ok(Response::Failed(Errno::ACCESS));
             }
             self.private_copy(from, &inode, None)?;
-            return Ok(Answer::Continue);
+            return Ok(Response::Continue);
         }
         let source = match source {
             Some(source) => source,
             None => match self.place_of(from, &inode)? {
                 Some((root, place)) => Entry::new(root.open_dir(&place.dir)?, place.name),
-                None => return Ok(Answer::Failed(Errno::NOENT)),
+                None => return Ok(Response::Failed(Errno::NOENT)),
             },
         };
         self.waits()?;
         if layer::is_layered(from)? {
             self.lift(from)?;
-            return Ok(Answer::Continue);
+            return Ok(Response::Continue);
         }
         let path = self.announce(&source, &inode)?;
         let link = || to.name().give_to(from);
         let answer = persist(|| self.change_names(&[(&source, inode)], &link))?;
-        if matches!(answer, Answer::Failed(Errno::MLINK)) {
+        if matches!(answer, Response::Failed(Errno::MLINK)) {
             // All guests together have as many names for it as there can be; a file of this guest's own has room.
             self.private_copy(from, &inode, None)?;
-            return Ok(Answer::Continue);
+            return Ok(Response::Continue);
         }
-        if matches!(answer, Answer::Done(_)) {
+        if matches!(answer, Response::Done(_)) {
             let new = self.path_of_dir(to)?.join(&to.name);
             self.supervisor.links().linked(&inode, &path, new);
         }
@@ -234,7 +234,7 @@ impl Caller<'_> {
         &mut self,
         entries: &[&Entry],
         shared: &[(&Entry, Inode)],
-    ) -> io::Result<Option<Answer>> {
+    ) -> io::Result<Option<Response>> {
         let is_privileged = self.is_privileged();
         self.waits()?;
         let layered =
@@ -245,13 +245,13 @@ impl Caller<'_> {
         let status = self.task.status()?;
         for entry in entries.iter().filter(|_| !is_privileged) {
             if let Some(errno) = self.denial_of_name(&status, entry)? {
-                return Ok(Some(Answer::Failed(errno)));
+                return Ok(Some(Response::Failed(errno)));
             }
         }
         for (entry, inode) in shared {
             self.private_copy(&entry.open()?, inode, None)?;
         }
-        Ok(Some(Answer::Continue))
+        Ok(Some(Response::Continue))
     }
 
     /// What the kernel would answer to a caller who may not change a name.
@@ -351,7 +351,7 @@ impl Caller<'_> {
         let changed = locked.change_names(|| {
             let tried = self.change_names(rest, change);
             let result = match &tried {
-                Ok(Tried::Answered(Answer::Failed(errno))) => Err(*errno),
+                Ok(Tried::Answered(Response::Failed(errno))) => Err(*errno),
                 Ok(Tried::Answered(_)) => Ok(()),
                 Ok(Tried::Again) => Err(Errno::AGAIN),
                 Err(e) => Err(Errno::from_io_error(e).unwrap_or(Errno::IO)),
@@ -372,15 +372,15 @@ impl Caller<'_> {
                     );
                 }
                 self.supervisor.tally.names.fetch_add(1, Ordering::Relaxed);
-                Ok(inner.into_inner().unwrap_or(Tried::Answered(Answer::Continue)))
+                Ok(inner.into_inner().unwrap_or(Tried::Answered(Response::Continue)))
             }
             Err(swap::Error::Unchanged(e)) => Ok(match Errno::from_io_error(&e).unwrap_or(Errno::IO) {
                 Errno::AGAIN => Tried::Again,
-                errno => Tried::Answered(Answer::Failed(errno)),
+                errno => Tried::Answered(Response::Failed(errno)),
             }),
             Err(e @ swap::Error::Unprotected(_)) => {
                 log::error!("{}: {e}; run cow-prepare --recover", path());
-                Ok(inner.into_inner().unwrap_or(Tried::Answered(Answer::Failed(Errno::IO))))
+                Ok(inner.into_inner().unwrap_or(Tried::Answered(Response::Failed(Errno::IO))))
             }
         }
     }
@@ -401,26 +401,26 @@ fn is_directory(inode: &Option<Inode>) -> bool {
 #[derive(Clone, Copy, Debug)]
 enum Tried {
     /// This is what the caller gets.
-    Answered(Answer),
+    Answered(Response),
     /// Somebody was quicker: it may be another file by now.
     Again,
 }
 
 /// Tries until there is an answer. After [`TRIES`] the kernel judges.
-fn persist(mut attempt: impl FnMut() -> io::Result<Tried>) -> io::Result<Answer> {
+fn persist(mut attempt: impl FnMut() -> io::Result<Tried>) -> io::Result<Response> {
     for _ in 0..TRIES {
         match attempt()? {
             // Somebody else may have closed a window of ours, with one of the same inode.
-            Tried::Again | Tried::Answered(Answer::Failed(Errno::PERM)) => std::thread::yield_now(),
+            Tried::Again | Tried::Answered(Response::Failed(Errno::PERM)) => std::thread::yield_now(),
             Tried::Answered(answer) => return Ok(answer),
         }
     }
-    Ok(Answer::Continue)
+    Ok(Response::Continue)
 }
 
-fn answer_of(result: rustix::io::Result<()>) -> Answer {
+fn answer_of(result: rustix::io::Result<()>) -> Response {
     match result {
-        Ok(()) => Answer::Done(0),
-        Err(errno) => Answer::Failed(errno),
+        Ok(()) => Response::Done(0),
+        Err(errno) => Response::Failed(errno),
     }
 }

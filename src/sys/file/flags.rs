@@ -13,83 +13,83 @@ const SET_EXTENDED: u32 = 0x401c_5820;
 /// Number of `file_setattr(2)`, the same on all architectures.
 const FILE_SETATTR: libc::c_long = 469;
 
-/// Which call brings the flags.
+/// A system call that sets flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// The first word of what `FS_IOC_SETFLAGS` is given.
-    Flags,
-    /// A `struct fsxattr`.
-    Extended,
-    /// A `struct file_attr`.
-    Attributes,
+pub enum FlagsCall {
+    /// `FS_IOC_SETFLAGS`: the first word of its argument.
+    SetFlags,
+    /// `FS_IOC_FSSETXATTR`: a `struct fsxattr`.
+    FsSetXattr,
+    /// `file_setattr(2)`: a `struct file_attr`.
+    FileSetattr,
 }
 
 /// The argument of a call that sets flags.
 #[derive(Clone, Debug)]
-pub struct Attributes {
-    form: Form,
+pub struct FlagsArgument {
+    call: FlagsCall,
     bytes: Vec<u8>,
 }
 
-impl Form {
-    /// The form of an `ioctl(2)` request.
-    pub fn of_request(request: u32) -> Option<Form> {
+impl FlagsCall {
+    /// The call that an `ioctl(2)` request makes.
+    pub fn of_request(request: u32) -> Option<FlagsCall> {
         if SET_FLAGS.contains(&request) {
-            Some(Form::Flags)
+            Some(FlagsCall::SetFlags)
         } else {
-            (request == SET_EXTENDED).then_some(Form::Extended)
+            (request == SET_EXTENDED).then_some(FlagsCall::FsSetXattr)
         }
     }
 
-    /// Bytes of the argument that count.
+    /// Size of the argument in bytes.
     pub fn size(self) -> usize {
         match self {
-            Form::Flags => 4,
-            Form::Extended => 28,
-            Form::Attributes => 24,
+            FlagsCall::SetFlags => 4,
+            FlagsCall::FsSetXattr => 28,
+            FlagsCall::FileSetattr => 24,
         }
     }
 }
 
-impl Attributes {
-    /// What a program passes in this form.
-    pub fn new(form: Form, bytes: Vec<u8>) -> Attributes {
-        Attributes { form, bytes }
+impl FlagsArgument {
+    /// What a program passes to this call.
+    pub fn new(call: FlagsCall, bytes: Vec<u8>) -> FlagsArgument {
+        FlagsArgument { call, bytes }
     }
 
     /// Whether these are the flags as `FS_IOC_GETFLAGS` gives them.
-    pub fn are_flags(&self, flags: u32) -> bool {
-        self.form == Form::Flags && self.bytes == flags.to_ne_bytes()
+    pub fn equals(&self, flags: u32) -> bool {
+        self.call == FlagsCall::SetFlags && self.bytes == flags.to_ne_bytes()
     }
 
     /// Takes the immutable flag out; returns whether it was set.
-    pub fn without_immutable(&mut self) -> bool {
+    pub fn clear_immutable(&mut self) -> bool {
         // FS_IMMUTABLE_FL and FS_XFLAG_IMMUTABLE of linux/fs.h; the flags are the first word of each.
-        let bit = if self.form == Form::Flags { 0x10 } else { 0x08 };
-        let word = if self.form == Form::Attributes { 8 } else { 4 };
+        let bit = if self.call == FlagsCall::SetFlags { 0x10 } else { 0x08 };
+        let word = if self.call == FlagsCall::FileSetattr { 8 } else { 4 };
         let at = if cfg!(target_endian = "little") { 0 } else { word - 1 };
         let was_set = self.bytes[at] & bit != 0;
         self.bytes[at] &= !bit;
         was_set
     }
 
-    /// Whether any owner of a file that has these flags, as `FS_IOC_GETFLAGS` gives them, may set it to ours.
-    pub fn are_for_everybody(&self, flags: u32) -> bool {
+    /// Whether every owner of a file with these flags, as `FS_IOC_GETFLAGS` gives them, may set ours.
+    pub fn needs_no_capability(&self, flags: u32) -> bool {
         // FS_IMMUTABLE_FL, FS_APPEND_FL and FS_JOURNAL_DATA_FL of linux/fs.h need capabilities.
         let changed = |word: [u8; 4]| (u32::from_ne_bytes(word) ^ flags) & 0x4030;
-        self.form == Form::Flags && self.bytes[..4].try_into().is_ok_and(|word| changed(word) == 0)
+        self.call == FlagsCall::SetFlags && self.bytes[..4].try_into().is_ok_and(|word| changed(word) == 0)
     }
 
-    /// Gives them to an open file.
+    /// Sets the flags of an open file.
     pub fn set(&self, file: impl AsFd) -> io::Result<()> {
         let fd = file.as_fd().as_raw_fd();
         let bytes = self.bytes.as_ptr();
-        // SAFETY: each request or call reads as many bytes as its form has, which live through it.
+        // SAFETY: each request or call reads as many bytes as its argument has, which live through it.
         let result = unsafe {
-            match self.form {
-                Form::Flags => libc::c_long::from(libc::ioctl(fd, SET_FLAGS[0].into(), bytes)),
-                Form::Extended => libc::c_long::from(libc::ioctl(fd, SET_EXTENDED.into(), bytes)),
-                Form::Attributes => libc::syscall(
+            match self.call {
+                FlagsCall::SetFlags => libc::c_long::from(libc::ioctl(fd, SET_FLAGS[0].into(), bytes)),
+                FlagsCall::FsSetXattr => libc::c_long::from(libc::ioctl(fd, SET_EXTENDED.into(), bytes)),
+                FlagsCall::FileSetattr => libc::syscall(
                     FILE_SETATTR,
                     fd,
                     c"".as_ptr(),
@@ -109,21 +109,23 @@ mod tests {
 
     #[test]
     fn some_flags_are_for_the_privileged() {
-        let flags = |flags: u32| Attributes::new(Form::Flags, flags.to_ne_bytes().to_vec());
-        assert!(flags(0x40).are_for_everybody(0x80));
-        assert!(!flags(0x60).are_for_everybody(0x40));
-        assert!(flags(0x60).are_for_everybody(0x20));
+        let flags = |flags: u32| FlagsArgument::new(FlagsCall::SetFlags, flags.to_ne_bytes().to_vec());
+        assert!(flags(0x40).needs_no_capability(0x80));
+        assert!(!flags(0x60).needs_no_capability(0x40));
+        assert!(flags(0x60).needs_no_capability(0x20));
     }
 
     #[test]
     fn the_immutable_flag_alone_is_taken_out() {
-        for (form, flags, rest) in [(Form::Flags, 0x50u32, 0x40u32), (Form::Extended, 0x88, 0x80)] {
-            let mut bytes = vec![0; form.size()];
+        for (call, flags, rest) in
+            [(FlagsCall::SetFlags, 0x50u32, 0x40u32), (FlagsCall::FsSetXattr, 0x88, 0x80)]
+        {
+            let mut bytes = vec![0; call.size()];
             bytes[..4].copy_from_slice(&flags.to_ne_bytes());
-            let mut attributes = Attributes::new(form, bytes);
-            assert!(attributes.without_immutable());
-            assert_eq!(attributes.bytes[..4], rest.to_ne_bytes());
-            assert!(!attributes.without_immutable());
+            let mut argument = FlagsArgument::new(call, bytes);
+            assert!(argument.clear_immutable());
+            assert_eq!(argument.bytes[..4], rest.to_ne_bytes());
+            assert!(!argument.clear_immutable());
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::sys::file::inode::{Inode, Kind};
 
 /// One entry of a directory.
 #[derive(Debug)]
-pub struct Entry<'a> {
+pub struct TreeEntry<'a> {
     /// Canonical path of the directory, from the guest's root.
     pub dir_path: &'a Path,
     /// The open directory.
@@ -27,7 +27,7 @@ pub struct Entry<'a> {
     pub ino: u64,
 }
 
-impl Entry<'_> {
+impl TreeEntry<'_> {
     /// The path of the entry, from the guest's root.
     pub fn path(&self) -> PathBuf {
         self.dir_path.join(self.name)
@@ -55,7 +55,7 @@ pub enum Descend {
 pub fn walk(
     root: &Root,
     top: &Path,
-    visit: &mut dyn FnMut(&Entry<'_>) -> Descend,
+    visit: &mut dyn FnMut(&TreeEntry<'_>) -> Descend,
     skipped: &mut dyn FnMut(&Path, Option<io::Error>),
 ) {
     let start = root.open_dir(top).and_then(|fd| Ok((Inode::of(&fd)?, fd)));
@@ -95,7 +95,7 @@ fn list(
     path: &Path,
     fd: &OwnedFd,
     waiting: &mut Vec<(PathBuf, Option<OwnedFd>)>,
-    visit: &mut dyn FnMut(&Entry<'_>) -> Descend,
+    visit: &mut dyn FnMut(&TreeEntry<'_>) -> Descend,
 ) -> io::Result<()> {
     let mut failed = None;
     entries(fd, &mut listing_buffer(), |name, kind, ino| {
@@ -106,7 +106,7 @@ fn list(
             Ok(kind) => kind,
             Err(e) => return failed = Some(e),
         };
-        let shown = Entry { dir_path: path, dir, name, kind, ino };
+        let shown = TreeEntry { dir_path: path, dir, name, kind, ino };
         if visit(&shown) == Descend::Into && kind == Kind::Directory {
             waiting.push((path.join(name), None));
         }

@@ -36,7 +36,7 @@ pub enum Shape {
     /// `ioctl(2)`; the filter lets only those through that change an inode.
     Ioctl,
     /// `file_setattr(2)`: flags of what a path leads to.
-    SetAttributes,
+    FileSetattr,
     /// Removes a name.
     Unlink {
         /// As `unlinkat(2)`, with its flags.
@@ -137,7 +137,7 @@ const OPENAT2: (u32, Shape) = (437, Shape::Openat2);
 const FCHMODAT2: (u32, Shape) = (452, change(AT, Follow::Flags(3), Right::Own));
 const SETXATTRAT: (u32, Shape) = (463, change(AT, Follow::Flags(2), Right::OwnOrAttribute(3)));
 const REMOVEXATTRAT: (u32, Shape) = (466, change(AT, Follow::Flags(2), Right::OwnOrRemove(3)));
-const FILE_SETATTR: (u32, Shape) = (469, Shape::SetAttributes);
+const FILE_SETATTR: (u32, Shape) = (469, Shape::FileSetattr);
 
 /// x86-64.
 #[cfg(any(target_arch = "x86_64", test))]

@@ -5,6 +5,7 @@
 pub mod calls;
 pub mod filter;
 pub mod inflight;
+pub mod message;
 pub mod program;
 
 use std::io;
@@ -35,7 +36,7 @@ pub struct Call {
 
 /// What becomes of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Response {
     /// The kernel carries it out, from the arguments as they are then.
     Continue,
     /// It was carried out, and returns this.
@@ -97,16 +98,16 @@ impl Listener {
     ///
     /// # Errors
     /// `ENOENT` where nobody waits any more.
-    pub fn answer(&self, id: u64, answer: Answer) -> io::Result<()> {
-        let (val, error, flags) = match answer {
-            Answer::Continue => (0, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
-            Answer::Done(value) => (value, 0, 0),
-            Answer::Failed(errno) => (0, -errno.raw_os_error(), 0),
+    pub fn respond(&self, id: u64, response: Response) -> io::Result<()> {
+        let (val, error, flags) = match response {
+            Response::Continue => (0, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
+            Response::Done(value) => (value, 0, 0),
+            Response::Failed(errno) => (0, -errno.raw_os_error(), 0),
         };
-        let mut response = libc::seccomp_notif_resp { id, val, error, flags };
+        let mut notice = libc::seccomp_notif_resp { id, val, error, flags };
         // SAFETY: the structure lives through the call.
         let result =
-            unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut response) };
+            unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut notice) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -172,47 +173,6 @@ fn try_install(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Resul
     }
     // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
-/// What a supervised process may ask of its supervisor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Question {
-    /// Whether it is there.
-    IsThere = 1,
-    /// That all calls of this process go on: it does by itself what the supervisor would do.
-    LetPass = 2,
-    /// That they are looked at again.
-    LookAgain = 3,
-    /// Whether it began in the root directory that this process has: what it keeps is kept in there.
-    IsAtHome = 4,
-}
-
-/// What a supervisor of ours answers.
-pub const HERE: i64 = 0x0063_6f77;
-
-/// Asks the supervisor of this process, by a call that no kernel carries out: `openat2(2)` without a path.
-///
-/// `false` where nobody answers who knows the question.
-pub fn ask(question: Question) -> bool {
-    // Where there is no filter nobody answers; and one of somebody else's may kill who asks.
-    if !filter::is_in_force() || !filter::permits(libc::SYS_openat2) {
-        return false;
-    }
-    let nothing = std::ptr::null::<libc::c_void>();
-    // SAFETY: the kernel looks at the size first, which is too large for any structure, and touches no memory.
-    let answer =
-        unsafe { libc::syscall(libc::SYS_openat2, -1, nothing, nothing, QUESTION | question as u64) };
-    answer == HERE
-}
-
-/// What marks the size argument of a call as a question.
-const QUESTION: u64 = 0x636f_7700_0000_0000;
-
-/// The question in a call, if it is one.
-pub fn question(call: &Call) -> Option<Question> {
-    let asked = call.arguments[3];
-    let is = |question: &Question| asked == QUESTION | *question as u64 && call.arguments[1] == 0;
-    [Question::IsThere, Question::LetPass, Question::LookAgain, Question::IsAtHome].into_iter().find(is)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! flag itself. `truncate(2)` opens nothing; since Linux 6.14 it asks `FAN_PRE_ACCESS` listeners in the same place.
 //!
 //! Somebody may be preempted between the first question and the second. So an inode stays marked for some time
-//! ([`GRACE`]) after its flag is set again.
+//! ([`GRACE_PERIOD`]) after its flag is set again.
 //!
 //! One thread of the process answers, at once and from what each asker does alone: no window waits for it, and it
 //! waits for nobody. It opens nothing but procfs, and all of its code is in memory before the first mark: else it might
@@ -37,10 +37,10 @@ use crate::sys::process::{Processes, SystemCall};
 use crate::sys::seccomp::filter;
 
 /// How long an opener may take from the kernel's first question to the second.
-pub const GRACE: Duration = Duration::from_millis(50);
+pub const GRACE_PERIOD: Duration = Duration::from_millis(50);
 
 /// Marks a group has before the other group takes the next ones, so that the first can forget its own.
-const MANY: usize = 1024;
+const MAX_MARKS: usize = 1024;
 
 /// `FAN_PRE_ACCESS` of `linux/fanotify.h`: content is about to be read, written or cut off.
 const FAN_PRE_ACCESS: MaskFlags = MaskFlags::from_bits_retain(0x0010_0000);
@@ -53,7 +53,7 @@ static GATE: OnceLock<Option<Gate>> = OnceLock::new();
 ///
 /// `None` where there can be no gate: no `CAP_SYS_ADMIN` in the first user namespace, or a kernel without
 /// `CONFIG_FANOTIFY_ACCESS_PERMISSIONS`.
-pub fn close(fd: BorrowedFd<'_>, inode: InodeId) -> Option<Closed> {
+pub fn close(fd: BorrowedFd<'_>, inode: InodeId) -> Option<ClosedGate> {
     let gate = GATE.get_or_init(|| Gate::new().ok()).as_ref()?;
     // Started by whoever finds it not running: a thread cannot borrow what is still being made.
     static SERVED: OnceLock<bool> = OnceLock::new();
@@ -67,30 +67,30 @@ pub fn close(fd: BorrowedFd<'_>, inode: InodeId) -> Option<Closed> {
 /// Waits until nobody is under way any more who found a flag clear that this process had cleared.
 ///
 /// To be called before the process ends, for its marks end with it.
-pub fn linger() {
+pub fn wait_for_late_openers() {
     let Some(Some(gate)) = GATE.get() else { return };
     let closed = gate.state().generations.iter().filter_map(|generation| generation.last).max();
     if let Some(closed) = closed {
-        std::thread::sleep(GRACE.saturating_sub(closed.elapsed()));
+        std::thread::sleep(GRACE_PERIOD.saturating_sub(closed.elapsed()));
     }
 }
 
 /// A closed gate.
 #[derive(Debug)]
-pub struct Closed {
+pub struct ClosedGate {
     gate: &'static Gate,
     inode: InodeId,
     generation: usize,
 }
 
-impl Closed {
+impl ClosedGate {
     /// Whether somebody was turned away since it was closed.
     pub fn was_tried(&self) -> bool {
         self.gate.state().windows.get(&self.inode).is_some_and(|tried| *tried)
     }
 }
 
-impl Drop for Closed {
+impl Drop for ClosedGate {
     fn drop(&mut self) {
         let mut state = self.gate.state();
         state.windows.remove(&self.inode);
@@ -161,10 +161,10 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn close(&'static self, fd: BorrowedFd<'_>, inode: InodeId) -> Option<Closed> {
+    fn close(&'static self, fd: BorrowedFd<'_>, inode: InodeId) -> Option<ClosedGate> {
         let mut state = self.state();
         let other = 1 - state.current;
-        if state.generations[state.current].marks >= MANY && state.generations[other].marks == 0 {
+        if state.generations[state.current].marks >= MAX_MARKS && state.generations[other].marks == 0 {
             state.current = other;
         }
         let generation = state.current;
@@ -174,7 +174,7 @@ impl Gate {
         state.generations[generation].marks += 1;
         state.generations[generation].open += 1;
         state.windows.insert(inode, false);
-        Some(Closed { gate: self, inode, generation })
+        Some(ClosedGate { gate: self, inode, generation })
     }
 
     /// Answers for as long as the process lives.
@@ -182,7 +182,7 @@ impl Gate {
         let _ = SigSet::all().thread_block();
         loop {
             let mut ready = self.groups.each_ref().map(|group| PollFd::new(group.as_fd(), PollFlags::POLLIN));
-            let _ = poll(&mut ready, PollTimeout::try_from(GRACE).unwrap_or(PollTimeout::MAX));
+            let _ = poll(&mut ready, PollTimeout::try_from(GRACE_PERIOD).unwrap_or(PollTimeout::MAX));
             for group in &self.groups {
                 // The kernel itself turns away whom it cannot tell us of, and lets the read fail.
                 for event in group.read_events().into_iter().flatten() {
@@ -199,7 +199,7 @@ impl Gate {
     fn forget(&self) {
         let mut state = self.state();
         for (group, generation) in self.groups.iter().zip(&mut state.generations) {
-            let over = generation.last.is_some_and(|last| last.elapsed() >= GRACE);
+            let over = generation.last.is_some_and(|last| last.elapsed() >= GRACE_PERIOD);
             if generation.open == 0 && generation.marks > 0 && over {
                 // The descriptor only has to be one.
                 let flushed =

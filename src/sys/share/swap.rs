@@ -21,7 +21,7 @@ use crate::sys::path::resolve::is_absent;
 
 /// How a change went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct SwapReport {
     /// The immutable flag was cleared for a moment.
     pub window: bool,
     /// Somebody tried to write to the shared inode in that moment, or changed metadata, which was put back.
@@ -30,9 +30,9 @@ pub struct Change {
     pub leaked: bool,
 }
 
-impl Change {
-    fn and(self, other: Change) -> Change {
-        Change {
+impl SwapReport {
+    fn and(self, other: SwapReport) -> SwapReport {
+        SwapReport {
             window: self.window || other.window,
             contested: self.contested || other.contested,
             leaked: self.leaked || other.leaked,
@@ -119,9 +119,9 @@ impl Shared {
     ///
     /// `change` must leave nothing behind where it fails. The flag is set again whatever `change` returns, unless no
     /// name of the inode is left.
-    pub fn change_names(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
+    pub fn change_names(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<SwapReport, Error> {
         match change() {
-            Ok(()) => return Ok(Change::default()),
+            Ok(()) => return Ok(SwapReport::default()),
             Err(Errno::PERM) => {}
             Err(e) => return Err(Error::Unchanged(e.into())),
         }
@@ -146,7 +146,7 @@ impl Shared {
         let undone = self.undo(before, passed)?;
         changed.map_err(io::Error::from)?;
         let turned_away = gate.is_some_and(|gate| gate.was_tried() || lease.is_some_and(|l| l.is_wanted()));
-        Ok(Change {
+        Ok(SwapReport {
             window: true,
             contested: broken == Some(true) || turned_away || undone != Undone::Nothing,
             leaked: passed || undone == Undone::NotAll,
@@ -154,8 +154,8 @@ impl Shared {
     }
 
     /// As [`Shared::change_names`]. Without the lock another process may close the window, so `EPERM` is tried again.
-    pub fn persist(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<Change, Error> {
-        let mut all = Change::default();
+    pub fn persist(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<SwapReport, Error> {
+        let mut all = SwapReport::default();
         for _ in 1..TRIES {
             match self.change_names(&change) {
                 Err(Error::Unchanged(e)) if e.raw_os_error() == Some(libc::EPERM) => all.window = true,
@@ -318,10 +318,10 @@ impl<'fd> Window<'fd> {
 /// Removes a name of an inode that others share; one that is not there is no error.
 ///
 /// Any user of a guest may hold the lock on the inode for ever: after [`LOCK_PATIENCE`] it is done without.
-pub fn unlink_shared(name: Name<'_>, patience: Duration) -> Result<Change, Error> {
+pub fn unlink_shared(name: Name<'_>, patience: Duration) -> Result<SwapReport, Error> {
     match Shared::try_lock_at(name.dir, name.name, patience.min(LOCK_PATIENCE)) {
         Ok(shared) => shared.persist(|| name.unlink()),
-        Err(e) if is_absent(&e) => Ok(Change::default()),
+        Err(e) if is_absent(&e) => Ok(SwapReport::default()),
         Err(e) => Err(e.into()),
     }
 }

@@ -22,7 +22,7 @@ use crate::sys::file::handle::Handle;
 use crate::sys::file::inode::{Inode, InodeId, Time};
 use crate::sys::file::{filesystem, times};
 use crate::sys::path::resolve::Place;
-use crate::sys::path::tree::Entry;
+use crate::sys::path::tree::TreeEntry;
 use crate::sys::process::mounts::MountPoints;
 use crate::sys::process::signal;
 use crate::sys::share::copy::Copier;
@@ -260,7 +260,7 @@ impl Repairer<'_> {
     fn copy_of(
         &self,
         run: &Run<'_>,
-        entry: &Entry<'_>,
+        entry: &TreeEntry<'_>,
         wanted: &Wanted,
     ) -> io::Result<Option<(ObjectName, OsString, u64)>> {
         let Some(objects) = wanted.get(&identity::tag(&entry.inode()?, self.pool.settings.mtime)) else {
@@ -547,7 +547,7 @@ fn change_names_of(
     intact: &Shared,
     damaged: &Shared,
     change: impl Fn() -> rustix::io::Result<()>,
-) -> Result<swap::Change, swap::Error> {
+) -> Result<swap::SwapReport, swap::Error> {
     let unprotected = RefCell::new(None);
     // This way round a window that comes to nothing is one on the damaged inode.
     let changed = intact.change_names(|| match damaged.change_names(&change) {

@@ -10,7 +10,7 @@ use crate::policy::PatternSet;
 use crate::report::Reason;
 use crate::state::store::{is_unable, read_spool};
 use crate::sys::path::resolve::is_absent;
-use crate::sys::path::tree::Entry;
+use crate::sys::path::tree::TreeEntry;
 use crate::unify::eligible::rules::Rules;
 use crate::unify::eligible::scope::{self, Directory, Eligible, Scope};
 use crate::unify::link::batch::Fence;
@@ -186,7 +186,7 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    fn at(&mut self, entry: &Entry<'_>) {
+    fn at(&mut self, entry: &TreeEntry<'_>) {
         if self.index.is_set_aside(entry.ino) {
             self.status.damaged += 1;
             return;
@@ -214,7 +214,7 @@ impl Look<'_> {
         }
     }
 
-    fn is_eligible(&mut self, entry: &Entry<'_>) -> bool {
+    fn is_eligible(&mut self, entry: &TreeEntry<'_>) -> bool {
         if self.here.as_ref().is_none_or(|(dir, _)| dir != entry.dir_path) {
             let names = self.eligible.and_then(|eligible| eligible.directory(entry.dir_path));
             self.here = Some((entry.dir_path.to_path_buf(), names));

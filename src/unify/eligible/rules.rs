@@ -12,7 +12,7 @@ use super::vserver;
 
 pub use super::vserver::Unusable;
 use crate::policy::Pattern;
-use crate::policy::pattern::{self, Name, PatternError};
+use crate::policy::pattern::{self, NamePattern, PatternError};
 use crate::report::Shown;
 
 /// What a rule says of the paths it matches.
@@ -130,9 +130,9 @@ impl Rules {
         for rule in &self.0 {
             match rule {
                 Rule::Pattern(choice, pattern) => match pattern.within(dir) {
-                    pattern::Within::All => within.others = Some(*choice),
-                    pattern::Within::Names(name) => within.tests.push(Test::Name(*choice, name)),
-                    pattern::Within::None => {}
+                    pattern::DirectoryMatch::All => within.others = Some(*choice),
+                    pattern::DirectoryMatch::Names(name) => within.tests.push(Test::Name(*choice, name)),
+                    pattern::DirectoryMatch::None => {}
                 },
                 Rule::Vserver(list) => match list.within(dir) {
                     vserver::Within::Excluded => within.others = Some(Choice::Exclude),
@@ -187,7 +187,7 @@ pub struct Within<'r> {
 
 #[derive(Debug, Clone)]
 enum Test<'r> {
-    Name(Choice, &'r Name),
+    Name(Choice, &'r NamePattern),
     Vserver(vserver::Within<'r>),
 }
 

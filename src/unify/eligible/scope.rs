@@ -16,7 +16,7 @@ use crate::package::Managers;
 use crate::package::installed::{self, Database, Listing, Part};
 use crate::package::steady::Witness;
 use crate::policy::PatternSet;
-use crate::policy::pattern::Name;
+use crate::policy::pattern::NamePattern;
 use crate::report::Shown;
 use crate::sys::path::resolve::Resolver;
 use crate::sys::path::root::Root;
@@ -72,7 +72,7 @@ pub struct Eligible {
 pub struct Directory<'e> {
     rules: rules::Within<'e>,
     /// `None` where nothing in the directory is ever unified.
-    never: Option<Vec<&'e Name>>,
+    never: Option<Vec<&'e NamePattern>>,
     refused: Option<&'e HashSet<OsString>>,
     scope: Scope,
     owned: Option<&'e HashSet<OsString>>,
@@ -154,7 +154,8 @@ impl Directory<'_> {
     }
 
     fn may_be_touched(&self, name: &OsStr) -> bool {
-        let is_never = |never: &Vec<&Name>| never.iter().any(|pattern| pattern.matches(name.as_bytes()));
+        let is_never =
+            |never: &Vec<&NamePattern>| never.iter().any(|pattern| pattern.matches(name.as_bytes()));
         !self.never.as_ref().is_none_or(is_never) && !self.refused.is_some_and(|files| files.contains(name))
     }
 

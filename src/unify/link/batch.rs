@@ -218,7 +218,7 @@ impl Linker<'_> {
         }
         linked.absorb(self.slice(&slice));
         filesystem::sync(self.pool.runs()).at(self.pool.path())?;
-        gate::linger();
+        gate::wait_for_late_openers();
         if !linked.unfinished {
             self.run.forget().at(self.pool.path())?;
         }

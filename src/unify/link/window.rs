@@ -126,7 +126,7 @@ impl Link<'_> {
         Ok(settled)
     }
 
-    fn note(&self, change: swap::Change, linked: &mut Linked) {
+    fn note(&self, change: swap::SwapReport, linked: &mut Linked) {
         linked.contested += u64::from(change.contested);
         if change.leaked {
             linked.leaked.push(*self.object);

@@ -238,7 +238,7 @@ impl Ending<'_> {
             }
         }
         filesystem::sync(self.dir)?;
-        gate::linger();
+        gate::wait_for_late_openers();
         dirfd::remove_file(self.dir, OsStr::new(JOURNAL))
     }
 

@@ -6,7 +6,7 @@ use super::catalog::Guest;
 use crate::report::Reason;
 use crate::sys::file::inode::{InodeId, Kind};
 use crate::sys::path::root::relative;
-use crate::sys::path::tree::{self, Descend, Entry};
+use crate::sys::path::tree::{self, Descend, TreeEntry};
 use crate::unify::pool::directory::Pool;
 
 /// Directories that are none of a guest's although they may lie in it: the pool, other guests.
@@ -19,13 +19,17 @@ pub fn borders(pool: &Pool, guests: &[Guest]) -> Vec<InodeId> {
 /// one after the other.
 ///
 /// Returns the directories that could not be read, with the reason.
-pub fn walk(guest: &Guest, borders: &[InodeId], visit: &mut dyn FnMut(&Entry<'_>)) -> Vec<(PathBuf, String)> {
-    let is_border = |entry: &Entry<'_>| {
+pub fn walk(
+    guest: &Guest,
+    borders: &[InodeId],
+    visit: &mut dyn FnMut(&TreeEntry<'_>),
+) -> Vec<(PathBuf, String)> {
+    let is_border = |entry: &TreeEntry<'_>| {
         // The inode is asked for only where its number says that it may be one.
         let may_be = borders.iter().any(|border| border.ino == entry.ino);
         may_be && entry.inode().is_ok_and(|inode| borders.contains(&inode.id))
     };
-    let mut enter = |entry: &Entry<'_>| match entry.kind {
+    let mut enter = |entry: &TreeEntry<'_>| match entry.kind {
         Kind::Directory if !is_border(entry) => Descend::Into,
         Kind::Regular => {
             visit(entry);
