@@ -72,19 +72,6 @@ fn privileged_what_is_no_guest_is_passed_over_and_a_guest_that_is_gone_is_its_ow
     }
 }
 
-const LIST: &str = "/var/lib/cow-hooks/pools";
-
-/// Takes the pools of one test out of the host's list.
-pub fn forget(farm: &Farm) {
-    let dir = fs::File::open(Path::new(LIST).parent().unwrap()).unwrap();
-    rustix::fs::flock(&dir, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let Ok(list) = fs::read(LIST) else { return };
-    let top = farm.filesystem.path().to_str().unwrap().as_bytes().to_vec();
-    let others: Vec<&[u8]> =
-        list.split_inclusive(|&byte| byte == 0).filter(|path| !path.starts_with(&top)).collect();
-    if others.is_empty() { fs::remove_file(LIST).unwrap() } else { fs::write(LIST, others.concat()).unwrap() }
-}
-
 #[test]
 #[ignore = "needs root"]
 fn privileged_guests_find_their_pool_in_any_order_and_company() {
@@ -128,7 +115,6 @@ fn privileged_guests_find_their_pool_in_any_order_and_company() {
         assert!(said.contains("1 immutable and shared with others, another pool's"), "{said}");
         assert!(!said.contains("administrator"), "{said}");
     }
-    forget(&farm);
 }
 
 #[test]

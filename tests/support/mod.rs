@@ -130,7 +130,26 @@ impl Filesystem {
 impl Drop for Filesystem {
     fn drop(&mut self) {
         let _ = Command::new("umount").args(["-q", "--lazy"]).arg(&self.mount).status();
+        forget(&self.mount);
     }
+}
+
+/// Removes what the host has written down of guests and pools below this directory.
+fn forget(top: &Path) {
+    let state = Path::new("/var/lib/cow-hooks");
+    let Ok(dir) = fs::File::open(state) else { return };
+    let key = top.to_str().unwrap().trim_start_matches('/').replace('/', "%2f");
+    for root in fs::read_dir(state.join("roots")).into_iter().flatten().flatten() {
+        if root.file_name().as_bytes().starts_with(key.as_bytes()) {
+            let _ = fs::remove_dir_all(root.path());
+        }
+    }
+    let _ = rustix::fs::flock(&dir, rustix::fs::FlockOperation::LockExclusive);
+    let list = state.join("pools");
+    let Ok(pools) = fs::read(&list) else { return };
+    let is_other = |pool: &&[u8]| !pool.starts_with(top.as_os_str().as_bytes());
+    let others: Vec<&[u8]> = pools.split_inclusive(|&byte| byte == 0).filter(is_other).collect();
+    let _ = if others.is_empty() { fs::remove_file(list) } else { fs::write(list, others.concat()) };
 }
 
 /// Where an image goes: to memory, where that has much room, for nobody then waits for a disk.
