@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
+mod archive;
 mod containers;
 mod detach;
 mod dpkg_roots;

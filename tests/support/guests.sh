@@ -50,13 +50,46 @@ build() {
     find "$cache" -mindepth 1 -maxdepth 1 -type d ! -path "$store" -mtime +7 -exec rm -rf {} +
 }
 
+# What apt on this machine is configured to reach its archive with: proxies, certificates, passwords.
+network() {
+    apt-config dump | grep -i '^Acquire::\(http\|https\|ftp\)::' || :
+    eval "$(apt-config shell netrc Dir::Etc::netrc/f parts Dir::Etc::netrcparts/d)"
+    printf '%s;\n' "Dir::Etc::netrc \"$netrc\"" "Dir::Etc::netrcparts \"$parts\"" 'Acquire::Retries "3"'
+}
+
+# mmdebstrap out of this machine's archive.
+bootstrap() { # SUITE TARGET OPTION...; temporary files go to the new directory TARGET.tmp
+    suite=$1 target=$2
+    shift 2
+    source=$("$here/archive" "$suite") || exit
+    mkdir "$target.tmp"
+    network >"$target.tmp/apt.conf"
+    TMPDIR=$target.tmp mmdebstrap --quiet --mode=root --aptopt="$target.tmp/apt.conf" \
+        --aptopt='APT::Install-Recommends "false"' "$@" "$suite" "$target" "$source" </dev/null
+    rm -rf "$target.tmp"
+}
+
+# apt-get for a guest, by this machine's way to the archive: it downloads to $new/archives, and installs nothing.
+apt_for() { # GUEST ARGUMENT...
+    {
+        printf '%s;\n' "Dir \"$1\"" "Dir::State::status \"$1/var/lib/dpkg/status\"" \
+            "Dir::Cache::archives \"$new/archives\"" "APT::Architectures \"$(dpkg --print-architecture)\"" \
+            'Dir::Etc::trusted "/etc/apt/trusted.gpg"' 'Dir::Etc::trustedparts "/etc/apt/trusted.gpg.d"'
+        network
+    } >"$new/apt.conf"
+    shift
+    APT_CONFIG=$new/apt.conf apt-get -q -q "$@" >"$new/log" 2>&1 || {
+        cat "$new/log" >&2
+        return 1
+    }
+    rm "$new/apt.conf"
+}
+
 # In a mount namespace of its own: what a guest sees of the cache. Archives of apt's are an overlay: what it writes
-# there is gone with the namespace ($rw: kept). Sets $archives.
+# there is gone with the namespace. Sets $archives.
 mounts='
 archives=$guest/var/cache/apt/archives
-if [ -n "$rw" ]; then
-    mount --bind "$from/archives" "$archives"
-elif [ -e "$from/archives" ]; then
+if [ -e "$from/archives" ]; then
     mount -t tmpfs tmpfs "$archives"
     mkdir "$archives/upper" "$archives/work"
     mount -t overlay -o "lowerdir=$from/archives,upperdir=$archives/upper,workdir=$archives/work" \
@@ -67,16 +100,15 @@ mount -o remount,bind,ro "$guest/srv"
 '
 
 # run_in CACHE GUEST COMMAND...: the shell stays as process 1, so the command is an ordinary process.
-# run_in_rw: what apt writes to its archives is kept.
 # run_in_mount: the guest's root is a mount of its own, which rpm's unshare plugin wants.
-run_in_rw='' run_in_exec='' run_in_mount=''
+run_in_exec='' run_in_mount=''
 run_in() {
     from=$1 guest=$2
     shift 2
     $run_in_exec unshare --mount --pid --fork --kill-child sh -c '
         set -e
-        from=$1 guest=$2 rw=$3 mount=$4
-        shift 4
+        from=$1 guest=$2 mount=$3
+        shift 3
         if [ -n "$mount" ]; then mount --rbind "$guest" "$guest"; fi
         mount -t proc proc "$guest/proc"
         '"$mounts"'
@@ -84,7 +116,7 @@ run_in() {
         chroot "$guest" /usr/bin/env -i HOME=/root LANG=C.UTF-8 TERM=dumb DEBIAN_FRONTEND=noninteractive \
             PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
         exit $?
-    ' sh "$from" "$guest" "$run_in_rw" "$run_in_mount" "$@"
+    ' sh "$from" "$guest" "$run_in_mount" "$@"
 }
 
 # The verb `run`: [--env NAME=VALUE]... DIR [--] COMMAND [ARG...]
@@ -108,7 +140,7 @@ run() {
 mounts() {
     [ $# -eq 1 ] || usage
     is_complete || build >&2
-    from=$store guest=$(cd "$1" && pwd -P) rw=
+    from=$store guest=$(cd "$1" && pwd -P)
     eval "$mounts"
 }
 
