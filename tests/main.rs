@@ -19,6 +19,7 @@ mod layers;
 mod let_go;
 mod mounts;
 mod other_hooks;
+mod package_files;
 mod pool;
 mod prepare;
 mod programs;

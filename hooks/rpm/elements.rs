@@ -1,17 +1,15 @@
 //! What a transaction of rpm's touches, from rpm's own lists of files.
 
 use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::ffi::{Action, Element};
 use crate::package::canonical::Canonical;
+use crate::package::rpm::plan::{BESIDE, beside};
 use crate::package::{PackageManager, Packages};
 use crate::sys::path::root::Root;
-
-/// What rpm appends to the name of a configuration file that it keeps beside another.
-const BESIDE: [&str; 3] = [".rpmnew", ".rpmsave", ".rpmorig"];
 
 /// Files that every guest has, wherever its distribution keeps them.
 const EVERYWHERE: [&str; 6] = [
@@ -77,12 +75,6 @@ pub fn names(path: &Path, action: Action) -> Vec<PathBuf> {
         Action::Backup => BESIDE[2],
     };
     vec![path.to_path_buf(), beside(path, suffix)]
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or(OsStr::new("")).to_os_string();
-    name.push(suffix);
-    path.with_file_name(name)
 }
 
 impl PackageManager for Elements {

@@ -14,12 +14,15 @@ use super::{Named, Problem, failed, guest, guest_path};
 use crate::detach::recover::Recovered;
 use crate::detach::survey::{Left, Surveyor};
 use crate::exit::Exit;
-use crate::package::Managers;
+use crate::inspect::Verdict;
+use crate::package::touched::Touched;
+use crate::package::{Managers, files};
+use crate::policy::Policy;
 use crate::report::{Reason, Shown, size};
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::path::resolve::Resolver;
 use crate::sys::path::root::Root;
-use crate::transaction::{Begun, Guest, Purpose, Refusal};
+use crate::transaction::{Begun, Guest, Purpose};
 
 /// Give unified files private copies, so that they can be changed.
 #[derive(Debug, Parser)]
@@ -46,11 +49,14 @@ pub(super) struct Arguments {
     /// Paths in FILE end with a NUL byte instead of a newline
     #[arg(short = '0', requires = "files_from")]
     null: bool,
+    /// Prepare for the installation of these package files, .deb or .rpm
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    package: Vec<PathBuf>,
     /// Only finish or roll back what an interrupted run has left
-    #[arg(long, conflicts_with_all = ["dry_run", "files_from", "paths"])]
+    #[arg(long, conflicts_with_all = ["dry_run", "files_from", "package", "paths"])]
     recover: bool,
     /// Files, and directories with everything below them
-    #[arg(value_name = "PATH", required_unless_present_any = ["files_from", "recover"])]
+    #[arg(value_name = "PATH", required_unless_present_any = ["files_from", "package", "recover"])]
     paths: Vec<PathBuf>,
 }
 
@@ -94,6 +100,10 @@ pub fn main() -> Exit {
     if arguments.recover {
         return recover(guest, &arguments).unwrap_or_else(|e| failed(&e, Exit::Refused));
     }
+    let touched = match files::touched(&root, &arguments.package) {
+        Ok(touched) => touched,
+        Err(e) => return refused(&e.to_string(), e.remedy()),
+    };
     let bar = Bar::new(arguments.quiet > 0 || arguments.json);
     let purpose = Purpose {
         front_end: "cow-prepare",
@@ -104,9 +114,15 @@ pub fn main() -> Exit {
         supervise: None,
     };
     let mut missing = Vec::new();
-    match guest.begin(&purpose, |surveyor| missing = collect(&root, surveyor, &paths)) {
+    let begun = guest.begin(&purpose, |surveyor| {
+        missing = collect(&root, surveyor, &paths);
+        if !arguments.package.is_empty() {
+            collect_touched(surveyor, &touched, &policy);
+        }
+    });
+    match begun {
         Ok(begun) => report(&arguments, begun, missing),
-        Err(refusal) => refused(&refusal),
+        Err(refusal) => refused(&refusal.to_string(), &refusal.remedy()),
     }
 }
 
@@ -168,6 +184,19 @@ fn collect(root: &Root, surveyor: &mut Surveyor<'_>, paths: &[PathBuf]) -> Vec<P
     problems
 }
 
+/// Gives to the surveyor what packages touch, and where their scripts write.
+fn collect_touched(surveyor: &mut Surveyor<'_>, touched: &Touched, policy: &Policy) {
+    for directory in surveyor.paths(&touched.non_directories) {
+        surveyor.tree(&directory);
+    }
+    surveyor.paths(&touched.paths);
+    surveyor.behind_symlinks(&touched.followed);
+    for tree in &touched.trees {
+        surveyor.tree(tree);
+    }
+    surveyor.patterns(&policy.prepare);
+}
+
 /// What recovery came to, for machines.
 #[derive(Debug, Serialize)]
 struct RecoveryReport {
@@ -216,14 +245,18 @@ fn recover(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-fn refused(refusal: &Refusal) -> Exit {
-    log::error!("refused, nothing was made private: {refusal}");
-    log::error!("remedy: {}", refusal.remedy());
+fn refused(reason: &str, remedy: &str) -> Exit {
+    log::error!("refused, nothing was made private: {reason}");
+    log::error!("remedy: {remedy}");
     Exit::Refused
 }
 
 fn report(arguments: &Arguments, begun: Begun, missing: Vec<Problem>) -> Exit {
-    let Begun { survey, outcome, recovered, .. } = begun;
+    let Begun { mut survey, outcome, recovered, .. } = begun;
+    // Packages have symlinks, which nobody has asked for by name.
+    if !arguments.package.is_empty() {
+        survey.left.retain(|left| !matches!(left.verdict, Verdict::NotRegular { .. }));
+    }
     let mut problems = missing;
     problems.extend(
         survey.unseen.into_iter().map(|e| Problem { path: e.path, reason: Reason(e.source).to_string() }),

@@ -2,7 +2,7 @@
 //!
 //! [`dpkg`] reads what apt and dpkg are about to do and what they have installed, [`rpm`] and [`pacman`] what these have
 //! installed. [`Managers`] are all that a guest has, [`installed`] what they have in common; [`owners`] says which package
-//! lists a path.
+//! lists a path. [`files`] says what installing package files touches.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
@@ -12,13 +12,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 pub mod canonical;
+mod caught;
 pub mod dpkg;
+pub mod files;
 pub mod installed;
 mod managers;
 pub mod owners;
 pub mod pacman;
 pub mod rpm;
 pub mod steady;
+pub mod touched;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -117,6 +117,13 @@ pub fn rpm_header(name: &str, time: u32, files: &[RpmFile<'_>]) -> Vec<u8> {
     [words(&mut [values.len() as u32, data.len() as u32].into_iter()), index, data].concat()
 }
 
+/// A package's file, without a payload and unsigned.
+pub fn rpm_file(name: &str, files: &[RpmFile<'_>]) -> Vec<u8> {
+    let lead = [&[0xed, 0xab, 0xee, 0xdb, 3, 0][..], &[0; 90]].concat();
+    let magic = [0x8e, 0xad, 0xe8, 1, 0, 0, 0, 0];
+    [lead, magic.into(), vec![0; 8], magic.into(), rpm_header(name, 1, files)].concat()
+}
+
 /// A source tree for `dpkg-deb --build`.
 pub struct Source {
     dir: TempDir,

@@ -63,7 +63,8 @@ pub struct Plan {
 }
 
 /// A version that is about to be unpacked.
-struct New {
+#[derive(Debug)]
+pub struct New {
     control: Control,
     files: Vec<PathBuf>,
 }
@@ -76,11 +77,37 @@ impl Plan {
     /// # Errors
     /// Where the database cannot be read.
     pub fn new(database: &Database<'_>, changes: &[Change]) -> Result<Plan, Error> {
-        let mut plan = Plan::default();
         if changes.is_empty() {
-            return Ok(plan);
+            return Ok(Plan::default());
         }
-        let news = plan.read_archives(changes);
+        let archives: Vec<&Path> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::Unpack(path) => Some(path.as_path()),
+                Change::Configure(_) | Change::Remove(_) => None,
+            })
+            .collect();
+        let (mut news, mut warnings) = (Vec::with_capacity(archives.len()), Vec::new());
+        for result in read_archives(&archives) {
+            match result {
+                Ok(new) => news.push(new),
+                Err(e) => warnings.push(e.to_string()),
+            }
+        }
+        Ok(Plan { warnings, ..Plan::with(database, changes, news)? })
+    }
+
+    /// Finds out what unpacking and configuring `news` may touch.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub fn of(database: &Database<'_>, news: Vec<New>) -> Result<Plan, Error> {
+        Plan::with(database, &[], news)
+    }
+
+    /// What `changes` and the unpacking of `news` may touch.
+    fn with(database: &Database<'_>, changes: &[Change], news: Vec<New>) -> Result<Plan, Error> {
+        let mut plan = Plan::default();
         let old = involved(database, changes, &news);
         plan.packages.extend(old.keys().map(|&id| id.clone()));
         plan.packages.extend(news.iter().map(|new| new.control.id.clone()));
@@ -120,25 +147,6 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The new versions, read in parallel.
-    fn read_archives(&mut self, changes: &[Change]) -> Vec<New> {
-        let archives: Vec<&Path> = changes
-            .iter()
-            .filter_map(|change| match change {
-                Change::Unpack(path) => Some(path.as_path()),
-                Change::Configure(_) | Change::Remove(_) => None,
-            })
-            .collect();
-        let mut news = Vec::with_capacity(archives.len());
-        for result in parallel::map(parallel::processors(), &archives, |archive| read_archive(archive)) {
-            match result {
-                Ok(new) => news.push(new),
-                Err(e) => self.warnings.push(e.to_string()),
-            }
-        }
-        news
-    }
-
     fn add_trees(&mut self, root: &Root, payload: &[PathBuf]) {
         if self.packages.iter().any(|id| USRMERGE.contains(&id.name.as_str())) {
             // Where they are symlinks all is merged already.
@@ -153,6 +161,19 @@ impl Plan {
         self.trees.extend(modules.filter_map(|path| Some(path.parent()?.join("__pycache__"))));
         sort_paths(&mut self.trees);
     }
+}
+
+/// The new versions that `archives` hold.
+///
+/// # Errors
+/// If one of them cannot be read.
+pub fn news(archives: &[PathBuf]) -> Result<Vec<New>, deb::Error> {
+    read_archives(archives).into_iter().collect()
+}
+
+/// The new versions, read in parallel.
+fn read_archives(archives: &[impl AsRef<Path> + Sync]) -> Vec<Result<New, deb::Error>> {
+    parallel::map(parallel::processors(), archives, |archive| read_archive(archive.as_ref()))
 }
 
 /// A new version's files, from the payload only where the control member has no list.

@@ -18,6 +18,9 @@ const DIRINDEXES: u32 = 1116;
 const BASENAMES: u32 = 1117;
 const DIRNAMES: u32 = 1118;
 
+/// What is signed of a header, and what of a signature.
+const REGIONS: [u32; 2] = [62, 63];
+
 /// Flags of a file (rpm's `rpmfiles.h`).
 const CONFIG: u32 = 1 << 0;
 const GHOST: u32 = 1 << 6;
@@ -59,6 +62,29 @@ impl<'b> Header<'b> {
         let (index, rest) = rest.split_at_checked(entries.saturating_mul(16)).ok_or_else(cut_off)?;
         let data = rest.get(..length).ok_or_else(cut_off)?;
         Ok(Header { index: index.as_chunks().0, data })
+    }
+
+    /// Checks what rpm asks of a package's file (`hdrblobVerifyInfo` in its `lib/header.c`): each value lies within the
+    /// data, one behind the other.
+    ///
+    /// # Errors
+    /// `InvalidData` if it is not so.
+    pub fn check(&self) -> io::Result<()> {
+        let mut end = 0;
+        for (at, entry) in self.index.iter().enumerate() {
+            let [tag, kind, offset, count] = [0, 1, 2, 3].map(|at| word(entry, at));
+            let (offset, count) = (offset as usize, count as usize);
+            let data = self.data.get(offset..).unwrap_or_default();
+            // The first entry tells of the whole: its own data is the last.
+            let is_region = at == 0 && REGIONS.contains(&tag);
+            let length = length(data, kind, count).filter(|_| is_region || offset >= end);
+            let length = length.filter(|length| (1..=data.len()).contains(length));
+            let length = length.ok_or_else(|| odd(tag))?;
+            if !is_region {
+                end = offset + length;
+            }
+        }
+        Ok(())
     }
 
     /// The package's name.
@@ -106,20 +132,20 @@ impl<'b> Header<'b> {
     ///
     /// Numbers are there as many as are said; texts are not counted yet.
     fn value(&self, tag: u32, kind: Type) -> io::Result<(&'b [u8], usize)> {
-        let odd = || malformed(format!("it has a header whose tag {tag} makes no sense"));
         // rpm takes what stands behind the package's own part of the header for newer.
         let Some(entry) = self.index.iter().rfind(|entry| word(*entry, 0) == tag) else {
             return Ok((&[], 0));
         };
         let [offset, count] = [2, 3].map(|at| word(entry, at) as usize);
-        let data = self.data.get(offset..).filter(|_| word(entry, 1) == kind as u32).ok_or_else(odd)?;
+        let data =
+            self.data.get(offset..).filter(|_| word(entry, 1) == kind as u32).ok_or_else(|| odd(tag))?;
         let size = match kind {
             Type::Byte => count,
             Type::Word => count.saturating_mul(4),
             // The NUL bytes at their ends.
             Type::Text | Type::Texts => count,
         };
-        if size > data.len() { Err(odd()) } else { Ok((data, count)) }
+        if size > data.len() { Err(odd(tag)) } else { Ok((data, count)) }
     }
 }
 
@@ -142,6 +168,25 @@ impl File<'_> {
     /// Whether the file that has this name is this package's.
     pub fn is_installed(&self) -> bool {
         self.state == NORMAL
+    }
+}
+
+fn odd(tag: u32) -> io::Error {
+    malformed(format!("it has a header whose tag {tag} makes no sense"))
+}
+
+/// How many bytes `count` values of a type take, which stand at the beginning of `data`; `None` if there is no such type.
+fn length(data: &[u8], kind: u32, count: usize) -> Option<usize> {
+    match kind {
+        1 | 2 | 7 => Some(count),
+        3 => count.checked_mul(2),
+        4 => count.checked_mul(4),
+        5 => count.checked_mul(8),
+        6 | 8 | 9 if kind != 6 || count == 1 => {
+            let mut texts = texts(data);
+            (0..count).try_fold(0, |length, _| Some(length + texts.next()?.len() + 1))
+        }
+        _ => None,
     }
 }
 

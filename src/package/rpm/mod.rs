@@ -1,9 +1,11 @@
-//! rpm: what its database says of the packages that are installed. Read only, and without rpm or SQLite: on the host,
-//! it is a guest's.
+//! rpm: what its database says of the packages that are installed, what a package's file says, and what installing it
+//! touches. Read only, and without rpm or SQLite: on the host, the database is a guest's.
 
 pub mod database;
+pub mod file;
 pub mod header;
 pub mod ndb;
+pub mod plan;
 pub mod sqlite;
 pub mod wal;
 
@@ -11,6 +13,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 pub use database::Rpm;
+pub use file::PackageFile;
 
 use crate::sys::file::inode::Inode;
 

@@ -13,6 +13,7 @@ use super::lists;
 use crate::package::{MultiArch, PackageId};
 use crate::report::{Reason, Shown};
 
+pub use ar::MAGIC;
 pub use payload::{Entry, Kind, payload};
 
 /// More than any file of a control member holds, in bytes: a list of a hundred thousand files has ten million.

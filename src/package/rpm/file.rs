@@ -1,0 +1,147 @@
+//! A package's file, `.rpm`: whose package it is, and which names an installation touches.
+//!
+//! Only what stands before the payload is read (<https://rpm-software-management.github.io/rpm/manual/format_v4.html>),
+//! by the crate `rpm`. What that crate trusts is checked before: sizes, and that values lie where they can. Names of
+//! files are bytes, which the crate has as text: those are read from the same header here.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use rpm::PackageMetadata;
+
+use super::header::Header;
+use super::{MOST_OF_HEADER, malformed};
+use crate::package::caught::caught;
+use crate::package::installed::MOST_LISTED;
+use crate::report::{Reason, Shown};
+
+/// The bytes a package's file begins with.
+pub const MAGIC: [u8; 4] = [0xed, 0xab, 0xee, 0xdb];
+/// Bytes of the lead, which nothing but the magic number is used of.
+const LEAD: usize = 96;
+/// The bytes a header begins with.
+const HEADER_MAGIC: [u8; 4] = [0x8e, 0xad, 0xe8, 1];
+/// Bytes before a header's index: the magic number, four that are not used, and two counts.
+const INTRODUCTION: usize = 16;
+/// As many entries as rpm allows in a header.
+const MOST_ENTRIES: usize = 0xffff;
+/// A list of whole paths, as it was before rpm 4.
+const OLD_FILE_NAMES: u32 = 1027;
+
+/// A file that cannot be read as a package. rpm will refuse it too.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is not a readable .rpm: {}", Shown(path), Reason(source))]
+pub struct Error {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub source: io::Error,
+}
+
+/// What a package's file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackageFile {
+    /// The package's name.
+    pub name: String,
+    /// Names of packages that go when this one comes.
+    pub obsoletes: Vec<String>,
+    /// What is installed, directories included.
+    pub files: Vec<Listed>,
+}
+
+/// A file of a package.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Absolute in the guest.
+    pub path: PathBuf,
+    /// Whether it is the administrator's to change.
+    pub is_configuration: bool,
+}
+
+impl PackageFile {
+    /// Reads the file `path` up to its payload.
+    pub fn open(path: &Path) -> Result<PackageFile, Error> {
+        let read = || PackageFile::read(BufReader::new(File::open(path)?));
+        read().map_err(|source| Error { path: path.to_path_buf(), source })
+    }
+
+    /// Reads a package's file up to its payload.
+    ///
+    /// # Errors
+    /// `InvalidData` if it is none that rpm would install.
+    pub fn read(mut reader: impl Read) -> io::Result<PackageFile> {
+        let mut bytes = Vec::new();
+        take(&mut reader, &mut bytes, LEAD)?;
+        if !bytes.starts_with(&MAGIC) {
+            return Err(malformed("it does not begin as an .rpm"));
+        }
+        let signature = header(&mut reader, &mut bytes)?;
+        take(&mut reader, &mut bytes, signature.next_multiple_of(8) - signature)?;
+        let size = header(&mut reader, &mut bytes)?;
+        let blob = &bytes[bytes.len() - size + INTRODUCTION - 8..];
+        let Identity { name, obsoletes } = caught(|| identity(&bytes))?;
+        Ok(PackageFile { name, obsoletes, files: files(&Header::parse(blob)?)? })
+    }
+}
+
+/// Reads a header; its size in bytes.
+fn header(reader: &mut impl Read, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    let start = bytes.len();
+    take(reader, bytes, INTRODUCTION)?;
+    let counts = &bytes[start..];
+    let number =
+        |at: usize| counts[at..].first_chunk().map_or(0, |&bytes| u32::from_be_bytes(bytes)) as usize;
+    let (entries, length) = (number(8), number(12));
+    if !counts.starts_with(&HEADER_MAGIC) || entries > MOST_ENTRIES || length > MOST_OF_HEADER {
+        return Err(malformed("it has a header that makes no sense"));
+    }
+    take(reader, bytes, entries * 16 + length)?;
+    Header::parse(&bytes[start + INTRODUCTION - 8..])?.check()?;
+    Ok(bytes.len() - start)
+}
+
+/// Reads so many bytes; memory is taken as they come.
+fn take(reader: &mut impl Read, bytes: &mut Vec<u8>, count: usize) -> io::Result<()> {
+    let read = reader.take(count as u64).read_to_end(bytes)?;
+    if read < count { Err(malformed("it is cut off")) } else { Ok(()) }
+}
+
+struct Identity {
+    name: String,
+    obsoletes: Vec<String>,
+}
+
+/// What the crate reads of a package.
+fn identity(bytes: &[u8]) -> io::Result<Identity> {
+    let wrong = |error: rpm::Error| io::Error::new(io::ErrorKind::InvalidData, error);
+    let package = PackageMetadata::parse(&mut &bytes[..]).map_err(wrong)?;
+    if package.is_source_package() {
+        return Err(malformed("it is a source package, of which nothing is installed"));
+    }
+    if package.header.entry_is_present(OLD_FILE_NAMES) {
+        return Err(malformed("its format is older than rpm 4"));
+    }
+    let obsoletes = package.get_obsoletes().map_err(wrong)?;
+    Ok(Identity {
+        name: package.get_name().map_err(wrong)?.to_owned(),
+        obsoletes: obsoletes.into_iter().map(|obsolete| obsolete.name).collect(),
+    })
+}
+
+fn files(header: &Header<'_>) -> io::Result<Vec<Listed>> {
+    let mut bytes_left = MOST_LISTED;
+    let mut files = Vec::new();
+    // Something else makes a ghost, later on.
+    for file in header.files()?.filter(|file| !file.is_ghost()) {
+        let Some(path) = file.path() else { continue };
+        let taken = size_of::<Listed>() + path.as_os_str().len();
+        let left = bytes_left.checked_sub(taken);
+        bytes_left = left.ok_or_else(|| malformed("it has more files than any package"))?;
+        files.push(Listed { path, is_configuration: file.is_configuration() });
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests;
