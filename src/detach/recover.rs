@@ -19,9 +19,6 @@ use crate::sys::process::{ProcessId, Processes};
 use crate::sys::share::gate;
 use crate::sys::share::swap::{self, Name, Shared};
 
-/// How long the lock on a shared inode is waited for before it is protected without.
-const LOCK_PATIENCE: Duration = Duration::from_millis(500);
-
 /// Why nothing could be recovered.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -228,7 +225,7 @@ fn protect(
         _ => return Ok(false),
     };
     // Any guest's user may hold the lock for ever: the last act is to protect, with the lock or without.
-    let shared = Shared::try_lock(fd, patience.min(LOCK_PATIENCE))?;
+    let shared = Shared::try_lock(fd, patience)?;
     let now = shared.inode()?;
     // A last link in this guest's own tree is private by now: nobody is left to protect it for.
     let ours_alone = now.nlink <= 1 && in_place.is_some();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::journal::{self, LOCK_PATIENCE};
+use super::journal::{self, STATE_LOCK_TIMEOUT};
 use super::{Options, worker};
 use crate::report::Reason;
 use crate::sys::path::root::Root;
@@ -68,7 +68,7 @@ impl Guardian {
 fn is_in_order(owner: ProcessId) -> bool {
     let ended = process::fork(|| {
         let root = Root::open(Path::new("/")).map_err(journal::Error::from);
-        match root.and_then(|root| journal::put_in_order(&root, owner, LOCK_PATIENCE)) {
+        match root.and_then(|root| journal::put_in_order(&root, owner, STATE_LOCK_TIMEOUT)) {
             Ok(()) => 0,
             Err(e) => {
                 log::error!("{}; run cow-prepare --recover", Reason(e));

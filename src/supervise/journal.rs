@@ -28,9 +28,10 @@ use crate::sys::path::root::Root;
 use crate::sys::path::{dirfd, tree};
 use crate::sys::process::ProcessId;
 use crate::sys::share::gate;
+use crate::sys::share::swap::SHARED_LOCK_TIMEOUT;
 
-/// How long another window of an inode is waited for.
-pub const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+/// How long the lock on the guest's state is waited for.
+pub const STATE_LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A directory that has not changed for so long has a new time of modification after its next change.
 const QUIET: Duration = Duration::from_secs(1);
@@ -170,7 +171,7 @@ impl Journal {
         let detacher = Detacher {
             root,
             store: &self.store,
-            patience: LOCK_PATIENCE,
+            patience: SHARED_LOCK_TIMEOUT,
             keep,
             manner: Manner::Single,
             progress: &Unwatched,

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::Errno;
 
 use super::Options;
-use super::journal::{self, Journal, LOCK_PATIENCE};
+use super::journal::{self, Journal, STATE_LOCK_TIMEOUT};
 use super::links::Links;
 use super::recent::Recent;
 use crate::report::{Reason, size};
@@ -242,7 +242,7 @@ impl<'a> Supervisor<'a> {
             if message == Message::Exempt {
                 passing.push(process);
                 drop(passing);
-                self.write_links(LOCK_PATIENCE);
+                self.write_links(STATE_LOCK_TIMEOUT);
             }
         }
         Response::Done(AGREED)

@@ -18,7 +18,7 @@ use super::caller::Caller;
 use crate::detach::survey::Found;
 use crate::report::{Reason, Shown};
 use crate::state::store::STATE_DIR;
-use crate::supervise::journal::{LOCK_PATIENCE, names_of};
+use crate::supervise::journal::names_of;
 use crate::supervise::worker::lock;
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::file::{filesystem, layer};
@@ -29,7 +29,7 @@ use crate::sys::seccomp::Response;
 use crate::sys::seccomp::calls::Right;
 use crate::sys::share::copy::Copier;
 use crate::sys::share::lock;
-use crate::sys::share::swap::Name;
+use crate::sys::share::swap::{Name, SHARED_LOCK_TIMEOUT};
 
 /// Flags that stay with an open file and mean the same when it is opened again.
 const KEPT: OFlags = OFlags::APPEND
@@ -283,7 +283,7 @@ pub(super) fn outside_window(file: OwnedFd) -> io::Result<Inode> {
     loop {
         let inode = Inode::of(&file)?;
         // Not all locks are ours.
-        if !may_be_in_window(&inode) || begun.elapsed() > LOCK_PATIENCE {
+        if !may_be_in_window(&inode) || begun.elapsed() > SHARED_LOCK_TIMEOUT {
             return Ok(inode);
         }
         match lock::exclusive(&file, LOOK_AGAIN) {

@@ -16,13 +16,12 @@ use super::caller::{CAP_FOWNER, Caller};
 use super::change::{may_be_in_window, outside_window};
 use super::lookup::Entry;
 use crate::report::{Reason, Shown};
-use crate::supervise::journal::LOCK_PATIENCE;
 use crate::sys::file::inode::{Inode, InodeId, Kind};
 use crate::sys::file::layer;
 use crate::sys::path::resolve::Place;
 use crate::sys::process::task::Status;
 use crate::sys::seccomp::Response;
-use crate::sys::share::swap::{self, Name, Shared};
+use crate::sys::share::swap::{self, Name, SHARED_LOCK_TIMEOUT, Shared};
 
 /// How often a change is tried that others come in the way of: by a window of theirs, or by moving the name.
 const TRIES: u32 = 64;
@@ -116,7 +115,7 @@ impl Caller<'_> {
     /// Moves a name over another of the same inode. For the kernel these are one file, and it does nothing; where they
     /// only are equal files, the one that moves gets a private copy first.
     fn rename_within(&mut self, from: &Entry, to: &Entry, flags: RenameFlags) -> io::Result<Tried> {
-        let locked = Shared::try_lock_at(from.dir.as_fd(), &from.name, LOCK_PATIENCE)?;
+        let locked = Shared::try_lock_at(from.dir.as_fd(), &from.name, SHARED_LOCK_TIMEOUT)?;
         let inode = locked.inode()?;
         let is_it =
             |entry: &Entry| Ok::<_, io::Error>(entry.name().inode()?.is_some_and(|i| i.id == inode.id));
@@ -324,8 +323,8 @@ impl Caller<'_> {
     fn lock(&self, entry: &Entry, inode: InodeId) -> io::Result<Option<Shared>> {
         let known = self.supervisor.recent().take(inode);
         let (locked, named) = match known {
-            Some(file) => (Shared::try_lock(file, LOCK_PATIENCE)?, entry.name().inode()?),
-            None => match Shared::try_lock_at(entry.dir.as_fd(), &entry.name, LOCK_PATIENCE) {
+            Some(file) => (Shared::try_lock(file, SHARED_LOCK_TIMEOUT)?, entry.name().inode()?),
+            None => match Shared::try_lock_at(entry.dir.as_fd(), &entry.name, SHARED_LOCK_TIMEOUT) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
                 locked => {
                     let locked = locked?;

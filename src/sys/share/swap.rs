@@ -51,14 +51,16 @@ pub enum Error {
     Unprotected(io::Error),
 }
 
-/// How long a lock on a shared inode is waited for that is not needed to be right.
-pub const LOCK_PATIENCE: Duration = Duration::from_millis(250);
+/// How long the lock on a shared inode is waited for at most, if the change can be made without it.
+///
+/// What is done under the lock takes microseconds, but every user of a guest may hold it for ever.
+pub const SHARED_LOCK_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How often a change is tried again whose window another process may have closed.
 const TRIES: usize = 5;
 
-/// How long metadata is put back that others change again and again.
-const UNDO_PATIENCE: Duration = Duration::from_secs(1);
+/// How long metadata is restored that other processes change again and again.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What became of others' changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,16 +85,16 @@ impl Shared {
         Self::lock(open_file(dir, name)?, patience)
     }
 
-    /// As [`Shared::lock_at`], but goes on without the lock where somebody keeps it.
+    /// As [`Shared::lock_at`], but waits no longer than [`SHARED_LOCK_TIMEOUT`], and goes on without the lock then.
     ///
-    /// Then somebody else may close the window: the change fails with `EPERM`, and nothing has changed.
+    /// Without it another process may close the window: the change fails with `EPERM`, and nothing has changed.
     pub fn try_lock_at(dir: impl AsFd, name: &OsStr, patience: Duration) -> io::Result<Shared> {
         Self::try_lock(open_file(dir, name)?, patience)
     }
 
     /// As [`Shared::try_lock_at`], for an inode that is open read-only.
     pub fn try_lock(fd: OwnedFd, patience: Duration) -> io::Result<Shared> {
-        match lock::exclusive(&fd, patience) {
+        match lock::exclusive(&fd, patience.min(SHARED_LOCK_TIMEOUT)) {
             Err(e) if e.kind() != io::ErrorKind::TimedOut => Err(e),
             _ => Ok(Shared { fd }),
         }
@@ -104,8 +106,7 @@ impl Shared {
         Ok(self.fd)
     }
 
-    /// Locks an inode that is open read-only.
-    pub fn lock(fd: OwnedFd, patience: Duration) -> io::Result<Shared> {
+    fn lock(fd: OwnedFd, patience: Duration) -> io::Result<Shared> {
         lock::exclusive(&fd, patience)?;
         Ok(Shared { fd })
     }
@@ -153,16 +154,25 @@ impl Shared {
         })
     }
 
-    /// As [`Shared::change_names`]. Without the lock another process may close the window, so `EPERM` is tried again.
+    /// As [`Shared::change_names`], for an inode whose lock another process may hold.
+    ///
+    /// That process may close our window, or clear the flag just after it has made our change fail: so `EPERM` is tried
+    /// again. It is final if the inode is not immutable afterwards, twice: then something else is the reason.
     pub fn persist(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<SwapReport, Error> {
-        let mut all = SwapReport::default();
+        let mut earlier = SwapReport::default();
+        let mut others_window = false;
         for _ in 1..TRIES {
-            match self.change_names(&change) {
-                Err(Error::Unchanged(e)) if e.raw_os_error() == Some(libc::EPERM) => all.window = true,
-                changed => return changed.map(|change| change.and(all)),
+            let refused = match self.change_names(&change) {
+                Err(Error::Unchanged(e)) if e.raw_os_error() == Some(libc::EPERM) => e,
+                changed => return changed.map(|report| report.and(earlier)),
+            };
+            if self.inode()?.immutable {
+                earlier.window = true;
+            } else if std::mem::replace(&mut others_window, true) {
+                return Err(Error::Unchanged(refused));
             }
         }
-        self.change_names(change).map(|change| change.and(all))
+        self.change_names(change).map(|report| report.and(earlier))
     }
 
     /// Puts back what others changed besides names and content while the flag was clear.
@@ -173,7 +183,7 @@ impl Shared {
     fn undo(&self, mut wanted: Metadata, passed: bool) -> Result<Undone, Error> {
         let mut undone = Undone::Nothing;
         let begun = Instant::now();
-        while begun.elapsed() < UNDO_PATIENCE {
+        while begun.elapsed() < RESTORE_TIMEOUT {
             let Ok(now) = Metadata::of(&self.fd) else { return Ok(Undone::NotAll) };
             let resized = now.inode.size != wanted.inode.size;
             if passed || resized {
@@ -317,9 +327,9 @@ impl<'fd> Window<'fd> {
 
 /// Removes a name of an inode that others share; one that is not there is no error.
 ///
-/// Any user of a guest may hold the lock on the inode for ever: after [`LOCK_PATIENCE`] it is done without.
+/// Any user of a guest may hold the lock on the inode for ever: after [`SHARED_LOCK_TIMEOUT`] it is done without.
 pub fn unlink_shared(name: Name<'_>, patience: Duration) -> Result<SwapReport, Error> {
-    match Shared::try_lock_at(name.dir, name.name, patience.min(LOCK_PATIENCE)) {
+    match Shared::try_lock_at(name.dir, name.name, patience) {
         Ok(shared) => shared.persist(|| name.unlink()),
         Err(e) if is_absent(&e) => Ok(SwapReport::default()),
         Err(e) => Err(e.into()),
@@ -350,4 +360,28 @@ fn set_immutable(fd: impl AsFd, immutable: bool) -> io::Result<()> {
     let mut flags = rustix::fs::ioctl_getflags(&fd)?;
     flags.set(IFlags::IMMUTABLE, immutable);
     Ok(rustix::fs::ioctl_setflags(&fd, flags)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_that_no_flag_explains_is_not_tried_for_long() {
+        let shared = Shared::lock(tempfile::tempfile().unwrap().into(), Duration::ZERO).unwrap();
+        let tries = Cell::new(0);
+        let refused = shared.persist(|| {
+            tries.set(tries.get() + 1);
+            Err(Errno::PERM)
+        });
+        assert!(matches!(refused, Err(Error::Unchanged(e)) if e.raw_os_error() == Some(libc::EPERM)));
+        assert_eq!(tries.get(), 2);
+        let changed = shared.persist(|| match tries.replace(tries.get() + 1) {
+            2 => Err(Errno::PERM),
+            _ => Ok(()),
+        });
+        assert_eq!((changed.unwrap(), tries.get()), (SwapReport::default(), 4));
+    }
 }

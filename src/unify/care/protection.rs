@@ -27,9 +27,6 @@ use crate::unify::{At, Error};
 
 const SUSPECTS: &str = "suspects";
 
-/// How long to wait for the lock on a file: what is done under it takes microseconds.
-const PATIENCE: Duration = Duration::from_millis(250);
-
 /// How a pool is protected, if it should be: as is written down, or as one of its files shows.
 pub fn fence(pool: &Pool, files: &[Stored]) -> Fence {
     let shown = || if files.iter().any(|file| file.inode.immutable) { Fence::Immutable } else { Fence::None };
@@ -107,7 +104,7 @@ impl Pool {
     /// Protects a file, unless it is, or is another one by now. Returns whether it was not.
     fn protect_one(&self, stored: &Stored, fence: Fence, patience: Duration) -> io::Result<bool> {
         // Without the lock, too: a guest's user can hold it, and that must not keep a file open to changes.
-        let shared = match Shared::try_lock_at(self.dir_of(stored)?, &stored.file, patience.min(PATIENCE)) {
+        let shared = match Shared::try_lock_at(self.dir_of(stored)?, &stored.file, patience) {
             Err(e) if is_absent(&e) => return Ok(false),
             locked => locked?,
         };

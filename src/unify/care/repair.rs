@@ -26,7 +26,7 @@ use crate::sys::path::tree::TreeEntry;
 use crate::sys::process::mounts::MountPoints;
 use crate::sys::process::signal;
 use crate::sys::share::copy::Copier;
-use crate::sys::share::swap::{self, LOCK_PATIENCE, Name, Shared};
+use crate::sys::share::swap::{self, Name, Shared};
 use crate::unify::link::batch::Fence;
 use crate::unify::link::claims::claim_all;
 use crate::unify::pool::directory::{Pool, Stored};
@@ -431,9 +431,8 @@ impl Repairer<'_> {
     fn lock_both(&self, intact: Name<'_>, damaged: &Stored) -> io::Result<(Shared, Shared)> {
         let inode = intact.inode()?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         let quarantine = self.pool.dir_of(damaged)?;
-        let patience = self.patience.min(LOCK_PATIENCE);
-        let lock_damaged = || Shared::try_lock_at(&quarantine, &damaged.file, patience);
-        let lock_intact = || Shared::try_lock_at(intact.dir, intact.name, patience);
+        let lock_damaged = || Shared::try_lock_at(&quarantine, &damaged.file, self.patience);
+        let lock_intact = || Shared::try_lock_at(intact.dir, intact.name, self.patience);
         if inode.id.ino < damaged.inode.id.ino {
             let intact = lock_intact()?;
             Ok((intact, lock_damaged()?))

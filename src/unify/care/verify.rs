@@ -195,7 +195,7 @@ impl Verifier<'_> {
         let to = stored.name.quarantined(shared.inode()?.id.ino);
         let (name, to) =
             (Name { dir: dir.as_fd(), name: &stored.file }, Name { dir: quarantine.as_fd(), name: &to });
-        shared.change_names(|| name.replace(to)).map(drop)
+        shared.persist(|| name.replace(to)).map(drop)
     }
 }
 

@@ -26,7 +26,7 @@ use crate::sys::file::traits::Traits;
 use crate::sys::file::{extents, filesystem, times, xattr};
 use crate::sys::process::signal;
 use crate::sys::share::copy::Copier;
-use crate::sys::share::swap::{self, LOCK_PATIENCE, Name, Shared};
+use crate::sys::share::swap::{self, Name, Shared};
 use crate::sys::share::{gate, iunlink};
 use crate::unify::pool::directory::{Pool, Share};
 use crate::unify::pool::object::ObjectName;
@@ -382,7 +382,7 @@ impl Linker<'_> {
             return self.share(job.work, &object, dirs, linked);
         }
         let mut shelf = self.open_shelf(&object)?;
-        let mut shared = Shared::try_lock_at(&shelf, &object.file(), self.patience.min(LOCK_PATIENCE))?;
+        let mut shared = Shared::try_lock_at(&shelf, &object.file(), self.patience)?;
         if self.fence != Fence::None && !shared.inode()?.immutable {
             if !fresh {
                 // Who knows what it is by now: nobody gets it before it has been read again.
@@ -429,7 +429,7 @@ impl Linker<'_> {
             if settled < chunk.len() {
                 object = self.successor(&object, &shared)?;
                 shelf = self.open_shelf(&object)?;
-                shared = Shared::try_lock_at(&shelf, &object.file(), self.patience.min(LOCK_PATIENCE))?;
+                shared = Shared::try_lock_at(&shelf, &object.file(), self.patience)?;
                 linked.objects += 1;
             }
         }
@@ -458,7 +458,7 @@ impl Linker<'_> {
         };
         copy.unlink().map_err(io::Error::from)?;
         if fresh && self.fence != Fence::None {
-            self.fence.set(&Shared::try_lock_at(name.dir, name.name, self.patience.min(LOCK_PATIENCE))?)?;
+            self.fence.set(&Shared::try_lock_at(name.dir, name.name, self.patience)?)?;
         }
         Ok((object, fresh))
     }

@@ -13,7 +13,7 @@ use crate::report::{Reason, Shown};
 use crate::sys::file::inode::Inode;
 use crate::sys::file::xattr;
 use crate::sys::path::root;
-use crate::sys::share::swap::{self, LOCK_PATIENCE, Name, Shared};
+use crate::sys::share::swap::{self, Name, SHARED_LOCK_TIMEOUT, Shared};
 use crate::unify::pool::identity::{self, Digest};
 use crate::unify::pool::object::ObjectName;
 use crate::unify::pool::run::{kept, temporary};
@@ -287,7 +287,7 @@ impl Link<'_> {
         for target in &ready.names {
             let kept = Name { dir: self.linker.run.dir(), name: &target.kept };
             // In a window if need be: its guest may have protected it meanwhile.
-            swap::unlink_shared(kept, LOCK_PATIENCE)?;
+            swap::unlink_shared(kept, SHARED_LOCK_TIMEOUT)?;
             linked.names.push(target.at);
         }
         if ready.before.nlink as usize == ready.names.len() {

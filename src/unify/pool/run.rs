@@ -23,7 +23,7 @@ use crate::sys::file::inode::Inode;
 use crate::sys::path::dirfd;
 use crate::sys::path::root::read_at;
 use crate::sys::share::lease::Lease;
-use crate::sys::share::swap::{self, LOCK_PATIENCE, Name, Shared};
+use crate::sys::share::swap::{self, Name, Shared};
 use crate::sys::share::{gate, lock};
 use crate::unify::link::batch::Fence;
 use crate::unify::scan::catalog::nanoseconds;
@@ -288,7 +288,7 @@ impl Ending<'_> {
         let name = Name { dir: dir.as_fd(), name: &intent.name };
         let is_object = |inode: &Inode| objects.iter().any(|object| object.inode.id == inode.id);
         let Some(now) = name.inode()?.filter(is_object) else { return Ok(false) };
-        let shared = Shared::try_lock_at(name.dir, name.name, self.patience.min(LOCK_PATIENCE))?;
+        let shared = Shared::try_lock_at(name.dir, name.name, self.patience)?;
         shared.persist(|| kept.displace(name, now.id, None))?;
         Ok(true)
     }
