@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cow_hooks::detach::Unwatched;
 use cow_hooks::policy::Policy;
 use cow_hooks::state::members::Cover;
 use cow_hooks::sys::file::inode::{Inode, Time};
@@ -501,7 +500,7 @@ fn privileged_any_tree_keeps_content_and_topology_detached_and_settled() {
                 member: Some(member(id, Cover::Planned)),
                 dry_run: false,
                 hand_over: true,
-                progress: &Unwatched,
+                progress: &cow_hooks::report::Silent,
                 supervise: None,
             };
             let begun = work.begin(&purpose, |surveyor| surveyor.tree(Path::new("/usr"))).unwrap();

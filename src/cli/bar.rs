@@ -2,8 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::report::Progress;
-use crate::{detach, unify};
+use crate::report::{Progress, Watch};
 
 /// The bar, from the moment it is known how many files there are.
 #[derive(Debug)]
@@ -29,21 +28,7 @@ impl Bar {
     }
 }
 
-impl detach::Watch for Bar {
-    fn begin(&self, files: u64, _bytes: u64) {
-        self.show(Some(Progress::new("making private", Some(files), self.quiet)));
-    }
-
-    fn add(&self, files: u64, bytes: u64) {
-        self.count(files, bytes);
-    }
-
-    fn end(&self) {
-        self.show(None);
-    }
-}
-
-impl unify::Watch for Bar {
+impl Watch for Bar {
     fn begin(&self, action: &'static str, files: u64) {
         self.show(Some(Progress::new(action, Some(files).filter(|&files| files > 0), self.quiet)));
     }

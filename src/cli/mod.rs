@@ -16,7 +16,7 @@ use crate::exit::Exit;
 use crate::policy::Policy;
 use crate::report::{Reason, Shown, json_path};
 use crate::sys::path::root::Root;
-use crate::unify::pass::inside;
+use crate::unify::pass::pools;
 
 /// A file in the result, for machines.
 #[derive(Debug, Serialize)]
@@ -54,9 +54,9 @@ fn guest(root: &Path) -> anyhow::Result<(Root, Policy)> {
     let root = Root::open(root).map_err(|e| anyhow::anyhow!("{}: {}", Shown(root), Reason(e)))?;
     let policy = Policy::load(&root)?;
     // The running system may hold its own pool, and other guests: their names are not its own.
-    let pool = if root.is_own() { inside::pool_of_system(&root) } else { None };
+    let pool = if root.is_own() { pools::of_system(&root) } else { None };
     let root = match pool {
-        Some(pool) => root.bounded(inside::neighbours(&pool)),
+        Some(pool) => root.bounded(pools::neighbours(&pool)),
         None => root,
     };
     Ok((root, policy))

@@ -16,10 +16,9 @@ use rustix::io::Errno;
 
 use super::error::Error;
 use super::survey::Found;
-use super::watch::Watch;
 use crate::ledger::{Entry, Intent, Ledger, PrivateCopy};
 use crate::parallel;
-use crate::report::{Reason, Shown};
+use crate::report::{Reason, Shown, Watch};
 use crate::state::hard_links::HardLinks;
 use crate::state::store::{STATE_DIR, Store};
 use crate::sys::file::handle::Handle;

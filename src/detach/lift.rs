@@ -8,8 +8,7 @@ use std::path::PathBuf;
 use super::apply::{Failure, Outcome};
 use super::layers::Layers;
 use super::survey::Found;
-use super::watch::Watch;
-use crate::report::Reason;
+use crate::report::{Reason, Watch};
 use crate::sys::file::inode::Inode;
 use crate::sys::file::layer;
 use crate::sys::path::resolve::is_absent;
@@ -28,7 +27,7 @@ pub fn lift_all(root: &Root, files: Vec<Found>, watch: &dyn Watch) -> Outcome {
     if files.is_empty() {
         return outcome;
     }
-    watch.begin(files.len() as u64, files.iter().map(|found| found.inode.size).sum());
+    watch.begin("making private", files.len() as u64);
     for found in files {
         let path = found.place.path();
         match lift(root, &found) {

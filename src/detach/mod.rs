@@ -10,7 +10,5 @@ pub mod lift;
 pub mod preflight;
 pub mod recover;
 pub mod survey;
-mod watch;
 
 pub use self::error::Error;
-pub use self::watch::{Unwatched, Watch};

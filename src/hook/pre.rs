@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::SWITCH;
-use crate::detach::Unwatched;
 use crate::detach::survey::{Left, Surveyor};
 use crate::inspect::Verdict;
 use crate::package::PackageManager;
 use crate::policy::{Mode, Policy};
-use crate::report::{Reason, Shown, size};
+use crate::report::{Reason, Shown, Silent, size};
 use crate::state::members::Member;
 use crate::supervise;
 use crate::sys::path::root::Root;
@@ -105,7 +104,7 @@ impl<'a> Run<'a> {
     ) -> Result<Begun, Refusal> {
         let Run { guest, front_end, member, .. } = *self;
         let purpose =
-            Purpose { front_end, member, dry_run: false, hand_over: true, progress: &Unwatched, supervise };
+            Purpose { front_end, member, dry_run: false, hand_over: true, progress: &Silent, supervise };
         guest.begin(&purpose, collect)
     }
 

@@ -6,6 +6,6 @@ mod reason;
 mod size;
 
 pub use path::{Shown, json_path};
-pub use progress::{Progress, without_progress};
+pub use progress::{Progress, Silent, Watch, without_progress};
 pub use reason::Reason;
 pub use size::size;

@@ -1,6 +1,6 @@
 //! A progress bar, for a person who watches.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -79,6 +79,26 @@ impl Drop for Progress {
         }
         self.bar.finish_and_clear();
     }
+}
+
+/// Is told how far some work has got.
+pub trait Watch: Sync + fmt::Debug {
+    /// Some work begins, on so many files; 0: it is not known yet on how many.
+    fn begin(&self, action: &'static str, files: u64);
+    /// So many files and bytes more are done.
+    fn add(&self, files: u64, bytes: u64);
+    /// The work has ended.
+    fn end(&self);
+}
+
+/// Shows nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Silent;
+
+impl Watch for Silent {
+    fn begin(&self, _: &'static str, _: u64) {}
+    fn add(&self, _: u64, _: u64) {}
+    fn end(&self) {}
 }
 
 /// Runs `print`, which writes to standard error, with the progress bar out of the way.

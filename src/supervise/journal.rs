@@ -15,9 +15,9 @@ use std::time::Duration;
 use super::links::Links;
 use crate::detach::apply::{Detacher, Manner, Outcome};
 use crate::detach::survey::Found;
-use crate::detach::{self, Unwatched, recover};
+use crate::detach::{self, recover};
 use crate::ledger::{Entry, Intent, Ledger, Window};
-use crate::report::{Reason, Shown};
+use crate::report::{Reason, Shown, Silent};
 use crate::state::hard_links;
 use crate::state::store::Store;
 use crate::sys::file::filesystem;
@@ -174,7 +174,7 @@ impl Journal {
             patience: SHARED_LOCK_TIMEOUT,
             keep,
             manner: Manner::Single,
-            progress: &Unwatched,
+            progress: &Silent,
         };
         let outcome = detacher.detach(&mut self.ledger, names)?;
         if let Some(run) = self.ledger.last_run()?.filter(|run| keep && run.settled.is_none()) {

@@ -16,16 +16,16 @@ pub use self::refusal::Refusal;
 
 use self::course::Course;
 use self::settle::Settled;
+use crate::detach;
 use crate::detach::apply::{Detacher, Manner, Outcome};
 use crate::detach::lift;
 use crate::detach::preflight;
 use crate::detach::recover::{self, Recovered};
 use crate::detach::survey::{Found, Survey, Surveyor, Unseen};
-use crate::detach::{self, Watch};
 use crate::ledger::Ledger;
 use crate::package::PackageManager;
 use crate::policy::{self, Policy};
-use crate::report::{Reason, Shown};
+use crate::report::{Reason, Shown, Watch};
 use crate::state::hard_links;
 use crate::state::members::{Cover, Member, Members};
 use crate::state::store::{Locked, STATE_DIR, Store, is_unable, note_unable};
@@ -292,8 +292,7 @@ impl<'a> Guest<'a> {
             joined.map_err(|e| Error::state("members", e))?;
         }
         let (run, opened) = ledger.open_run(purpose.front_end, seconds_now())?;
-        let bytes = unified.iter().map(|found| found.inode.size).sum();
-        purpose.progress.begin(unified.len() as u64, bytes);
+        purpose.progress.begin("making private", unified.len() as u64);
         let detacher = Detacher {
             root: self.root,
             store,

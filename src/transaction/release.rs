@@ -6,13 +6,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::detach::Watch;
 use crate::policy::Policy;
-use crate::report::{Reason, Shown};
+use crate::report::{Reason, Shown, Watch};
+use crate::state::pool_notice::PoolNotice;
 use crate::state::store::{Claim, Traces, claim, stashes};
 use crate::sys::path::root::Root;
 use crate::transaction::{Begun, Guest, Purpose, Refusal};
-use crate::unify::pass::inside;
+use crate::unify::pass::pools;
 use crate::unify::pool::directory::Pool;
 
 /// How long a guest's hook may keep us waiting before we take its transaction for an open one.
@@ -74,7 +74,7 @@ pub fn detach(root: &Root, pool: Option<&Pool>, policy: &Policy, watch: &dyn Wat
     let at = |source| Error::At { path: path(), source };
     let own = root.is_own();
     let bounded = match pool {
-        Some(pool) if own => root.try_clone().map_err(at)?.bounded(inside::neighbours(pool)),
+        Some(pool) if own => root.try_clone().map_err(at)?.bounded(pools::neighbours(pool)),
         None if own => return Err(Error::Own { path: path() }),
         _ => root.try_clone().map_err(at)?,
     };
@@ -93,7 +93,7 @@ pub fn detach(root: &Root, pool: Option<&Pool>, policy: &Policy, watch: &dyn Wat
         supervise: None,
     };
     let begun = Guest { root, policy }.begin(&purpose, |surveyor| surveyor.tree(Path::new("/")));
-    inside::retract(root).unwrap_or_else(|e| log::warn!("{}: {}", Shown(root.path()), Reason(e)));
+    PoolNotice::retract(root).unwrap_or_else(|e| log::warn!("{}: {}", Shown(root.path()), Reason(e)));
     // The files are what matters: they are done.
     let removed = traces.remove(root, PATIENCE);
     removed.unwrap_or_else(|e| log::warn!("{}: {}", Shown(root.path()), Reason(e)));

@@ -29,7 +29,7 @@ use crate::sys::process::signal;
 use crate::sys::share::gate;
 use crate::sys::share::lease::Lease;
 use crate::sys::share::swap::{self, Name, Shared};
-use crate::unify::pass::inside;
+use crate::unify::pass::in_guest;
 use crate::unify::pool::identity::{self, Mtime};
 
 /// What settling came to.
@@ -313,7 +313,7 @@ impl<'a> Settling<'a> {
         }
         let (mut new, in_use) = self.eligible(paths);
         // The host looks at all that is left.
-        let unified = inside::unify(root, self.store.top(), policy, &new).unwrap_or_else(|e| {
+        let unified = in_guest::unify(root, self.store.top(), policy, &new).unwrap_or_else(|e| {
             log::debug!("{e}");
             BTreeSet::new()
         });

@@ -146,26 +146,6 @@ impl Error {
     }
 }
 
-/// Told how far the work has got.
-pub trait Watch: Sync {
-    /// So many files are to be worked on; 0 where nobody knows yet.
-    fn begin(&self, action: &'static str, files: u64);
-    /// Files and bytes that are done.
-    fn add(&self, files: u64, bytes: u64);
-    /// That was all.
-    fn end(&self);
-}
-
-/// Nobody watches.
-#[derive(Clone, Copy, Debug)]
-pub struct Silent;
-
-impl Watch for Silent {
-    fn begin(&self, _: &'static str, _: u64) {}
-    fn add(&self, _: u64, _: u64) {}
-    fn end(&self) {}
-}
-
 /// Says where an error happened.
 pub(crate) trait At<T> {
     fn at(self, path: &Path) -> Result<T, Error>;

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::unify::eligible::scope::Scope;
-use crate::unify::pass::whole::InUse;
-use crate::unify::pool::directory::Share;
+use crate::unify::pass::InUse;
 use crate::unify::pool::identity::Mtime;
+use crate::unify::pool::settings::Share;
 
 const EXIT_STATUS: &str = "\
 Exit status:

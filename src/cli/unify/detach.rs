@@ -6,18 +6,18 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::arguments::Common;
-use super::{Named, Problem};
+use super::{place, shared};
 use crate::cli::bar::Bar;
+use crate::cli::{Named, Problem};
 use crate::exit::Exit;
 use crate::inspect::Verdict;
 use crate::policy::Policy;
 use crate::report::{Reason, Shown, size};
 use crate::transaction::Begun;
 use crate::transaction::release::detach;
-use crate::unify::pass::inside;
-use crate::unify::pass::whole::open_guest;
+use crate::unify::pass::pools;
 use crate::unify::pool::directory::Pool;
-use crate::unify::scan::catalog::Guest;
+use crate::unify::scan::guest::Guest;
 use crate::unify::scan::names::outer_path;
 
 /// What happened, for machines.
@@ -35,16 +35,16 @@ struct Report {
 }
 
 pub fn run(path: &Path, common: &Common) -> anyhow::Result<Exit> {
-    let host = super::policy()?;
+    let host = shared::policy()?;
     // What the host's own files say is about the host's files; only these two are about the machine.
     let policy = Policy { reserve: host.reserve, lock_timeout: host.lock_timeout, ..Policy::builtin()? };
-    let guest = open_guest(path)?;
+    let guest = Guest::open(path)?;
     // A pool is not needed; but nobody is to unify meanwhile.
-    let pool = super::place::of(common, std::slice::from_ref(&guest))
+    let pool = place::of(common, std::slice::from_ref(&guest))
         .ok()
         .and_then(|path| Pool::open(&path).ok().flatten())
-        .or_else(|| inside::pool_of_system(&guest.root).filter(|_| guest.root.is_own()));
-    let _lock = pool.as_ref().map(|pool| super::lock(pool, &host)).transpose()?;
+        .or_else(|| pools::of_system(&guest.root).filter(|_| guest.root.is_own()));
+    let _lock = pool.as_ref().map(|pool| shared::lock(pool, &host)).transpose()?;
     let bar = Bar::new(common.quiet > 0 || common.json);
     let begun = match detach(&guest.root, pool.as_ref(), &policy, &bar) {
         Ok(begun) => begun,
@@ -57,9 +57,9 @@ pub fn run(path: &Path, common: &Common) -> anyhow::Result<Exit> {
         }
     };
     let report = report(&guest, begun, common.verbose > 0);
-    super::complain(&report.failed, common);
+    shared::complain(&report.failed, common);
     let exit = if report.failed.is_empty() { Exit::Done } else { Exit::Partial };
-    Ok(super::print(common, &report, text, exit))
+    Ok(shared::print(common, &report, text, exit))
 }
 
 fn report(guest: &Guest, begun: Begun, named: bool) -> Report {

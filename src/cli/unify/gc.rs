@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::arguments::Common;
-use super::{Named, Problem};
+use super::{place, shared};
 use crate::cli::bar::Bar;
+use crate::cli::{Named, Problem};
 use crate::exit::Exit;
 use crate::report::{Shown, size};
 use crate::unify::care::gc::Collector;
@@ -28,15 +29,15 @@ struct Report {
 }
 
 pub fn run(dry_run: bool, common: &Common) -> anyhow::Result<Exit> {
-    let policy = super::policy()?;
-    let pool = super::place::existing(common, &[])?;
-    let _lock = super::lock(&pool, &policy)?;
+    let policy = shared::policy()?;
+    let pool = place::existing(common, &[])?;
+    let _lock = shared::lock(&pool, &policy)?;
     let bar = Bar::new(common.quiet > 0 || common.json);
     let collector = Collector {
         pool: &pool,
         dry_run,
         patience: policy.lock_timeout,
-        threads: super::threads(common),
+        threads: shared::threads(common),
         watch: &bar,
     };
     let collected = collector.collect()?;
@@ -53,9 +54,9 @@ pub fn run(dry_run: bool, common: &Common) -> anyhow::Result<Exit> {
         names: names.into_iter().map(named).collect(),
         failed: collected.failed.into_iter().map(|(path, reason)| Problem { path, reason }).collect(),
     };
-    super::complain(&report.failed, common);
+    shared::complain(&report.failed, common);
     let exit = if report.failed.is_empty() { Exit::Done } else { Exit::Partial };
-    Ok(super::print(common, &report, text, exit))
+    Ok(shared::print(common, &report, text, exit))
 }
 
 fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {

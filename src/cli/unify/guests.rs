@@ -9,9 +9,8 @@ use crate::sys::path::dirfd;
 use crate::sys::path::root::relative;
 use crate::unify::Error;
 use crate::unify::eligible::scope::Scope;
-use crate::unify::pass::whole::{check_outside, check_reach, open_guest};
-use crate::unify::pool::directory::Share;
-use crate::unify::scan::catalog::Guest;
+use crate::unify::pool::settings::Share;
+use crate::unify::scan::guest::Guest;
 
 /// The one or the other of these is in the root directory of any system.
 const OF_A_ROOT: [&str; 7] = ["usr", "etc", "bin", "sbin", "lib", "var", "opt"];
@@ -41,7 +40,7 @@ impl Guests {
         let mut known: Vec<(InodeId, u64)> = Vec::new();
         let mut first = None;
         for path in paths {
-            match open_guest(path) {
+            match Guest::open(path) {
                 Err(Error::At { source, .. }) if source.raw_os_error() == Some(libc::ENOTDIR) => {
                     guests.others.push((path.clone(), "not a directory"));
                 }
@@ -66,8 +65,8 @@ impl Guests {
     pub fn in_reach(mut self, path: &Path, share: Share) -> Result<Guests, Error> {
         let mut first = None;
         for guest in std::mem::take(&mut self.open) {
-            check_outside(path, &guest)?;
-            match check_reach(path, share, &guest) {
+            guest.check_outside(path)?;
+            match guest.check_reach(path, share) {
                 Ok(()) if self.open.iter().any(|other| other.inode.id == guest.inode.id) => {}
                 Ok(()) => self.open.push(guest),
                 Err(e) => self.leave(guest.root.path().to_path_buf(), e, &mut first),

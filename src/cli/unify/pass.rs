@@ -9,8 +9,9 @@ use serde::Serialize;
 
 use super::arguments::{Common, PassArguments, Protection};
 use super::guests::Guests;
-use super::{Named, Problem};
+use super::{place, shared, verify};
 use crate::cli::bar::Bar;
+use crate::cli::{Named, Problem};
 use crate::exit::Exit;
 use crate::report::{Reason, Shown, json_path, size};
 use crate::sys::file::filesystem;
@@ -20,12 +21,14 @@ use crate::sys::share::iunlink;
 use crate::unify::Error;
 use crate::unify::care::repair::Sighting;
 use crate::unify::eligible::rules::Rules;
-use crate::unify::link::batch::Fence;
-use crate::unify::pass::whole::{InUse, Options, Pass, Passed};
-use crate::unify::pass::{known, system};
-use crate::unify::pool::directory::{Pool, Settings, Share, may_change};
+use crate::unify::pass::{InUse, Options, Pass, Passed};
+use crate::unify::pass::{pools, running_system};
+use crate::unify::pool::directory::{Pool, may_change};
 use crate::unify::pool::identity::Mtime;
-use crate::unify::scan::catalog::{Guest, Unfit};
+use crate::unify::pool::protection::Fence;
+use crate::unify::pool::settings::{Settings, Share};
+use crate::unify::scan::guest::Guest;
+use crate::unify::scan::unfit::Unfit;
 
 /// What happened, for machines.
 #[derive(Debug, Serialize)]
@@ -86,15 +89,15 @@ struct LeftName {
 }
 
 pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> anyhow::Result<Exit> {
-    let policy = super::policy()?;
+    let policy = shared::policy()?;
     let rules = rules(arguments, matches)?;
     let guests = Guests::open(&arguments.guests, arguments.scope)?;
     for guest in guests.open.iter().filter(|_| !arguments.unify_running_system) {
-        if let Some(part) = system::part_of(guest) {
+        if let Some(part) = running_system::part_of(guest) {
             return Err(Error::System { path: guest.root.path().to_path_buf(), part }.into());
         }
     }
-    let path = super::place::of(common, &guests.open)?;
+    let path = place::of(common, &guests.open)?;
     let existing = Pool::open(&path)?;
     let settings = settings(&path, existing.as_ref(), arguments)?;
     let Guests { open: guests, left, others } = guests.in_reach(&path, settings.share)?;
@@ -114,16 +117,16 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
         reference,
         fence,
         immutable: is_immutable(arguments, settings),
-        threads: super::threads(common),
+        threads: shared::threads(common),
         patience: policy.lock_timeout,
         reserve: policy.reserve,
         list: common.verbose > 0,
         in_use: arguments.in_use.unwrap_or(if arguments.changed { InUse::Wait } else { InUse::Replace }),
     };
-    let _lock = pool.as_ref().map(|pool| super::lock(pool, &policy)).transpose()?;
+    let _lock = pool.as_ref().map(|pool| shared::lock(pool, &policy)).transpose()?;
     if let Some(pool) = pool.as_mut().filter(|_| !arguments.dry_run) {
         record(pool, &options)?;
-        known::remember(pool, &guests).unwrap_or_else(|e| log::debug!("the list of pools: {}", Reason(e)));
+        pools::remember(pool, &guests).unwrap_or_else(|e| log::debug!("the list of pools: {}", Reason(e)));
     }
     let bar = Bar::new(common.quiet > 0 || common.json);
     let programs = Programs::all();
@@ -176,7 +179,7 @@ fn rules(arguments: &PassArguments, matches: &ArgMatches) -> anyhow::Result<Rule
 
 /// Which of the guests is the model; it must be one of them.
 fn reference(guests: &[Guest], path: &Path) -> anyhow::Result<usize> {
-    let reference = crate::unify::pass::whole::open_guest(path)?;
+    let reference = Guest::open(path)?;
     let found = guests.iter().position(|guest| guest.inode.id == reference.inode.id);
     found.ok_or_else(|| anyhow::anyhow!("--reference {}: name it among the guests, too", Shown(path)))
 }
@@ -306,10 +309,10 @@ fn report(
         repaired: mended,
     };
     tell_of_protection(&report);
-    super::complain(&report.failed, common);
-    super::tell_of_left(&report.skipped);
+    shared::complain(&report.failed, common);
+    shared::tell_of_left(&report.skipped);
     if repaired.wants_copy {
-        log::warn!("{}", super::verify::WANTS_COPY);
+        log::warn!("{}", verify::WANTS_COPY);
     }
     let damaged = report.damaged > 0 || report.still_seen > 0;
     if damaged {
@@ -329,7 +332,7 @@ fn report(
     let all_done = report.skipped.iter().all(|guest| arguments.changed && busy.contains(&guest.path));
     let done = report.changed_objects == 0 && report.failed.is_empty() && all_done;
     let whole = done && protected && !damaged;
-    super::print(common, &report, text, if whole { Exit::Done } else { Exit::Partial })
+    shared::print(common, &report, text, if whole { Exit::Done } else { Exit::Partial })
 }
 
 /// One line on protection that was lost, and on what came of it.
@@ -385,7 +388,7 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     if !left.is_empty() {
         writeln!(out, "left as they are: {}", left.join("; "))?;
     }
-    super::print_others(out, &report.no_guests, report.verbose)?;
+    shared::print_others(out, &report.no_guests, report.verbose)?;
     if report.displaced > 0 {
         writeln!(
             out,

@@ -4,16 +4,16 @@ use std::path::{Path, PathBuf};
 
 use super::arguments::Common;
 use crate::report::Shown;
-use crate::unify::pass::known;
+use crate::unify::pass::pools;
 use crate::unify::pool::directory::Pool;
-use crate::unify::scan::catalog::Guest;
+use crate::unify::scan::guest::Guest;
 use crate::unify::{At, Error};
 
 /// Where the pool is: as named, or the one of these guests, or else to be made beside the first of them. Canonical.
 pub fn of(common: &Common, guests: &[Guest]) -> anyhow::Result<PathBuf> {
     match (&common.pool, guests.first()) {
         (Some(path), _) => named(path),
-        (None, Some(first)) => Ok(of_guests(guests)?.unwrap_or_else(|| known::beside(first))),
+        (None, Some(first)) => Ok(of_guests(guests)?.unwrap_or_else(|| pools::beside(first))),
         (None, None) => anyhow::bail!("name the pool with --pool DIR"),
     }
 }
@@ -49,18 +49,18 @@ fn named(path: &Path) -> anyhow::Result<PathBuf> {
 fn of_guests(guests: &[Guest]) -> Result<Option<PathBuf>, Error> {
     let mut found: Vec<(usize, bool, PathBuf)> = Vec::new();
     let mut add = |pool: Pool, is_beside: bool| {
-        let members = known::members(&pool, guests);
+        let members = pools::members(&pool, guests);
         let path = pool.path().to_path_buf();
         if (is_beside || members > 0) && !found.iter().any(|(_, _, other)| *other == path) {
             found.push((members, is_beside, path));
         }
     };
     for guest in guests {
-        if let Some(pool) = Pool::open(&known::beside(guest))? {
+        if let Some(pool) = Pool::open(&pools::beside(guest))? {
             add(pool, true);
         }
     }
-    for pool in known::listed().iter().filter_map(|path| Pool::open(path).ok().flatten()) {
+    for pool in pools::listed().iter().filter_map(|path| Pool::open(path).ok().flatten()) {
         add(pool, false);
     }
     // The order of the guests says nothing.

@@ -7,14 +7,15 @@ use serde::Serialize;
 
 use super::arguments::Common;
 use super::guests::Guests;
-use super::{Named, Problem};
+use super::{place, shared};
 use crate::cli::bar::Bar;
+use crate::cli::{Named, Problem};
 use crate::detach::survey::Tally;
 use crate::exit::Exit;
 use crate::report::{Shown, json_path, size};
 use crate::unify::care::status::{GuestStatus, Looker};
 use crate::unify::eligible::scope::Scope;
-use crate::unify::pool::directory::Share;
+use crate::unify::pool::settings::Share;
 
 /// What there is, for machines. What is not known is null: where guests share blocks, inodes do not tell.
 #[derive(Debug, Serialize)]
@@ -54,16 +55,16 @@ struct Row {
 }
 
 pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
-    let policy = super::policy()?;
+    let policy = shared::policy()?;
     let guests = Guests::open(paths, Scope::All)?;
-    let pool = super::place::existing(common, &guests.open)?;
+    let pool = place::existing(common, &guests.open)?;
     let Guests { open: guests, left, others } = guests.in_reach(pool.path(), pool.settings.share)?;
     let bar = Bar::new(common.quiet > 0 || common.json);
     let looker = Looker {
         pool: &pool,
         scope: Scope::default(),
         never: &policy.never_unify,
-        threads: super::threads(common),
+        threads: shared::threads(common),
         watch: &bar,
     };
     let status = looker.look(&guests)?;
@@ -90,13 +91,13 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
         no_guests: others.into_iter().map(|(path, what)| problem((path, what.to_owned()))).collect(),
         verbose: common.verbose > 0,
     };
-    super::complain(&report.failed, common);
+    shared::complain(&report.failed, common);
     if let Some(example) = status.unprotected.first() {
-        super::warn_of_unprotected(report.unprotected_objects, example);
+        shared::warn_of_unprotected(report.unprotected_objects, example);
     }
     let whole = report.failed.is_empty() && status.unprotected.is_empty();
     let exit = if whole { Exit::Done } else { Exit::Partial };
-    Ok(super::print(common, &report, text, exit))
+    Ok(shared::print(common, &report, text, exit))
 }
 
 /// What the columns after the guest's path say.
@@ -107,7 +108,7 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     let mut table = vec![cells("guest", COLUMNS.map(str::to_owned))];
     table.extend(report.guests.iter().map(row));
     print_table(out, &table)?;
-    super::print_others(out, &report.no_guests, report.verbose)?;
+    shared::print_others(out, &report.no_guests, report.verbose)?;
     for Row { path, .. } in report.guests.iter().filter(|guest| guest.unable) {
         writeln!(out, "{}: left as it is: its hooks may not clear the immutable flag", Shown(path))?;
     }

@@ -7,14 +7,16 @@ use serde::Serialize;
 
 use super::arguments::Common;
 use super::guests::Guests;
-use super::{Named, Problem};
+use super::{place, shared};
 use crate::cli::bar::Bar;
+use crate::cli::{Named, Problem};
 use crate::exit::Exit;
 use crate::report::{Shown, json_path, size};
 use crate::unify::care::repair::{Repaired, Repairer, Sighting};
 use crate::unify::care::verify::{Damage, Verified, Verifier};
 use crate::unify::eligible::scope::Scope;
-use crate::unify::pool::directory::{Pool, Share};
+use crate::unify::pool::directory::Pool;
+use crate::unify::pool::settings::Share;
 
 /// What is left to a person where there is no intact copy.
 pub const WANTS_COPY: &str = "remedy: reinstall the packages these files belong to in one of the guests, then run \
@@ -72,9 +74,9 @@ struct Seen {
 }
 
 pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
-    let policy = super::policy()?;
+    let policy = shared::policy()?;
     let guests = Guests::open(paths, Scope::All)?;
-    let pool = super::place::existing(common, &guests.open)?;
+    let pool = place::existing(common, &guests.open)?;
     if pool.settings.share == Share::Reflink && !guests.open.is_empty() {
         anyhow::bail!(
             "{}: where guests share blocks, each has inodes of its own: name no guests to verify the pool alone",
@@ -82,9 +84,9 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
         );
     }
     let Guests { open: guests, left, others } = guests.in_reach(pool.path(), pool.settings.share)?;
-    let _lock = super::lock(&pool, &policy)?;
+    let _lock = shared::lock(&pool, &policy)?;
     let bar = Bar::new(common.quiet > 0 || common.json);
-    let threads = super::threads(common);
+    let threads = shared::threads(common);
     let patience = policy.lock_timeout;
     let (verified, fence) = Verifier { pool: &pool, patience, threads, watch: &bar }.verify()?;
     let repairer = Repairer {
@@ -102,13 +104,13 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     let other = |(path, what): (PathBuf, &str)| Problem { path, reason: what.to_owned() };
     report.no_guests = others.into_iter().map(other).collect();
     report.verbose = common.verbose > 0;
-    super::complain(&report.failed, common);
+    shared::complain(&report.failed, common);
     for Named { path } in &report.contested {
         log::warn!("{}: somebody tried to write to it meanwhile: verify it again", Shown(path));
     }
     let intact = report.damaged.is_empty() && report.protected.is_empty() && report.names.is_empty();
     let whole = intact && report.failed.is_empty() && report.still_seen == 0;
-    let exit = super::print(common, &report, text, if whole { Exit::Done } else { Exit::Partial });
+    let exit = shared::print(common, &report, text, if whole { Exit::Done } else { Exit::Partial });
     remedies(&report);
     Ok(exit)
 }
@@ -189,5 +191,5 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         write!(out, ", {} failed", report.failed.len())?;
     }
     writeln!(out)?;
-    super::print_others(out, &report.no_guests, report.verbose)
+    shared::print_others(out, &report.no_guests, report.verbose)
 }

@@ -30,6 +30,11 @@ pub struct Time {
 }
 
 impl Time {
+    /// Nanoseconds since 1970; enough until the year 2262.
+    pub fn nanoseconds(self) -> i64 {
+        self.secs.saturating_mul(1_000_000_000).saturating_add(i64::from(self.nanos))
+    }
+
     /// Whether `span` has gone by since, by the system's clock.
     pub fn is_past(self, span: Duration) -> bool {
         let since = UNIX_EPOCH.checked_add(Duration::new(self.secs.try_into().unwrap_or(0), self.nanos));

@@ -17,6 +17,11 @@ pub fn now() -> i64 {
     i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }
 
+/// Whether a change from now on will show in a time of change that is this one now, in nanoseconds.
+pub fn is_settled(ctime: i64) -> bool {
+    ctime < now().saturating_sub(TICK.as_nanos() as i64)
+}
+
 /// Sets the time of modification of an open file or directory.
 pub fn set_modified(fd: impl AsFd, time: Time) -> io::Result<()> {
     let times = Timestamps {

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::parallel;
-use crate::report::Reason;
+use crate::report::{Reason, Watch};
 use crate::sys::path::resolve::is_absent;
 use crate::sys::share::swap::{self, Name, Shared};
-use crate::unify::pool::directory::{Pool, Stored};
-use crate::unify::pool::run::{self, Recovered};
-use crate::unify::{Error, Watch};
+use crate::unify::Error;
+use crate::unify::pool::directory::Pool;
+use crate::unify::pool::object::Stored;
+use crate::unify::pool::recover::{self, Recovered};
 
 /// What collecting came to.
 #[derive(Debug, Default)]
@@ -50,7 +51,7 @@ impl Collector<'_> {
     pub fn collect(&self) -> Result<Collected, Error> {
         let mut collected = Collected::default();
         if !self.dry_run {
-            collected.recovered = run::recover(self.pool, self.patience)?;
+            collected.recovered = recover::recover(self.pool, self.patience)?;
             collected.failed.append(&mut collected.recovered.failed);
         }
         let mut stored = self.pool.look(self.threads)?;

@@ -3,22 +3,24 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
-use super::protection;
 use crate::detach::survey::Tally;
 use crate::parallel;
 use crate::policy::PatternSet;
-use crate::report::Reason;
+use crate::report::{Reason, Watch};
 use crate::state::store::{is_unable, read_spool};
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::tree::TreeEntry;
 use crate::unify::eligible::rules::Rules;
 use crate::unify::eligible::scope::{self, Directory, Eligible, Scope};
-use crate::unify::link::batch::Fence;
-use crate::unify::pool::directory::{Pool, Share, Stored};
+use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::Index;
-use crate::unify::scan::catalog::Guest;
+use crate::unify::pool::object::Stored;
+use crate::unify::pool::protection::Fence;
+use crate::unify::pool::settings::Share;
+use crate::unify::pool::unprotected;
+use crate::unify::scan::guest::Guest;
 use crate::unify::scan::names;
-use crate::unify::{At, Error, Watch};
+use crate::unify::{At, Error};
 
 /// Looks at guests and their pool.
 pub struct Looker<'a> {
@@ -90,7 +92,7 @@ impl Looker<'_> {
         let looked = parallel::map(self.threads, guests, |guest| self.look_at(guest, guests, &index));
         self.watch.end();
         let mut status = Status::default();
-        if protection::fence(self.pool, &files) != Fence::None {
+        if unprotected::fence(self.pool, &files) != Fence::None {
             let unprotected = self.pool.unprotected(&files);
             status.unprotected = unprotected.into_iter().map(|file| self.pool.path_of(file)).collect();
         }

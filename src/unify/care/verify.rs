@@ -9,20 +9,21 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::protection;
 use crate::parallel;
-use crate::report::Reason;
+use crate::report::{Reason, Watch};
 use crate::sys::file::filesystem;
 use crate::sys::file::inode::Inode;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::process::signal;
 use crate::sys::share::swap::{self, Name, Shared};
-use crate::unify::link::batch::Fence;
-use crate::unify::pool::directory::{Pool, Stored};
+use crate::unify::pool::directory::Pool;
 use crate::unify::pool::identity::{self, Digest};
-use crate::unify::pool::run::{self, Recovered};
+use crate::unify::pool::object::Stored;
+use crate::unify::pool::protection::Fence;
+use crate::unify::pool::recover::{self, Recovered};
+use crate::unify::pool::unprotected;
 use crate::unify::scan::digest::take_lease;
-use crate::unify::{At, Error, Watch};
+use crate::unify::{At, Error};
 
 /// What of an object is not what its name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -85,9 +86,9 @@ impl Verifier<'_> {
     /// # Errors
     /// Where nothing can be done at all. What fails for one object is in the result.
     pub fn verify(&self) -> Result<(Verified, Fence), Error> {
-        let mut recovered = run::recover(self.pool, self.patience)?;
+        let mut recovered = recover::recover(self.pool, self.patience)?;
         let files = self.pool.look_at_all(self.threads)?;
-        let fence = protection::fence(self.pool, &files);
+        let fence = unprotected::fence(self.pool, &files);
         self.pool.may_change(fence != Fence::None)?;
         let mut verified = self.examine(&files, fence, true)?;
         verified.failed.append(&mut recovered.failed);

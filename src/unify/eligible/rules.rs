@@ -8,21 +8,11 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::line::{Choice, Error, Why, lines};
 use super::vserver;
-
-pub use super::vserver::Unusable;
 use crate::policy::Pattern;
 use crate::policy::pattern::{self, NamePattern, PatternError};
 use crate::report::Shown;
-
-/// What a rule says of the paths it matches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Choice {
-    /// Unify them.
-    Include,
-    /// Do not.
-    Exclude,
-}
 
 /// Rules in the order they are tried. Displayed, they are one a line: equal text, equal rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,32 +23,6 @@ enum Rule {
     Pattern(Choice, Pattern),
     /// A whole list: whether it enters a directory depends on all of its lines.
     Vserver(vserver::List),
-}
-
-/// A line of a file of rules that is none. Displayed with the line, without the file.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}, `{}`: {why}", Shown(Path::new(OsStr::from_bytes(text))))]
-pub struct Error {
-    /// Counted from 1.
-    pub line: usize,
-    /// What it says.
-    pub text: Vec<u8>,
-    /// What is wrong with it.
-    pub why: Why,
-}
-
-/// Why a line is no rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Why {
-    /// Patterns are text.
-    #[error("not UTF-8; `?` matches any one byte")]
-    NotUtf8,
-    /// It is no pattern of ours.
-    #[error(transparent)]
-    Pattern(PatternError),
-    /// It is none of Linux-VServer's.
-    #[error(transparent)]
-    Vserver(Unusable),
 }
 
 impl Rules {
@@ -205,12 +169,6 @@ impl Within<'_> {
     pub fn is_excluded(&self) -> bool {
         self.others == Some(Choice::Exclude)
     }
-}
-
-/// The lines of a file that are neither blank nor a comment, white space around them removed, with their numbers.
-pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
-    let lines = text.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
-    (1..).zip(lines).filter(|(_, line)| !line.is_empty() && !line.starts_with(b"#"))
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::rules::{self, Choice, Rules};
+use super::line::Choice;
+use super::rules::{self, Rules};
 use crate::package::Managers;
 use crate::package::installed::{self, Database, Listing, Part};
 use crate::package::steady::Witness;

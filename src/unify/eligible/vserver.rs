@@ -10,23 +10,9 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::rules::{Choice, Error, Why, lines};
+use super::line::{Choice, Error, Unusable, Why, lines};
 use crate::policy::pattern::{Token, tokens_after, tokens_match};
 use crate::report::Shown;
-
-/// Why a line of a list is refused. vunify takes it, and then it matches nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Unusable {
-    /// `etc/passwd`, or `/etc/`.
-    #[error("it matches no path: a path begins with `/` and does not end with one")]
-    NoPath,
-    /// `/a\`.
-    #[error("it ends in a backslash that escapes nothing")]
-    Backslash,
-    /// `[[:letters:]]`, `[[=a=]]`, `[[.a.]]`.
-    #[error("no such class of characters, or one that depends on a language")]
-    Class,
-}
 
 /// One list.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,16 +7,14 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
-use std::time::Duration;
+use std::os::fd::AsFd;
 
-use rustix::io::Errno;
-
+use super::dedupe::share;
+use super::linked::{Linked, Postponed};
+use super::linker::Linker;
 use super::plan::Work;
-use super::room::is_exhaustion;
+use super::space::is_exhaustion;
 use super::window::Link;
 use crate::parallel;
 use crate::report::Reason;
@@ -25,142 +23,20 @@ use crate::sys::file::inode::Inode;
 use crate::sys::file::traits::Traits;
 use crate::sys::file::{extents, filesystem, times, xattr};
 use crate::sys::process::signal;
-use crate::sys::share::copy::Copier;
-use crate::sys::share::swap::{self, Name, Shared};
-use crate::sys::share::{gate, iunlink};
-use crate::unify::pool::directory::{Pool, Share};
-use crate::unify::pool::object::ObjectName;
-use crate::unify::pool::run::{Intent, Run, temporary};
-use crate::unify::scan::catalog::{Catalog, Unfit};
+use crate::sys::share::gate;
+use crate::sys::share::swap;
+use crate::unify::pool::journal::Intent;
+use crate::unify::pool::protection::Fence;
+use crate::unify::pool::publish::Copied;
+use crate::unify::pool::settings::Share;
 use crate::unify::scan::digest::{Dirs, is_gone, is_same, take_lease};
+use crate::unify::scan::unfit::Unfit;
 use crate::unify::{At, Error};
 
 /// Names linked in one window, at most: somebody may wait for its end.
 const WINDOW: usize = 64;
 /// Names changed before the directories get their times back.
 const SLICE: usize = 4096;
-
-/// How shared inodes are fenced on this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Fence {
-    /// `+i`.
-    Immutable,
-    /// Linux-VServer's "immutable, but may be unlinked".
-    Iunlink,
-    /// Nothing.
-    None,
-}
-
-impl Fence {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Fence::Immutable => "immutable",
-            Fence::Iunlink => "iunlink",
-            Fence::None => "none",
-        }
-    }
-
-    /// Fences a shared inode.
-    pub(crate) fn set(self, shared: &Shared) -> io::Result<()> {
-        match self {
-            Fence::Immutable => shared.protect(),
-            Fence::Iunlink => iunlink::set(shared),
-            Fence::None => Ok(()),
-        }
-    }
-}
-
-/// What linking came to.
-#[derive(Debug, Default)]
-pub struct Linked {
-    /// Names that are names of an object now: guest and path, by their places in the catalog's files.
-    pub names: Vec<u32>,
-    /// Objects made.
-    pub objects: u64,
-    /// Bytes written to the pool; blocks that are shared do not count.
-    pub copied: u64,
-    /// Bytes of disk that the files took whose names are an object's now.
-    pub freed: u64,
-    /// Bytes of disk that the new objects take.
-    pub taken: u64,
-    /// Names that have the blocks of their object already.
-    pub known: Vec<u32>,
-    /// Names that stay as they are for now.
-    pub left: Vec<(u32, Unfit)>,
-    /// Work that may go better when other work is done.
-    pub postponed: Vec<Postponed>,
-    /// Names that could not be linked, with the reason.
-    pub failed: Vec<(PathBuf, String)>,
-    /// Windows in which somebody tried in vain to write.
-    pub contested: u64,
-    /// Objects that somebody may have written to, or still may: they want verification.
-    pub leaked: Vec<ObjectName>,
-    /// Something was left half way: the journal tells recovery what.
-    pub unfinished: bool,
-}
-
-/// Work that was not begun for want of what there is too little of.
-#[derive(Debug)]
-pub struct Postponed {
-    /// Its place among the work that was given.
-    pub work: usize,
-    /// What the system says.
-    pub reason: io::Error,
-}
-
-impl Linked {
-    /// Nothing was done of so much work, for the same reason.
-    pub(crate) fn postponed(works: usize, reason: &io::Error) -> Linked {
-        let reason = || reason.raw_os_error().map_or(reason.kind().into(), io::Error::from_raw_os_error);
-        let postponed = (0..works).map(|work| Postponed { work, reason: reason() }).collect();
-        Linked { postponed, ..Linked::default() }
-    }
-
-    pub(crate) fn absorb(&mut self, other: Linked) {
-        self.names.extend(other.names);
-        self.objects += other.objects;
-        self.copied += other.copied;
-        self.freed += other.freed;
-        self.taken += other.taken;
-        self.postponed.extend(other.postponed);
-        self.known.extend(other.known);
-        self.left.extend(other.left);
-        self.failed.extend(other.failed);
-        self.contested += other.contested;
-        self.leaked.extend(other.leaked);
-        self.unfinished |= other.unfinished;
-    }
-}
-
-/// A fresh copy.
-struct Copied {
-    /// Its name in the run's directory.
-    name: OsString,
-    /// Bytes written for it.
-    bytes: u64,
-    /// Bytes of disk that it takes, its own or not.
-    allocated: u64,
-}
-
-/// Links one catalog's files.
-pub struct Linker<'a> {
-    /// The pool.
-    pub pool: &'a Pool,
-    /// This run's place in it.
-    pub run: &'a Run<'a>,
-    /// The files.
-    pub catalog: &'a Catalog,
-    /// How objects are fenced.
-    pub fence: Fence,
-    /// How long to wait for the lock on one object.
-    pub patience: Duration,
-    /// How many threads link.
-    pub threads: usize,
-    /// Told of each name that is done, and of bytes copied.
-    pub done: &'a (dyn Fn(u64, u64) + Sync),
-}
 
 /// Work whose fresh object, if it needed one, has been copied.
 struct Job<'w> {
@@ -198,12 +74,12 @@ impl Linker<'_> {
                     continue;
                 }
             };
-            jobs.push(Job { work, at, copy, first: self.run.numbers(work.names.len()) });
+            jobs.push(Job { work, at, copy, first: self.run().numbers(work.names.len()) });
         }
-        let hardlinks = self.pool.settings.share == Share::Hardlink;
+        let hardlinks = self.pool().settings.share == Share::Hardlink;
         let intents = if hardlinks { self.intents(&jobs) } else { Vec::new() };
-        self.run.record(self.fence == Fence::Immutable, &intents).at(self.pool.path())?;
-        filesystem::sync(self.pool.runs()).at(self.pool.path())?;
+        self.run().record(self.publisher.fence == Fence::Immutable, &intents).at(self.pool().path())?;
+        filesystem::sync(self.pool().runs()).at(self.pool().path())?;
         let blocked = signal::block();
         let mut slice: Vec<&Job<'_>> = Vec::new();
         let mut names = 0;
@@ -217,10 +93,10 @@ impl Linker<'_> {
             }
         }
         linked.absorb(self.slice(&slice));
-        filesystem::sync(self.pool.runs()).at(self.pool.path())?;
+        filesystem::sync(self.pool().runs()).at(self.pool().path())?;
         gate::wait_for_late_openers();
         if !linked.unfinished {
-            self.run.forget().at(self.pool.path())?;
+            self.run().forget().at(self.pool().path())?;
         }
         drop(blocked);
         Ok(linked)
@@ -250,31 +126,24 @@ impl Linker<'_> {
                 reason = Unfit::Writer;
                 continue;
             }
-            if self.pool.settings.share == Share::Reflink && extents::of(&source)?.is_empty() {
+            if self.pool().settings.share == Share::Reflink && extents::of(&source)?.is_empty() {
                 reason = Unfit::Inline;
                 continue;
             }
-            match self.copy(&source, &inode, work) {
-                Ok(Ok(copied)) => return Ok(Ok(Some(copied))),
-                Ok(Err(unfit)) => reason = unfit,
+            match self.publisher.copy(&source, &inode, &work.object) {
+                Ok(Ok(copied)) => {
+                    (self.done)(0, copied.bytes);
+                    return Ok(Ok(Some(copied)));
+                }
+                Ok(Err(copy)) => {
+                    let lost = Traits::of(&copy)? != Traits::of(&source)?;
+                    reason = if lost { Unfit::Flags } else { Unfit::Changed };
+                }
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {}
                 Err(e) => return Err(e),
             }
         }
         Ok(Err(reason))
-    }
-
-    /// Copies a file into the run's directory, and compares the copy with what was read.
-    fn copy(&self, source: &OwnedFd, inode: &Inode, work: &Work) -> io::Result<Result<Copied, Unfit>> {
-        let name = temporary(self.run.numbers(1));
-        let (copy, bytes) = Copier::default().copy(source, inode, self.run.dir(), &name)?;
-        if work.object.describes(&copy, self.pool.settings.mtime)? {
-            (self.done)(0, bytes);
-            return Ok(Ok(Copied { name, bytes, allocated: Inode::of(&copy)?.allocated }));
-        }
-        Name { dir: self.run.dir(), name: &name }.unlink()?;
-        let lost = Traits::of(&copy)? != Traits::of(source)?;
-        Ok(Err(if lost { Unfit::Flags } else { Unfit::Changed }))
     }
 
     fn intents(&self, jobs: &[Job<'_>]) -> Vec<Intent> {
@@ -305,7 +174,7 @@ impl Linker<'_> {
     /// Links some jobs; then their directories have the times they had.
     fn slice(&self, jobs: &[&Job<'_>]) -> Linked {
         // Names change only where inodes are shared.
-        let renames = self.pool.settings.share == Share::Hardlink;
+        let renames = self.pool().settings.share == Share::Hardlink;
         let files = jobs.iter().filter(|_| renames).flat_map(|job| &job.work.names);
         let dirs: BTreeSet<u32> = files.map(|&at| self.catalog.files[at as usize].dir).collect();
         let dirs: Vec<u32> = dirs.into_iter().collect();
@@ -353,15 +222,9 @@ impl Linker<'_> {
             linked.objects += 1;
             linked.copied += bytes;
             // Those of a copy that shares blocks are counted with what it shares.
-            linked.taken += if self.pool.settings.share == Share::Hardlink { allocated } else { 0 };
+            linked.taken += if self.pool().settings.share == Share::Hardlink { allocated } else { 0 };
         }
         (self.done)(job.work.names.len() as u64, 0);
-    }
-
-    /// Notes that names stay as they are, and why.
-    pub(super) fn fail(&self, names: &[u32], error: &(dyn std::error::Error + 'static), linked: &mut Linked) {
-        let reason = Reason(error).to_string();
-        linked.failed.extend(names.iter().map(|&at| (self.outer_path(at), reason.clone())));
     }
 
     /// `done` counts the inodes whose fate is in `linked`.
@@ -373,27 +236,28 @@ impl Linker<'_> {
         linked: &mut Linked,
         done: &mut usize,
     ) -> Result<(), swap::Error> {
-        let (mut object, mut fresh) = match &job.copy {
-            Some(copy) => self.publish(job.work.object, &copy.name)?,
-            None => (job.work.object, false),
+        let mut object = job.work.object;
+        let mut fresh = match &job.copy {
+            Some(copy) => self.publisher.publish(&object, &copy.name)?,
+            None => false,
         };
-        if self.pool.settings.share == Share::Reflink {
+        if self.pool().settings.share == Share::Reflink {
             *done = inodes.len();
-            return self.share(job.work, &object, dirs, linked);
+            return share(self, job.work, &object, dirs, linked);
         }
-        let mut shelf = self.open_shelf(&object)?;
-        let mut shared = Shared::try_lock_at(&shelf, &object.file(), self.patience)?;
-        if self.fence != Fence::None && !shared.inode()?.immutable {
+        let mut shelf = self.publisher.open_shelf(&object)?;
+        let mut shared = self.publisher.lock(&shelf, &object)?;
+        if self.publisher.fence != Fence::None && !shared.inode()?.immutable {
             if !fresh {
                 // Who knows what it is by now: nobody gets it before it has been read again.
                 *done = inodes.len();
                 linked.left.extend(job.work.names.iter().map(|&at| (at, Unfit::Unprotected)));
                 return Ok(());
             }
-            self.fence.set(&shared)?;
+            self.publisher.fence.set(&shared)?;
         }
         // Protection keeps nobody out who has opened it before.
-        if self.fence != Fence::None && !fresh && take_lease(&shared)?.is_none() {
+        if self.publisher.fence != Fence::None && !fresh && take_lease(&shared)?.is_none() {
             *done = inodes.len();
             linked.left.extend(job.work.names.iter().map(|&at| (at, Unfit::Unprotected)));
             return Ok(());
@@ -427,53 +291,12 @@ impl Linker<'_> {
             number += chunk[..settled].iter().map(|names| names.len() as u64).sum::<u64>();
             *done += settled;
             if settled < chunk.len() {
-                object = self.successor(&object, &shared)?;
-                shelf = self.open_shelf(&object)?;
-                shared = Shared::try_lock_at(&shelf, &object.file(), self.patience)?;
+                (object, _) = self.publisher.successor(&object, &shared.as_fd().try_clone_to_owned()?)?;
+                shelf = self.publisher.open_shelf(&object)?;
+                shared = self.publisher.lock(&shelf, &object)?;
                 linked.objects += 1;
             }
         }
         Ok(())
-    }
-
-    pub(super) fn outer_path(&self, at: u32) -> PathBuf {
-        self.catalog.outer_path(&self.catalog.files[at as usize])
-    }
-
-    pub(super) fn open_shelf(&self, object: &ObjectName) -> io::Result<OwnedFd> {
-        self.pool.shelf(object.shelf(), true)?.ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    /// Gives a copy its name among the objects, and fences it before any guest sees it. `false` where another run has
-    /// been faster.
-    fn publish(&self, object: ObjectName, copy: &OsString) -> Result<(ObjectName, bool), swap::Error> {
-        let shelf = self.open_shelf(&object)?;
-        let file = object.file();
-        let (copy, name) =
-            (Name { dir: self.run.dir(), name: copy }, Name { dir: shelf.as_fd(), name: &file });
-        let fresh = match copy.link(name) {
-            Ok(()) => true,
-            Err(Errno::EXIST) => false,
-            Err(e) => return Err(io::Error::from(e).into()),
-        };
-        copy.unlink().map_err(io::Error::from)?;
-        if fresh && self.fence != Fence::None {
-            self.fence.set(&Shared::try_lock_at(name.dir, name.name, self.patience)?)?;
-        }
-        Ok((object, fresh))
-    }
-
-    /// A further inode of an object that can have no more links.
-    fn successor(&self, object: &ObjectName, full: &Shared) -> Result<ObjectName, swap::Error> {
-        let name = temporary(self.run.numbers(1));
-        let source = full.as_fd().try_clone_to_owned()?;
-        let (copy, _) = Copier::default().copy(&source, &full.inode()?, self.run.dir(), &name)?;
-        if !object.describes(&copy, self.pool.settings.mtime)? {
-            Name { dir: self.run.dir(), name: &name }.unlink().map_err(io::Error::from)?;
-            return Err(io::Error::other("the pool's object is damaged; `cow-unify verify` tells").into());
-        }
-        filesystem::sync(self.run.dir())?;
-        let next = ObjectName { index: object.index + 1, ..*object };
-        self.publish(next, &name).map(|(object, _)| object)
     }
 }

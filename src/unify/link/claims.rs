@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::report::Reason;
 use crate::state::store::{Claim, claim};
-use crate::unify::scan::catalog::Guest;
+use crate::unify::scan::guest::Guest;
 
 /// How long a guest's hook may keep us waiting before its guest is left for the next run.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::batch::{Linked, Linker};
+use super::linked::Linked;
+use super::linker::Linker;
 use super::plan::Work;
 use crate::sys::file::extents::{self, Extent};
 use crate::sys::file::inode::Inode;
@@ -11,8 +12,9 @@ use crate::sys::share::dedupe::share_blocks;
 use crate::sys::share::swap::{self, Name};
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::ObjectName;
-use crate::unify::scan::catalog::{Catalog, Unfit};
+use crate::unify::scan::catalog::Catalog;
 use crate::unify::scan::digest::{Dirs, is_gone, is_same};
+use crate::unify::scan::unfit::Unfit;
 
 /// What is to become of a file.
 enum Fate {
@@ -23,62 +25,60 @@ enum Fate {
     Left(Unfit),
 }
 
-impl Linker<'_> {
-    /// Lets every inode of the work share the object's blocks.
-    pub(super) fn share(
-        &self,
-        work: &Work,
-        object: &ObjectName,
-        dirs: &mut Dirs<'_>,
-        linked: &mut Linked,
-    ) -> Result<(), swap::Error> {
-        let shelf = self.open_shelf(object)?;
-        let object = Name { dir: shelf.as_fd(), name: &object.file() }.open()?;
-        let mut kept = extents::of(&object)?;
-        let mut before = Vec::new();
-        for names in work.inodes(self.catalog) {
-            match self.share_one(&object, &kept, work, names[0], dirs) {
-                Ok(Fate::Shares(blocks)) => {
-                    before.push(blocks);
-                    linked.names.extend(names);
-                }
-                Ok(Fate::Known) => linked.known.extend(names),
-                Ok(Fate::Left(unfit)) => linked.left.extend(names.iter().map(|&at| (at, unfit))),
-                Err(e) => {
-                    // It keeps what it has.
-                    kept.extend(dirs.file(&self.catalog.files[names[0] as usize]).and_then(extents::of)?);
-                    self.fail(names, &e, linked);
-                }
+/// Lets every inode of the work share the object's blocks.
+pub(super) fn share(
+    linker: &Linker<'_>,
+    work: &Work,
+    object: &ObjectName,
+    dirs: &mut Dirs<'_>,
+    linked: &mut Linked,
+) -> Result<(), swap::Error> {
+    let shelf = linker.publisher.open_shelf(object)?;
+    let object = Name { dir: shelf.as_fd(), name: &object.file() }.open()?;
+    let mut kept = extents::of(&object)?;
+    let mut before = Vec::new();
+    for names in work.inodes(linker.catalog) {
+        match share_one(linker, &object, &kept, work, names[0], dirs) {
+            Ok(Fate::Shares(blocks)) => {
+                before.push(blocks);
+                linked.names.extend(names);
+            }
+            Ok(Fate::Known) => linked.known.extend(names),
+            Ok(Fate::Left(unfit)) => linked.left.extend(names.iter().map(|&at| (at, unfit))),
+            Err(e) => {
+                // It keeps what it has.
+                kept.extend(dirs.file(&linker.catalog.files[names[0] as usize]).and_then(extents::of)?);
+                linker.fail(names, &e, linked);
             }
         }
-        let before: Vec<&[Extent]> = before.iter().map(Vec::as_slice).collect();
-        linked.freed += extents::freed(&before, &kept);
-        if work.existing.is_none() {
-            linked.taken += extents::taken(&before, &extents::of(&object)?);
-        }
-        Ok(())
     }
+    let before: Vec<&[Extent]> = before.iter().map(Vec::as_slice).collect();
+    linked.freed += extents::freed(&before, &kept);
+    if work.existing.is_none() {
+        linked.taken += extents::taken(&before, &extents::of(&object)?);
+    }
+    Ok(())
+}
 
-    fn share_one(
-        &self,
-        object: &OwnedFd,
-        blocks: &[Extent],
-        work: &Work,
-        at: u32,
-        dirs: &mut Dirs<'_>,
-    ) -> io::Result<Fate> {
-        let own = match dirs.file(&self.catalog.files[at as usize]) {
-            Err(e) if is_gone(&e) => return Ok(Fate::Left(Unfit::Changed)),
-            own => own?,
-        };
-        let fate = fate(self.catalog, &own, blocks, work, at)?;
-        if let Fate::Shares(_) = fate
-            && !share_blocks(object, &own, self.catalog.files[at as usize].size)?
-        {
-            return Ok(Fate::Left(Unfit::Changed));
-        }
-        Ok(fate)
+fn share_one(
+    linker: &Linker<'_>,
+    object: &OwnedFd,
+    blocks: &[Extent],
+    work: &Work,
+    at: u32,
+    dirs: &mut Dirs<'_>,
+) -> io::Result<Fate> {
+    let own = match dirs.file(&linker.catalog.files[at as usize]) {
+        Err(e) if is_gone(&e) => return Ok(Fate::Left(Unfit::Changed)),
+        own => own?,
+    };
+    let fate = fate(linker.catalog, &own, blocks, work, at)?;
+    if let Fate::Shares(_) = fate
+        && !share_blocks(object, &own, linker.catalog.files[at as usize].size)?
+    {
+        return Ok(Fate::Left(Unfit::Changed));
     }
+    Ok(fate)
 }
 
 /// What is to become of a file of the work, if the object has these blocks.
@@ -97,7 +97,11 @@ fn fate(catalog: &Catalog, own: &OwnedFd, object: &[Extent], work: &Work, at: u3
 }
 
 /// What sharing the blocks of some work would free, and the names that it would be done to.
-pub(crate) fn would_free(catalog: &Catalog, pool: Option<&Pool>, work: &Work) -> io::Result<(u64, Vec<u32>)> {
+pub(in crate::unify) fn would_free(
+    catalog: &Catalog,
+    pool: Option<&Pool>,
+    work: &Work,
+) -> io::Result<(u64, Vec<u32>)> {
     let mut dirs = Dirs::new(catalog);
     let object = match (pool, work.existing) {
         (Some(pool), Some(object)) => match pool.shelf(object.name.shelf(), false)? {

@@ -1,9 +1,15 @@
 //! Makes equal files names of one inode, in steps for which there is room.
+//!
+//! [`plan`] says which files are to become one, [`batch`] does it: in a [`window`] on each object, or with shared blocks
+//! ([`dedupe`]). [`space`] says for how much there is room, [`claims`] keeps the guests' hooks waiting meanwhile, and
+//! [`hard_links`] tells the guests what were hard links before.
 
 pub mod batch;
 pub mod claims;
 pub mod dedupe;
-pub mod noted;
+pub mod hard_links;
+pub mod linked;
+pub mod linker;
 pub mod plan;
-pub mod room;
+pub mod space;
 pub mod window;

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use crate::report::Reason;
-use crate::unify::Watch;
+use crate::report::{Reason, Watch};
 use crate::unify::pool::identity::{self, Digest};
 use crate::unify::pool::object::{Index, Object, ObjectName};
-use crate::unify::scan::catalog::{Catalog, Unfit};
+use crate::unify::scan::catalog::Catalog;
 use crate::unify::scan::digest::{Limits, Missed, digest};
+use crate::unify::scan::unfit::Unfit;
 
 /// Equal files, and the object whose names they are to be.
 #[derive(Debug)]

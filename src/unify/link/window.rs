@@ -8,7 +8,8 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 
-use super::batch::{Linked, Linker};
+use super::linked::Linked;
+use super::linker::Linker;
 use crate::report::{Reason, Shown};
 use crate::sys::file::inode::Inode;
 use crate::sys::file::xattr;
@@ -17,8 +18,8 @@ use crate::sys::share::swap::{self, Name, SHARED_LOCK_TIMEOUT, Shared};
 use crate::unify::pool::identity::{self, Digest};
 use crate::unify::pool::object::ObjectName;
 use crate::unify::pool::run::{kept, temporary};
-use crate::unify::scan::catalog::Unfit;
 use crate::unify::scan::digest::{Dirs, Quiet, is_gone, is_same, take_lease};
+use crate::unify::scan::unfit::Unfit;
 
 /// A name that is to be the object's.
 struct Target {
@@ -149,7 +150,7 @@ impl Link<'_> {
             return Ok(Err(Unfit::Changed));
         }
         let attributes = xattr::read(own)?;
-        let equal = identity::same_metadata(&before, &self.inode, self.linker.pool.settings.mtime)
+        let equal = identity::same_metadata(&before, &self.inode, self.linker.pool().settings.mtime)
             && attributes == self.attributes
             && (*compared || self.has_content_of(own)?);
         if !equal {
@@ -207,9 +208,9 @@ impl Link<'_> {
         let file = self.object.file();
         let object = Name { dir: self.shelf.as_fd(), name: &file };
         for (at, target) in ready.names.iter().enumerate() {
-            let temporary = Name { dir: self.linker.run.dir(), name: &target.temporary };
+            let temporary = Name { dir: self.linker.run().dir(), name: &target.temporary };
             let name = Name { dir: target.dir.as_fd(), name: self.name(target.at) };
-            let kept = Name { dir: self.linker.run.dir(), name: &target.kept };
+            let kept = Name { dir: self.linker.run().dir(), name: &target.kept };
             let failed = match object.link(temporary) {
                 Err(e) => (true, e),
                 Ok(()) => match temporary.displace(name, ready.before.id, Some(kept)) {
@@ -233,7 +234,7 @@ impl Link<'_> {
     /// # Errors
     /// `EPERM` if the object needs a window.
     fn give_back(&self, target: &Target) -> rustix::io::Result<()> {
-        let kept = Name { dir: self.linker.run.dir(), name: &target.kept };
+        let kept = Name { dir: self.linker.run().dir(), name: &target.kept };
         let name = Name { dir: target.dir.as_fd(), name: self.name(target.at) };
         match kept.displace(name, self.inode.id, None) {
             Err(Errno::STALE) => kept.unlink(),
@@ -285,7 +286,7 @@ impl Link<'_> {
     /// Lets a guest's own inode go.
     fn let_go(&self, ready: &Ready<'_>, linked: &mut Linked) -> Result<(), swap::Error> {
         for target in &ready.names {
-            let kept = Name { dir: self.linker.run.dir(), name: &target.kept };
+            let kept = Name { dir: self.linker.run().dir(), name: &target.kept };
             // In a window if need be: its guest may have protected it meanwhile.
             swap::unlink_shared(kept, SHARED_LOCK_TIMEOUT)?;
             linked.names.push(target.at);
@@ -313,7 +314,7 @@ impl Link<'_> {
         if !matches!(error, swap::Error::Unchanged(e) if is_objects(e)) {
             return self.linker.fail(names, error, linked);
         }
-        let path = self.linker.pool.object_path(self.object);
+        let path = self.linker.pool().object_path(self.object);
         if !linked.failed.iter().any(|(failed, _)| *failed == path) {
             linked.failed.push((path, Reason(error).to_string()));
         }

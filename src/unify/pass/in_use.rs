@@ -1,9 +1,10 @@
 //! Files that running programs were loaded from: a program goes on with an inode that has lost its name.
 
-use super::whole::{InUse, Pass, Passed};
+use super::{InUse, Pass, Passed};
 use crate::unify::link::plan::Work;
-use crate::unify::pool::directory::Share;
-use crate::unify::scan::catalog::{Catalog, Unfit};
+use crate::unify::pool::settings::Share;
+use crate::unify::scan::catalog::Catalog;
+use crate::unify::scan::unfit::Unfit;
 
 impl Pass<'_> {
     /// Takes out what running programs were loaded from, if that is to wait for them.

@@ -4,18 +4,21 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::AsFd;
 
-use super::whole::{Pass, Passed};
+use super::{Pass, Passed};
 use crate::report::Reason;
 use crate::sys::file::filesystem;
 use crate::sys::share::swap::Name;
-use crate::unify::link::batch::{Linked, Linker, Postponed};
 use crate::unify::link::claims::{Claims, claim_all};
-use crate::unify::link::noted;
+use crate::unify::link::hard_links;
+use crate::unify::link::linked::{Linked, Postponed};
+use crate::unify::link::linker::Linker;
 use crate::unify::link::plan::Work;
-use crate::unify::link::room::{Cost, Room, is_exhaustion};
+use crate::unify::link::space::{Cost, FreeSpace, is_exhaustion};
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::ObjectName;
-use crate::unify::pool::run::{self, Run};
+use crate::unify::pool::publish::Publisher;
+use crate::unify::pool::recover;
+use crate::unify::pool::run::Run;
 use crate::unify::scan::catalog::Catalog;
 use crate::unify::{At, Error};
 
@@ -109,7 +112,7 @@ impl Pass<'_> {
                 }
             }
             let (step, _claims) = self.claim(catalog, step, passed);
-            noted::note(catalog, &step);
+            hard_links::note(catalog, &step);
             let postponed = self.step(pool, catalog, &step, passed)?;
             let mut step: Vec<Option<Work>> = step.into_iter().map(Some).collect();
             for Postponed { work, reason } in postponed {
@@ -129,11 +132,13 @@ impl Pass<'_> {
     ) -> Result<Vec<Postponed>, Error> {
         let linked = Run::begin(pool).and_then(|run| {
             let linker = Linker {
-                pool,
-                run: &run,
+                publisher: Publisher {
+                    pool,
+                    run: &run,
+                    fence: self.options.fence,
+                    patience: self.options.patience,
+                },
                 catalog,
-                fence: self.options.fence,
-                patience: self.options.patience,
                 threads: crate::parallel::processors().min(self.options.threads),
                 done: &|files, bytes| self.watch.add(files, bytes),
             };
@@ -141,7 +146,7 @@ impl Pass<'_> {
         });
         let unfinished = linked.as_ref().map_or(true, |linked| linked.unfinished);
         if unfinished {
-            let recovered = run::recover(pool, self.options.patience)?;
+            let recovered = recover::recover(pool, self.options.patience)?;
             passed.linked.failed.extend(recovered.failed);
         }
         let before = passed.linked.names.len();
@@ -197,8 +202,8 @@ impl Pass<'_> {
         object.describes(&file, self.settings.mtime)
     }
 
-    fn room(&self, pool: &Pool) -> Result<Room, Error> {
-        Room::on(pool.runs(), self.options.reserve).at(pool.path())
+    fn room(&self, pool: &Pool) -> Result<FreeSpace, Error> {
+        FreeSpace::on(pool.runs(), self.options.reserve).at(pool.path())
     }
 
     /// Takes out what belongs to guests in which a package manager is at work.

@@ -24,10 +24,10 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
-use serde::{Deserialize, Serialize};
 
-use super::identity::Mtime;
-use super::object::{Index, Object, ObjectName};
+use super::object::{Index, Object, ObjectName, Stored};
+use super::protection::Fence;
+use super::settings::{SETTINGS, Settings, Share};
 use crate::parallel;
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::file::{extents, filesystem};
@@ -35,47 +35,14 @@ use crate::sys::path::root::Root;
 use crate::sys::path::{dirfd, tree};
 use crate::sys::share::lock;
 use crate::sys::share::swap::{self, Name};
-use crate::unify::link::batch::Fence;
 use crate::unify::{At, Error};
 
 /// The directory beside the guests that is their pool unless another is named.
 pub const DEFAULT_NAME: &str = ".cow-pool";
 
-const SETTINGS: &str = "pool.toml";
 const OBJECTS: &str = "objects";
 const RUNS: &str = "runs";
 const QUARANTINE: &str = "quarantine";
-
-/// How equal files share.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Share {
-    /// One inode: disk and page cache are used once; the inode must be protected.
-    #[default]
-    Hardlink,
-    /// Blocks (xfs, btrfs): disk is used once, each file keeps its own inode; needs no protection.
-    Reflink,
-}
-
-/// How files are shared in a pool, chosen when it is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Settings {
-    /// How equal files share.
-    pub share: Share,
-    /// Whether times of modification must agree.
-    pub mtime: Mtime,
-    /// How objects are protected; earlier versions did not write it down.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protection: Option<Fence>,
-}
-
-impl Settings {
-    fn write(&self, dir: impl AsFd) -> io::Result<()> {
-        let text = toml::to_string(self).map_err(io::Error::other)?;
-        dirfd::replace_file(dir, OsStr::new(SETTINGS), text.as_bytes())
-    }
-}
 
 /// An open pool.
 #[derive(Debug)]
@@ -153,13 +120,11 @@ impl Pool {
         if inode.mode & 0o077 != 0 || inode.uid != rustix::process::geteuid().as_raw() {
             return Err(Error::Exposed { path: path.to_path_buf() });
         }
-        let settings = std::str::from_utf8(&text).map_err(io::Error::other).and_then(|text| {
-            toml::from_str(text).map_err(|e| io::Error::other(format!("{SETTINGS}: {}", e.message())))
-        });
+        let settings = Settings::read(&text).at(path)?;
         let open = |name: &str| root.open_dir(Path::new(name)).at(&path.join(name));
         let (objects, runs) = (open(OBJECTS)?, open(RUNS)?);
         let unlisted = Mutex::default();
-        Ok(Some(Pool { objects, runs, inode, settings: settings.at(path)?, unlisted, root }))
+        Ok(Some(Pool { objects, runs, inode, settings, unlisted, root }))
     }
 
     /// The path the pool was opened by.
@@ -355,26 +320,6 @@ impl Pool {
     /// Whether a file or directory with this inode is within reach of a hard link from the pool.
     pub fn reaches(&self, inode: &Inode) -> bool {
         inode.id.dev == self.inode.id.dev && inode.mount == self.inode.mount
-    }
-}
-
-/// An object as it lies in the pool, or in quarantine.
-#[derive(Clone, Debug)]
-pub struct Stored {
-    /// What it is, or was.
-    pub name: ObjectName,
-    /// The name of its file.
-    pub file: OsString,
-    /// It lies in quarantine.
-    pub set_aside: bool,
-    /// Its inode.
-    pub inode: Inode,
-}
-
-impl Stored {
-    /// Whether no guest has a link to it.
-    pub fn is_unused(&self) -> bool {
-        self.inode.nlink == 1
     }
 }
 

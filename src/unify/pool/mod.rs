@@ -1,9 +1,17 @@
 //! The pool: the host's directory of shared inodes, one per filesystem.
 //!
-//! [`directory`] is the pool itself, [`object`] what lies in it, [`identity`] which files may be one object, [`run`] a
-//! run's place in it, with the journal of what was begun and not ended.
+//! [`directory`] is the pool itself, [`object`] what lies in it, [`identity`] which files may be one object, [`settings`]
+//! how files are shared in it, [`protection`] how its inodes are protected, and [`unprotected`] finds those that are not.
+//! [`run`] is a run's place in it, [`journal`] what a run is about to change, [`publish`] makes objects of files, and [`recover`]
+//! ends what a killed run began.
 
 pub mod directory;
 pub mod identity;
+pub mod journal;
 pub mod object;
+pub mod protection;
+pub mod publish;
+pub mod recover;
 pub mod run;
+pub mod settings;
+pub mod unprotected;

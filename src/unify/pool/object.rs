@@ -6,8 +6,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 
-use super::directory::Stored;
 use super::identity::{self, Digest, Mtime};
+use crate::sys::file::inode::Inode;
 
 /// What an object must be, and which one of several it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -113,6 +113,26 @@ pub struct Object {
     pub name: ObjectName,
     /// Its inode number, on the pool's filesystem.
     pub ino: u64,
+}
+
+/// An object as it lies in the pool, or in quarantine.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// What it is, or was.
+    pub name: ObjectName,
+    /// The name of its file.
+    pub file: OsString,
+    /// It lies in quarantine.
+    pub set_aside: bool,
+    /// Its inode.
+    pub inode: Inode,
+}
+
+impl Stored {
+    /// Whether no guest has a link to it.
+    pub fn is_unused(&self) -> bool {
+        self.inode.nlink == 1
+    }
 }
 
 /// All objects, to be asked which inodes are the pool's and what there is for a file.

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, Transaction, params};
 
-use super::catalog::{Catalog, File, Guest};
+use super::catalog::{Catalog, File};
+use super::guest::Guest;
 use crate::report::Shown;
 use crate::sys::file::filesystem;
 use crate::unify::pool::identity::Digest;

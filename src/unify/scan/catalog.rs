@@ -8,18 +8,10 @@ use std::path::PathBuf;
 
 use rustix::fs::OFlags;
 
-use crate::sys::file::inode::{Inode, InodeId, Time};
-use crate::sys::path::root::Root;
+use super::guest::Guest;
+use super::unfit::Unfit;
+use crate::sys::file::inode::{Inode, InodeId};
 use crate::unify::pool::identity::Digest;
-
-/// A guest.
-#[derive(Debug)]
-pub struct Guest {
-    /// Its root.
-    pub root: Root,
-    /// The root directory as it was opened.
-    pub inode: Inode,
-}
 
 /// A directory of a guest.
 #[derive(Clone, Debug)]
@@ -34,82 +26,6 @@ pub struct Dir {
     pub ctime: i64,
     /// What an earlier run remembers of it and its files, if anything, is not what is here.
     pub fresh: bool,
-}
-
-/// Why a file that its path makes eligible stays as it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Unfit {
-    /// Empty, or smaller than asked for.
-    Small,
-    /// It has no blocks that could be shared.
-    Inline,
-    /// Set-id bits, which packages' scripts change in place.
-    SetId,
-    /// Capabilities, likewise.
-    Capabilities,
-    /// Immutable or append-only, and none of the pool's: the administrator's own.
-    Protected,
-    /// Another filesystem or mount is on the name.
-    OtherMount,
-    /// Something is mounted on the name in a process's own mount namespace, and would be gone.
-    MountPoint,
-    /// In a guest that could not make it private again.
-    Unable,
-    /// It has names outside of what was looked at: they would no longer be hard links of these.
-    LinkedElsewhere,
-    /// It has names of different paths, and only files of the same path are wanted: they would no longer be hard links.
-    SeveralNames,
-    /// Its directory or the pool is for files of another project (quota): no link can join them.
-    Project,
-    /// A copy does not get its inode flags or its project.
-    Flags,
-    /// Somebody has it open for writing.
-    Writer,
-    /// It changed while it was looked at.
-    Changed,
-    /// Programs that run were loaded from it.
-    InUse,
-    /// Its directory is encrypted, and takes only files that are so in the same way.
-    Encrypted,
-    /// It cannot be read.
-    Unreadable,
-    /// The object it is equal to has lost its protection.
-    Unprotected,
-    /// The object it is equal to is damaged.
-    Damaged,
-    /// Immutable, with names outside of what was looked at: an object of another pool.
-    OtherPool,
-}
-
-impl Unfit {
-    /// The reason, for people.
-    pub fn describe(self) -> &'static str {
-        match self {
-            Unfit::Small => "empty or too small",
-            Unfit::Inline => "within their inodes, without blocks to share",
-            Unfit::SetId => "set-id",
-            Unfit::Capabilities => "file capabilities",
-            Unfit::Protected => "immutable or append-only, the administrator's own",
-            Unfit::OtherMount => "on another mount",
-            Unfit::Unable => "in guests that could not make them private again",
-            Unfit::MountPoint => "mount points in the mount namespace of some process",
-            Unfit::LinkedElsewhere => "hard links outside of what may be unified",
-            Unfit::SeveralNames => "several names, which a reference guest leaves as they are",
-            Unfit::Project => "another project (quota) than their directory or the pool",
-            Unfit::Flags => "inode flags that no copy can have",
-            Unfit::Writer => "open for writing",
-            Unfit::Changed => "changed while it was looked at",
-            Unfit::InUse => "used by running programs",
-            Unfit::Encrypted => "in a directory that is encrypted in another way than the pool",
-            Unfit::Unreadable => "cannot be read",
-            Unfit::Damaged => "the pool's file is damaged",
-            Unfit::OtherPool => "immutable and shared with others, another pool's",
-            Unfit::Unprotected => {
-                "the pool's file has lost its protection, which the next run of the host gives back"
-            }
-        }
-    }
 }
 
 /// One name of a file that is not the pool's yet.
@@ -179,8 +95,8 @@ impl Catalog {
             ino: inode.id.ino,
             size: inode.size,
             allocated: inode.allocated,
-            ctime: nanoseconds(inode.ctime),
-            mtime: nanoseconds(inode.mtime),
+            ctime: inode.ctime.nanoseconds(),
+            mtime: inode.mtime.nanoseconds(),
             nlink: inode.nlink,
             dir,
             digest: None,
@@ -276,9 +192,4 @@ impl Catalog {
             inode.id.ino == dir.ino && inode.id.dev == guest.inode.id.dev && inode.mount == guest.inode.mount;
         if same { Ok(fd) } else { Err(io::Error::from_raw_os_error(libc::ESTALE)) }
     }
-}
-
-/// A time as one number; enough until the year 2262.
-pub fn nanoseconds(time: Time) -> i64 {
-    time.secs.saturating_mul(1_000_000_000).saturating_add(i64::from(time.nanos))
 }

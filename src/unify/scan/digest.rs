@@ -5,16 +5,17 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use super::catalog::{Catalog, File, Unfit, nanoseconds};
-use super::walk::is_settled;
+use super::catalog::{Catalog, File};
+use super::unfit::Unfit;
 use crate::parallel;
+use crate::report::Watch;
 use crate::sys::file::inode::Inode;
+use crate::sys::file::times::is_settled;
 use crate::sys::file::traits::{Traits, handed_on};
 use crate::sys::file::xattr::Xattrs;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::share::lease::Lease;
 use crate::sys::share::swap::Name;
-use crate::unify::Watch;
 use crate::unify::pool::identity::Digest;
 
 /// Files read by one thread in one go.
@@ -106,7 +107,7 @@ pub fn has_capabilities(xattrs: &Xattrs) -> bool {
 
 /// Whether an inode is the one a scan saw, unchanged.
 pub fn is_same(inode: &Inode, file: &File) -> bool {
-    inode.id.ino == file.ino && inode.size == file.size && nanoseconds(inode.ctime) == file.ctime
+    inode.id.ino == file.ino && inode.size == file.size && inode.ctime.nanoseconds() == file.ctime
 }
 
 /// A lease, or what must do where the filesystem has none.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::catalog::Guest;
+use super::guest::Guest;
 use crate::report::Reason;
 use crate::sys::file::inode::{InodeId, Kind};
 use crate::sys::path::root::relative;

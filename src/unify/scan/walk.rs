@@ -3,7 +3,6 @@
 //! A directory whose time of change is the one an earlier run saw has the same names, and each of them the same inode:
 //! those that were the pool's still are. So of such a directory only the private files are looked at.
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,25 +12,20 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use rustix::fs::OFlags;
 
 use super::cache::{Remembered, Row};
-use super::catalog::{Catalog, Dir, File, Guest, Unfit, nanoseconds};
+use super::catalog::{Catalog, Dir};
+use super::guest::Guest;
+use super::unfit::Unfit;
 use crate::parallel;
-use crate::report::{Reason, Shown};
-use crate::state::store::is_unable;
+use crate::report::Reason;
 use crate::sys::file::inode::{Inode, InodeId, Kind};
-use crate::sys::file::times::{TICK, now};
+use crate::sys::file::times::is_settled;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::relative;
 use crate::sys::path::tree;
-use crate::sys::process::mounts::MountPoints;
 use crate::unify::eligible::scope::Eligible;
-use crate::unify::pool::directory::Share;
 use crate::unify::pool::identity::{self, Mtime};
 use crate::unify::pool::object::Index;
-
-/// Whether a change from now on will show in a time of change that is this one now.
-pub fn is_settled(ctime: i64) -> bool {
-    ctime < now().saturating_sub(TICK.as_nanos() as i64)
-}
+use crate::unify::pool::settings::Share;
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +102,7 @@ impl Scanner<'_, '_> {
                 if inode.kind == Kind::Directory
                     && self.is_ours(&inode)
                     && inode.id.ino == row.ino
-                    && nanoseconds(inode.ctime) == row.ctime => {}
+                    && inode.ctime.nanoseconds() == row.ctime => {}
             _ => return false,
         }
         if row.private.is_empty() {
@@ -127,7 +121,7 @@ impl Scanner<'_, '_> {
             match self.guest.root.look(&file) {
                 Ok(inode) if inode.kind == Kind::Regular => {
                     self.add(part, dir, &private.name, &inode);
-                    let same = inode.id.ino == private.ino && nanoseconds(inode.ctime) == private.ctime;
+                    let same = inode.id.ino == private.ino && inode.ctime.nanoseconds() == private.ctime;
                     match private.digest {
                         Some(digest) if same => {
                             let at = part.files.len() - 1;
@@ -174,7 +168,7 @@ impl Scanner<'_, '_> {
             part.gone.push((self.number, path.to_path_buf()));
             return Ok(());
         }
-        let changed = nanoseconds(inode.ctime);
+        let changed = inode.ctime.nanoseconds();
         let dir = part.add_dir(Dir {
             guest: self.number,
             path: path.to_path_buf(),
@@ -288,85 +282,4 @@ fn walk(
         }
         parts
     })
-}
-
-/// Marks the files of guests that have said that they cannot clear the immutable flag.
-pub fn mark_unable(catalog: &mut Catalog) {
-    let unable: Vec<bool> = catalog.guests.iter().map(|guest| is_unable(&guest.root)).collect();
-    for (guest, _) in catalog.guests.iter().zip(&unable).filter(|(_, unable)| **unable) {
-        log::warn!(
-            "{}: left as it is: its hooks may not clear the immutable flag, so its package manager could not replace \
-             shared files; what it shares `cow-unify detach {0}` makes private",
-            Shown(guest.root.path())
-        );
-    }
-    for file in &mut catalog.files {
-        let guest = usize::from(catalog.dirs[file.dir as usize].guest);
-        if unable[guest] {
-            file.unfit.get_or_insert(Unfit::Unable);
-        }
-    }
-}
-
-/// Marks the files on whose names something is mounted where only some processes see it, under all their names.
-pub fn mark_mount_points(catalog: &mut Catalog) {
-    if catalog.files.iter().all(|file| file.unfit.is_some()) {
-        return;
-    }
-    let mounted = MountPoints::look().unwrap_or_else(|e| {
-        log::warn!("what is mounted in guests cannot be seen: {}", Reason(e));
-        MountPoints::default()
-    });
-    let is_mounted = |file: &&File| mounted.are_on(catalog.name(file), || Some(catalog.dir_id(file)));
-    let ids: HashSet<InodeId> =
-        catalog.files.iter().filter(is_mounted).map(|file| catalog.id(file)).collect();
-    for at in 0..catalog.files.len() {
-        if !ids.is_empty() && ids.contains(&catalog.id(&catalog.files[at])) {
-            catalog.files[at].unfit.get_or_insert(Unfit::MountPoint);
-        }
-    }
-}
-
-/// Marks the files whose names are not all of the same path: where these alone may be equal, unifying would cut the
-/// names off from one another.
-pub fn mark_several_names(catalog: &mut Catalog) {
-    // Where paths count, they are part of the keys.
-    let mut keys: HashMap<InodeId, u64> = HashMap::new();
-    let mut several: HashSet<InodeId> = HashSet::new();
-    for file in catalog.files.iter().filter(|file| file.nlink > 1) {
-        let id = catalog.id(file);
-        if *keys.entry(id).or_insert(file.key) != file.key {
-            several.insert(id);
-        }
-    }
-    for at in 0..catalog.files.len() {
-        let file = &catalog.files[at];
-        if file.unfit.is_none() && file.nlink > 1 && several.contains(&catalog.id(file)) {
-            catalog.files[at].unfit = Some(Unfit::SeveralNames);
-        }
-    }
-}
-
-/// Marks the files whose names were not all found: unifying these would cut them off from the others.
-pub fn mark_linked_elsewhere(catalog: &mut Catalog) {
-    let linked = || catalog.files.iter().filter(|file| file.nlink > 1);
-    let mut names: HashMap<InodeId, u32> = HashMap::new();
-    for file in linked() {
-        *names.entry(catalog.id(file)).or_default() += 1;
-    }
-    let apart: Vec<usize> = (0..catalog.files.len())
-        .filter(|&at| {
-            let file = &catalog.files[at];
-            file.nlink > 1 && names[&catalog.id(file)] < file.nlink
-        })
-        .collect();
-    for at in apart {
-        let unfit = &mut catalog.files[at].unfit;
-        match unfit {
-            None => *unfit = Some(Unfit::LinkedElsewhere),
-            // The administrator's own has no names that nobody knows of.
-            Some(Unfit::Protected) => *unfit = Some(Unfit::OtherPool),
-            Some(_) => {}
-        }
-    }
 }

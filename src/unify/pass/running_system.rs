@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::process::mounts::{self, Mount};
-use crate::unify::scan::catalog::Guest;
+use crate::unify::scan::guest::Guest;
 
 /// What the programs of a system lie in.
 const PROGRAMS: [&str; 6] = ["", "usr", "bin", "sbin", "lib", "lib64"];

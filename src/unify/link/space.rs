@@ -49,22 +49,22 @@ impl Cost {
 
 /// What a filesystem has left.
 #[derive(Clone, Copy, Debug)]
-pub struct Room {
+pub struct FreeSpace {
     bytes: u64,
     inodes: u64,
     reserve: u64,
 }
 
-impl Room {
+impl FreeSpace {
     /// The room on the filesystem of `dir`, of which copies must leave `reserve` bytes.
-    pub fn on(dir: impl AsFd, reserve: u64) -> io::Result<Room> {
+    pub fn on(dir: impl AsFd, reserve: u64) -> io::Result<FreeSpace> {
         let filesystem::Available { bytes, inodes } = filesystem::available(dir)?;
-        Ok(Room { bytes, inodes, reserve })
+        Ok(FreeSpace { bytes, inodes, reserve })
     }
 
     /// Says that there is too little for `what`.
     pub fn none_for(&self, what: &str) -> String {
-        let Room { bytes, inodes, reserve } = self;
+        let FreeSpace { bytes, inodes, reserve } = self;
         format!(
             "no room for {what}: {} and {inodes} inodes are free, {} are reserved; make room, or lower `reserve` in \
              cow-hooks.toml, and run it again",
@@ -100,10 +100,10 @@ mod tests {
 
     #[test]
     fn the_reserve_is_kept_from_copies_but_not_from_the_journal() {
-        let room = Room { bytes: 1000, inodes: 10, reserve: 900 };
+        let free = FreeSpace { bytes: 1000, inodes: 10, reserve: 900 };
         let cost = |copies, journal, inodes| Cost { copies, journal, inodes };
-        assert!(room.fits(cost(100, 900, 6)) && !room.fits_twice(cost(100, 0, 0)));
-        assert!(room.fits(cost(0, 1000, 0)) && room.fits_twice(cost(50, 450, 3)));
-        assert!(!room.fits(cost(101, 0, 0)) && !room.fits(cost(100, 901, 0)) && !room.fits(cost(0, 0, 7)));
+        assert!(free.fits(cost(100, 900, 6)) && !free.fits_twice(cost(100, 0, 0)));
+        assert!(free.fits(cost(0, 1000, 0)) && free.fits_twice(cost(50, 450, 3)));
+        assert!(!free.fits(cost(101, 0, 0)) && !free.fits(cost(100, 901, 0)) && !free.fits(cost(0, 0, 7)));
     }
 }

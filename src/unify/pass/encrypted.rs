@@ -5,12 +5,14 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::whole::{Pass, Passed};
+use super::{Pass, Passed};
 use crate::parallel;
 use crate::sys::file::encryption::Encryption;
 use crate::unify::link::plan::Work;
-use crate::unify::pool::directory::{Pool, Share};
-use crate::unify::scan::catalog::{Catalog, Unfit};
+use crate::unify::pool::directory::Pool;
+use crate::unify::pool::settings::Share;
+use crate::unify::scan::catalog::Catalog;
+use crate::unify::scan::unfit::Unfit;
 use crate::unify::{At, Error};
 
 impl Pass<'_> {

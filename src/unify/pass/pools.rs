@@ -5,18 +5,21 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::inside;
+use crate::state::pool_notice::PoolNotice;
 use crate::state::store::STATE_DIR;
+use crate::sys::file::handle::Handle;
+use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::path::dirfd;
 use crate::sys::path::root::Root;
 use crate::sys::share::lock;
 use crate::unify::pool::directory::{DEFAULT_NAME, Pool};
 use crate::unify::scan::cache::Cache;
-use crate::unify::scan::catalog::Guest;
+use crate::unify::scan::guest::Guest;
 
 /// The host's list, in its state directory: paths, each ended by a NUL byte.
 const FILE: &str = "pools";
@@ -57,8 +60,10 @@ pub fn remember(pool: &Pool, guests: &[Guest]) -> io::Result<()> {
 /// How many of these guests belong to a pool.
 pub fn members(pool: &Pool, guests: &[Guest]) -> usize {
     let seen = seen(pool);
+    let told = Handle::of(pool.root()).ok();
+    let told_of = |guest: &Guest| PoolNotice::of(&guest.root).map(|notice| notice.pool);
     let is_member = |guest: &&Guest| {
-        seen.iter().any(|path| path == guest.root.path()) || inside::is_told_of(&guest.root, pool)
+        seen.iter().any(|path| path == guest.root.path()) || told.is_some() && told == told_of(guest)
     };
     guests.iter().filter(is_member).count()
 }
@@ -73,4 +78,21 @@ pub fn seen(pool: &Pool) -> Vec<PathBuf> {
         log::warn!("the pool's cache: {e}");
         Vec::new()
     })
+}
+
+/// The pool that the running system was told of; none where it lies outside of it, as it does for any guest.
+pub fn of_system(root: &Root) -> Option<Pool> {
+    let state_dir = root.open_dir(Path::new(STATE_DIR)).ok()?;
+    let dir = PoolNotice::read(&state_dir).ok()??.pool.open(&state_dir).ok()?;
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).ok()?;
+    let same = Inode::of(Root::open(&path).ok()?).ok()?.id == Inode::of(&dir).ok()?.id;
+    Pool::at(Root::from_fd(dir, &path)).ok().flatten().filter(|_| same)
+}
+
+/// Directories that lie in the running system and are none of it: its pool, and all guests that the pool knows.
+pub fn neighbours(pool: &Pool) -> Vec<InodeId> {
+    let known = seen(pool);
+    let others = known.iter().filter_map(|path| Root::open(path).ok()).filter(|guest| !guest.is_own());
+    let ids = others.filter_map(|guest| Some(Inode::of(guest).ok()?.id));
+    ids.chain([pool.inode().id]).collect()
 }

@@ -12,6 +12,9 @@ use std::path::PathBuf;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::directory::Pool;
+use super::object::Stored;
+use super::protection::Fence;
 use crate::parallel;
 use crate::report::{Reason, Shown};
 use crate::sys::file::filesystem;
@@ -21,8 +24,6 @@ use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::read_at;
 use crate::sys::share::swap::Shared;
-use crate::unify::link::batch::Fence;
-use crate::unify::pool::directory::{Pool, Stored};
 use crate::unify::{At, Error};
 
 const SUSPECTS: &str = "suspects";

@@ -1,0 +1,98 @@
+//! What the commands of `cow-unify` share: the policy, the lock, and how results and problems are printed.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::arguments::Common;
+use crate::cli::{Problem, failed};
+use crate::exit::Exit;
+use crate::policy::Policy;
+use crate::report::Shown;
+use crate::sys::path::root::Root;
+use crate::unify;
+use crate::unify::pool::directory::{self, Pool};
+
+/// The host's policy: what is never unified, how long to wait, how much room to leave.
+pub fn policy() -> anyhow::Result<Policy> {
+    let root = Root::open(Path::new("/"))?;
+    Ok(Policy::load(&root)?)
+}
+
+/// Prints a result: as one JSON object, or as `text` prints it.
+pub fn print<R: Serialize>(
+    common: &Common,
+    report: &R,
+    text: impl Fn(&mut dyn Write, &R) -> io::Result<()>,
+    exit: Exit,
+) -> Exit {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let printed = if common.json {
+        serde_json::to_writer(&mut out, report).map_err(io::Error::from).and_then(|()| writeln!(out))
+    } else if common.quiet > 0 {
+        Ok(())
+    } else {
+        text(&mut out, report)
+    };
+    match printed.and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => failed(&e.into(), exit),
+        _ => exit,
+    }
+}
+
+/// Tells of guests that were left out.
+pub fn tell_of_left(guests: &[Problem]) {
+    for guest in guests {
+        log::warn!("{}: left out: {}", Shown(&guest.path), guest.reason);
+    }
+}
+
+/// Says what is no guest: each with -v, else how many.
+pub fn print_others(out: &mut dyn Write, others: &[Problem], verbose: bool) -> io::Result<()> {
+    if verbose {
+        others
+            .iter()
+            .try_for_each(|other| writeln!(out, "{}: no guest: {}", Shown(&other.path), other.reason))
+    } else if others.is_empty() {
+        Ok(())
+    } else {
+        writeln!(out, "{} passed over that are no guests", others.len())
+    }
+}
+
+/// Tells of files that something is wrong with: one line for each reason, or for each file if each is to be named.
+pub fn complain(problems: &[Problem], common: &Common) {
+    let mut by_reason: BTreeMap<&str, Vec<&Path>> = BTreeMap::new();
+    for problem in problems {
+        by_reason.entry(&problem.reason).or_default().push(&problem.path);
+    }
+    for (reason, paths) in by_reason {
+        match *paths {
+            [first, _, ..] if common.verbose == 0 => {
+                log::error!("{} files, such as {}: {reason}; -v names each", paths.len(), Shown(first));
+            }
+            _ => paths.iter().for_each(|path| log::error!("{}: {reason}", Shown(path))),
+        }
+    }
+}
+
+/// Tells of files of the pool that anybody can change.
+pub fn warn_of_unprotected(count: u64, example: &Path) {
+    log::error!(
+        "{count} objects of the pool have lost their protection, such as {}; the next run of `cow-unify GUEST...` \
+         protects them, and reads again what may have changed",
+        Shown(example)
+    );
+}
+
+/// Threads to look and read with, unless the command line says otherwise: a cold disk is quickest with many requests in flight.
+pub fn threads(common: &Common) -> usize {
+    common.jobs.map_or_else(|| (crate::parallel::processors() * 8).min(16), |jobs| usize::from(jobs.get()))
+}
+
+/// The pool's lock, or a refusal.
+pub fn lock(pool: &Pool, policy: &Policy) -> Result<directory::Locked, unify::Error> {
+    pool.lock(policy.lock_timeout)
+}

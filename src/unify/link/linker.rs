@@ -1,0 +1,42 @@
+//! What all parts of linking work with.
+
+use std::path::PathBuf;
+
+use super::linked::Linked;
+use crate::report::Reason;
+use crate::unify::pool::directory::Pool;
+use crate::unify::pool::publish::Publisher;
+use crate::unify::pool::run::Run;
+use crate::unify::scan::catalog::Catalog;
+
+/// Links one catalog's files.
+pub struct Linker<'a> {
+    /// The pool, and this run's place in it.
+    pub publisher: Publisher<'a>,
+    /// The files.
+    pub catalog: &'a Catalog,
+    /// How many threads link.
+    pub threads: usize,
+    /// Told of each name that is done, and of bytes copied.
+    pub done: &'a (dyn Fn(u64, u64) + Sync),
+}
+
+impl<'a> Linker<'a> {
+    pub(super) fn pool(&self) -> &'a Pool {
+        self.publisher.pool
+    }
+
+    pub(super) fn run(&self) -> &'a Run<'a> {
+        self.publisher.run
+    }
+
+    /// Notes that names stay as they are, and why.
+    pub(super) fn fail(&self, names: &[u32], error: &(dyn std::error::Error + 'static), linked: &mut Linked) {
+        let reason = Reason(error).to_string();
+        linked.failed.extend(names.iter().map(|&at| (self.outer_path(at), reason.clone())));
+    }
+
+    pub(super) fn outer_path(&self, at: u32) -> PathBuf {
+        self.catalog.outer_path(&self.catalog.files[at as usize])
+    }
+}

@@ -1,0 +1,94 @@
+//! What every pass begins with: what an interrupted run left, and the pool's protection.
+
+use super::{Options, Pass, Passed};
+use crate::report::{Reason, Shown};
+use crate::state::pool_notice::PoolNotice;
+use crate::sys::file::handle::Handle;
+use crate::sys::file::times::TICK;
+use crate::sys::file::traits;
+use crate::unify::Error;
+use crate::unify::care::repair::Repairer;
+use crate::unify::care::verify::Verifier;
+use crate::unify::link::plan::Planner;
+use crate::unify::pool::directory::Pool;
+use crate::unify::pool::object::Index;
+use crate::unify::pool::protection::Fence;
+use crate::unify::pool::recover;
+use crate::unify::pool::settings::Share;
+use crate::unify::scan::cache::Cache;
+use crate::unify::scan::digest::Limits;
+use crate::unify::scan::guest::Guest;
+
+impl Pass<'_> {
+    /// Ends what an interrupted run left, tells the guests where the pool is, and looks at its protection; says what
+    /// is in the pool.
+    pub(super) fn begin(&self, pool: &Pool, guests: &[Guest]) -> Result<(Passed, Index), Error> {
+        self.announce(pool, guests);
+        let mut recovered = recover::recover(pool, self.options.patience)?;
+        let failed = std::mem::take(&mut recovered.failed);
+        if recovered.total() > 0 {
+            // What was given back to a guest has only just changed, and would be left for the next run.
+            std::thread::sleep(TICK);
+        }
+        let mut passed = Passed { recovered, ..Passed::default() };
+        passed.linked.failed = failed;
+        let index = self.check(pool, guests, &mut passed)?;
+        Ok((passed, index))
+    }
+
+    /// Looks at the protection of all that is in the pool, and mends what is amiss.
+    fn check(&self, pool: &Pool, guests: &[Guest], passed: &mut Passed) -> Result<Index, Error> {
+        let Options { fence, threads, patience, reserve, .. } = *self.options;
+        let watch = self.watch;
+        let index = if fence == Fence::None {
+            pool.index(threads)?
+        } else {
+            let files = pool.look_at_all(threads)?;
+            passed.verified = Verifier { pool, patience, threads, watch }.check(&files, fence)?;
+            if passed.verified.damaged.is_empty() && passed.verified.protected.is_empty() {
+                Index::of(&files)
+            } else {
+                let repairer = Repairer { pool, guests, fence, patience, reserve, threads, watch };
+                passed.repaired = repairer.repair()?;
+                pool.index(threads)?
+            }
+        };
+        passed.still_seen = pool.still_seen()?;
+        Ok(index)
+    }
+
+    pub(super) fn cache(&self, pool: &Pool) -> Result<Cache, Error> {
+        let path = pool.cache_path();
+        Cache::open(&path).map_err(|source| Error::Cache { path, source })
+    }
+
+    pub(super) fn planner(&self) -> Planner<'_> {
+        // A directory that cannot be asked says nothing; then links are tried.
+        let project = self.pool.and_then(|pool| traits::handed_on(pool.runs()).ok().flatten());
+        let links = self.settings.share == Share::Hardlink;
+        Planner {
+            limits: Limits { allow_setid: self.options.allow_setid, links, project },
+            reference: self.options.reference.map(|at| at as u16),
+            threads: self.options.threads,
+            watch: self.watch,
+        }
+    }
+
+    /// Tells guests where the pool is and how it unifies. A guest that does not know waits for the host.
+    fn announce(&self, pool: &Pool, guests: &[Guest]) {
+        let Options { fence, allow_setid, min_size, .. } = *self.options;
+        let notice = Handle::of(pool.root()).map(|pool| PoolNotice {
+            pool,
+            immutable: fence != Fence::None,
+            allow_setid,
+            min_size,
+        });
+        for guest in guests {
+            let told = match &notice {
+                Ok(notice) => notice.leave(&guest.root).map_err(|e| Reason(e).to_string()),
+                Err(e) => Err(Reason(e).to_string()),
+            };
+            told.unwrap_or_else(|e| log::debug!("{}: {e}", Shown(guest.root.path())));
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! A pass over all files of some guests: scan, read, link, and remember what is left.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use super::{Options, Pass, Passed};
+use crate::report::Reason;
+use crate::sys::file::inode::InodeId;
+use crate::unify::Error;
+use crate::unify::eligible::scope::{self, Eligible};
+use crate::unify::link::dedupe;
+use crate::unify::link::plan::Work;
+use crate::unify::pool::identity::Digest;
+use crate::unify::pool::object::Index;
+use crate::unify::pool::protection::Fence;
+use crate::unify::pool::settings::Share;
+use crate::unify::pool::unprotected;
+use crate::unify::scan::cache::{Cache, Remembered};
+use crate::unify::scan::catalog::{Catalog, File};
+use crate::unify::scan::guest::Guest;
+use crate::unify::scan::marks;
+use crate::unify::scan::walk::{self, Wanted};
+
+impl Pass<'_> {
+    /// Says what there is to unify in these guests; writes nothing.
+    pub fn rehearse(&self, guests: Vec<Guest>) -> Result<Passed, Error> {
+        let mut passed = Passed::default();
+        // A cache that is not there is not made for this.
+        let cache = match self.pool {
+            Some(pool) if pool.cache_path().exists() => Some(self.cache(pool)?),
+            _ => None,
+        };
+        let mut catalog = Catalog::default();
+        let index = match self.pool {
+            Some(pool) => {
+                let files = pool.look_at_all(self.options.threads)?;
+                passed.still_seen = pool.still_seen()?;
+                if unprotected::fence(pool, &files) != Fence::None {
+                    passed.unprotected = pool.unprotected(&files).len() as u64;
+                }
+                Index::of(&files)
+            }
+            None => Index::default(),
+        };
+        self.scan_all(&mut catalog, guests, cache.as_ref(), &index, &mut passed);
+        let works = self.plan(&mut catalog, &index, &mut passed);
+        let works = match self.pool {
+            Some(pool) => self.leave_encrypted(pool, &catalog, works, &mut passed)?,
+            None => works,
+        };
+        let works = self.leave_in_use(&catalog, works, &mut passed);
+        for work in &works {
+            let (freed, names) = match self.settings.share {
+                Share::Hardlink => (work.frees(&catalog), work.names.clone()),
+                // What cannot be asked is not counted.
+                Share::Reflink => dedupe::would_free(&catalog, self.pool, work).unwrap_or_default(),
+            };
+            passed.names.extend(names.iter().map(|&at| catalog.outer_path(&catalog.files[at as usize])));
+            passed.would_free += freed;
+        }
+        Ok(passed)
+    }
+
+    /// Unifies equal files of these guests.
+    ///
+    /// # Errors
+    /// Where nothing can be done at all. What fails for one file or guest is in the result.
+    pub fn unify(&self, guests: Vec<Guest>) -> Result<Passed, Error> {
+        let Some(pool) = self.pool else { return Ok(Passed::default()) };
+        let (mut passed, index) = self.begin(pool, &guests)?;
+        let mut cache = self.cache(pool)?;
+        let mut catalog = Catalog::default();
+        let prints = self.scan_all(&mut catalog, guests, Some(&cache), &index, &mut passed);
+        let works = self.plan(&mut catalog, &index, &mut passed);
+        self.link(pool, &catalog, works, &mut passed)?;
+        for &at in &passed.linked.known {
+            catalog.files[at as usize].shares_blocks = true;
+            let dir = catalog.files[at as usize].dir as usize;
+            catalog.dirs[dir].fresh = true;
+        }
+        if passed.linked.names.is_empty() {
+            self.store(&mut cache, &catalog, &prints);
+            return Ok(passed);
+        }
+        // What the directories look like now, and what has come meanwhile, is for the next pass to know.
+        for &at in &passed.linked.names {
+            let file = &mut catalog.files[at as usize];
+            match self.settings.share {
+                Share::Hardlink => file.digest = None,
+                Share::Reflink => file.shares_blocks = true,
+            }
+        }
+        let known = digests(&catalog);
+        let guests = std::mem::take(&mut catalog.guests);
+        drop((catalog, index));
+        let mut after = Catalog::default();
+        let index = pool.index(self.options.threads)?;
+        let prints = self.scan_all(&mut after, guests, Some(&cache), &index, &mut Passed::default());
+        for at in 0..after.files.len() {
+            let file = &after.files[at];
+            if let Some((ctime, digest, shares_blocks)) = known.get(&after.id(file))
+                && *ctime == file.ctime
+            {
+                after.set_digest(at, *digest);
+                after.files[at].shares_blocks = *shares_blocks;
+            }
+        }
+        self.store(&mut cache, &after, &prints);
+        Ok(passed)
+    }
+
+    fn plan(&self, catalog: &mut Catalog, index: &Index, passed: &mut Passed) -> Vec<Work> {
+        passed.linked.failed.append(&mut catalog.unread);
+        passed.shared_before = catalog.shared;
+        passed.damaged = catalog.damaged;
+        passed.looked_at = catalog.files.len() as u64;
+        let planner = self.planner();
+        planner.read(catalog, |key| index.knows(key));
+        self.note_left(catalog, passed);
+        planner.works(catalog, index)
+    }
+
+    fn store(&self, cache: &mut Cache, catalog: &Catalog, prints: &[[u8; 32]]) {
+        // Nothing is lost but time.
+        cache.store(catalog, prints).unwrap_or_else(|e| log::warn!("the pool's cache: {e}"));
+    }
+
+    /// Scans all guests into the catalog; returns the fingerprint of what was eligible in each.
+    fn scan_all(
+        &self,
+        catalog: &mut Catalog,
+        guests: Vec<Guest>,
+        cache: Option<&Cache>,
+        index: &Index,
+        passed: &mut Passed,
+    ) -> Vec<[u8; 32]> {
+        let pool = self.pool.map(|pool| pool.inode().id);
+        let borders: Vec<InodeId> =
+            pool.into_iter().chain(guests.iter().map(|guest| guest.inode.id)).collect();
+        let paths: Vec<PathBuf> = guests.iter().map(|guest| guest.root.path().to_path_buf()).collect();
+        let Options { scope, rules, never, .. } = self.options;
+        let wanted = Wanted {
+            index,
+            share: self.settings.share,
+            mtime: self.settings.mtime,
+            min_size: self.options.min_size,
+            allow_setid: self.options.allow_setid,
+            by_path: self.options.reference.is_some(),
+            borders: &borders,
+            threads: self.options.threads,
+        };
+        let mut prints = Vec::new();
+        for guest in guests {
+            let path = guest.root.path().to_path_buf();
+            // A guest of whom nothing is known is scanned in full.
+            let print = scope::fingerprint(&guest.root, *scope, rules, never).unwrap_or_default();
+            prints.push(print);
+            let loaded = cache.map_or_else(|| Ok(Remembered::new()), |cache| cache.load(&guest, &print));
+            let mut remembered = loaded.unwrap_or_else(|e| {
+                log::warn!("the pool's cache: {e}");
+                Remembered::new()
+            });
+            for inner in paths.iter().filter_map(|inner| inner.strip_prefix(&path).ok()) {
+                if !inner.as_os_str().is_empty() {
+                    remembered.retain(|dir, _| !dir.starts_with(Path::new("/").join(inner)));
+                }
+            }
+            let number = catalog.guests.len() as u16;
+            let eligible = OnceLock::new();
+            let load = || Eligible::load(&guest.root, *scope, rules, never);
+            let eligible_here = || eligible.get_or_init(load).as_ref().ok();
+            let found = walk::scan(&guest, number, &eligible_here, &remembered, &wanted);
+            match eligible.get() {
+                Some(Err(e)) => passed.skipped.push((path, Reason(e).to_string())),
+                _ => catalog.absorb(found),
+            }
+            catalog.guests.push(guest);
+        }
+        if self.settings.share == Share::Hardlink {
+            marks::mark_linked_elsewhere(catalog);
+            marks::mark_mount_points(catalog);
+            if self.options.immutable {
+                marks::mark_unable(catalog);
+            }
+            if wanted.by_path {
+                marks::mark_several_names(catalog);
+            }
+        }
+        prints
+    }
+}
+
+/// What was read of the files that are still private.
+fn digests(catalog: &Catalog) -> HashMap<InodeId, (i64, Digest, bool)> {
+    let known =
+        |file: &File| Some((catalog.id(file), (file.ctime, catalog.digest(file)?, file.shares_blocks)));
+    catalog.files.iter().filter_map(known).collect()
+}

@@ -1,0 +1,86 @@
+//! Unifying from inside a guest, if the pool is within reach: what its package manager has just unpacked need not wait for
+//! the host.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use super::listed::{Listed, found};
+use super::{InUse, Options, Pass, Passed};
+use crate::policy::Policy;
+use crate::report::{Shown, Silent};
+use crate::state::pool_notice::{POOL_NOTICE, PoolNotice};
+use crate::state::store::STATE_DIR;
+use crate::sys::file::inode::Inode;
+use crate::sys::path::root::Root;
+use crate::unify::Error;
+use crate::unify::eligible::rules::Rules;
+use crate::unify::eligible::scope::Scope;
+use crate::unify::pool::directory::Pool;
+use crate::unify::pool::protection::Fence;
+use crate::unify::scan::guest::Guest;
+use crate::unify::scan::marks;
+
+/// Makes these files of the guest names of objects the pool has. The caller holds the guest's lock.
+///
+/// Returns the paths that are names of objects now; none where the pool is out of reach.
+pub fn unify(
+    root: &Root,
+    state_dir: impl AsFd,
+    policy: &Policy,
+    paths: &BTreeSet<PathBuf>,
+) -> Result<BTreeSet<PathBuf>, Error> {
+    let at = |source| Error::At { path: Path::new(STATE_DIR).join(POOL_NOTICE), source };
+    let none = Ok(BTreeSet::new());
+    if paths.is_empty() {
+        return none;
+    }
+    let Some(notice) = PoolNotice::read(&state_dir).map_err(at)? else { return none };
+    // Another filesystem, another mount, no capability: the host will do it.
+    let Ok(dir) = notice.pool.open(&state_dir) else { return none };
+    let inode = Inode::of(root).map_err(at)?;
+    let Some(pool) = Pool::at(Root::from_fd(dir, Path::new("the host's pool")))? else { return none };
+    if !pool.reaches(&inode) {
+        return none;
+    }
+    let options = Options {
+        scope: Scope::Owned,
+        rules: Rules::default(),
+        never: policy.never_unify.clone(),
+        min_size: notice.min_size,
+        allow_setid: notice.allow_setid,
+        reference: None,
+        immutable: notice.immutable,
+        fence: if notice.immutable { Fence::Immutable } else { Fence::None },
+        threads: crate::parallel::processors(),
+        patience: policy.lock_timeout,
+        reserve: policy.reserve,
+        list: false,
+        in_use: InUse::Replace,
+    };
+    let pass = Pass {
+        pool: Some(&pool),
+        settings: pool.settings,
+        options: &options,
+        watch: &Silent,
+        locked: true,
+        programs: None,
+    };
+    let guest = Guest { root: root.try_clone().map_err(at)?, inode };
+    let mut listed = Listed::new(&pass, None);
+    listed.catalog.guests.push(guest);
+    listed.add(0, paths.iter().map(PathBuf::as_path));
+    let mut catalog = listed.catalog;
+    marks::mark_linked_elsewhere(&mut catalog);
+    let planner = pass.planner();
+    planner.read(&mut catalog, |_| true);
+    let mut works = planner.works(&catalog, &found(&pool, &catalog)?);
+    // What the pool does not have yet is the host's to decide: it sees the other guests.
+    works.retain(|work| work.existing.is_some());
+    let mut passed = Passed::default();
+    pass.link(&pool, &catalog, works, &mut passed)?;
+    for (path, reason) in &passed.linked.failed {
+        log::debug!("{}: {reason}", Shown(path));
+    }
+    Ok(passed.linked.names.iter().map(|&at| catalog.path(&catalog.files[at as usize])).collect())
+}

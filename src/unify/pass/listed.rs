@@ -1,0 +1,122 @@
+//! Files that a list names: what a guest's hooks say has changed.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use super::Pass;
+use crate::report::{Reason, Shown};
+use crate::sys::file::inode::{Inode, Kind};
+use crate::sys::path::dirfd;
+use crate::sys::path::resolve::{Place, Resolver, is_absent};
+use crate::unify::eligible::line::Choice;
+use crate::unify::pool::directory::Pool;
+use crate::unify::pool::identity;
+use crate::unify::pool::object::{Index, ObjectName};
+use crate::unify::pool::settings::Share;
+use crate::unify::scan::catalog::{Catalog, Dir};
+use crate::unify::scan::guest::Guest;
+use crate::unify::scan::walk;
+use crate::unify::{At, Error};
+
+/// The objects there are for these files.
+pub(super) fn found(pool: &Pool, catalog: &Catalog) -> Result<Index, Error> {
+    let mut objects = Vec::new();
+    for file in &catalog.files {
+        if let Some(digest) = catalog.digest(file) {
+            objects.extend(pool.find(&ObjectName { tag: file.key, digest, salt: 0, index: 0 })?);
+        }
+    }
+    objects.sort_unstable();
+    objects.dedup();
+    Ok(Index::new(objects, dirfd::inode_numbers(&pool.quarantine()?).at(pool.path())?))
+}
+
+/// Files that were named, not found by a scan.
+pub(super) struct Listed<'p> {
+    pass: &'p Pass<'p>,
+    pub(super) catalog: Catalog,
+    /// What is in the pool, if that was looked at.
+    known: Option<&'p Index>,
+    seen: HashSet<(usize, PathBuf)>,
+    /// Paths that could not be looked at, by the paths of their guests.
+    pub(super) unseen: HashMap<PathBuf, BTreeSet<PathBuf>>,
+}
+
+impl<'p> Listed<'p> {
+    /// Nothing is listed yet.
+    pub(super) fn new(pass: &'p Pass<'p>, known: Option<&'p Index>) -> Listed<'p> {
+        let (seen, unseen) = (HashSet::new(), HashMap::new());
+        Listed { pass, catalog: Catalog::default(), known, seen, unseen }
+    }
+
+    /// Adds the files of a guest that are there, and that the rules allow. Nothing else is taken on trust.
+    pub(super) fn add<'n>(&mut self, number: usize, paths: impl Iterator<Item = &'n Path>) {
+        let Listed { pass, catalog, known, seen, unseen } = self;
+        let mut part = Catalog::default();
+        let mut last: Option<(PathBuf, u32)> = None;
+        let guest = &catalog.guests[number];
+        let mut resolver = Resolver::new(&guest.root);
+        for path in paths {
+            let Place { dir, name } = match resolver.place(path) {
+                Ok(Some(place)) => place,
+                Ok(None) => continue,
+                Err(e) => {
+                    log::warn!("{}: {}", Shown(path), Reason(e));
+                    unseen.entry(guest.root.path().to_path_buf()).or_default().insert(path.to_path_buf());
+                    continue;
+                }
+            };
+            let path = dir.join(&name);
+            let wanted = match pass.options.rules.choose(&path) {
+                Some(choice) => choice == Choice::Include,
+                None => !pass.options.never.matches(&path),
+            };
+            if !wanted || !seen.insert((number, path)) {
+                continue;
+            }
+            if last.as_ref().is_none_or(|(open, _)| *open != dir) {
+                let Some(at) = open(guest, number, &dir, &mut part) else { continue };
+                last = Some((dir, at));
+            }
+            let Some((dir, at)) = &last else { continue };
+            match guest.root.open_dir(dir).and_then(|fd| Inode::at(fd, &name)) {
+                Ok(inode) if known.is_some_and(|index| pass.is_object(index, &inode)) => {
+                    let set_aside = known.is_some_and(|index| index.is_set_aside(inode.id.ino));
+                    *(if set_aside { &mut part.damaged } else { &mut part.shared }) += 1;
+                }
+                Ok(inode) if inode.kind == Kind::Regular => pass.file(guest, &mut part, *at, &name, &inode),
+                Err(e) if !is_absent(&e) => log::warn!("{}: {}", Shown(&dir.join(&name)), Reason(e)),
+                _ => {}
+            }
+        }
+        catalog.absorb(part);
+    }
+}
+
+/// Adds a directory of a guest; `None` where it is none of it.
+fn open(guest: &Guest, number: usize, path: &Path, part: &mut Catalog) -> Option<u32> {
+    let inode = Inode::of(guest.root.open_dir(path).ok()?).ok()?;
+    let ours = inode.id.dev == guest.inode.id.dev && inode.mount == guest.inode.mount;
+    ours.then(|| {
+        part.add_dir(Dir {
+            guest: number as u16,
+            path: path.to_path_buf(),
+            ino: inode.id.ino,
+            ctime: 0,
+            fresh: false,
+        })
+    })
+}
+
+impl Pass<'_> {
+    /// Whether a guest's file is an inode of the pool.
+    fn is_object(&self, index: &Index, inode: &Inode) -> bool {
+        self.settings.share == Share::Hardlink && index.holds(inode.id.ino)
+    }
+
+    fn file(&self, guest: &Guest, part: &mut Catalog, dir: u32, name: &OsStr, inode: &Inode) {
+        let unfit = walk::unfit(inode, guest, self.options.min_size, self.options.allow_setid);
+        part.add_file(dir, name, inode, identity::tag(inode, self.settings.mtime), unfit);
+    }
+}

@@ -1,0 +1,38 @@
+//! How the inodes of a pool are protected against changes.
+
+use std::io;
+
+use crate::sys::share::iunlink;
+use crate::sys::share::swap::Shared;
+
+/// How shared inodes are fenced on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fence {
+    /// `+i`.
+    Immutable,
+    /// Linux-VServer's "immutable, but may be unlinked".
+    Iunlink,
+    /// Nothing.
+    None,
+}
+
+impl Fence {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fence::Immutable => "immutable",
+            Fence::Iunlink => "iunlink",
+            Fence::None => "none",
+        }
+    }
+
+    /// Fences a shared inode.
+    pub(in crate::unify) fn set(self, shared: &Shared) -> io::Result<()> {
+        match self {
+            Fence::Immutable => shared.protect(),
+            Fence::Iunlink => iunlink::set(shared),
+            Fence::None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Ends what killed runs began. A directory of a run that nobody holds is a killed run's.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::directory::Pool;
+use super::journal::{Intent, decode};
+use super::object::Stored;
+use super::protection::Fence;
+use super::run::{JOURNAL, claim, is_kept, kept, temporary};
+use crate::report::{Reason, Shown};
+use crate::sys::file::filesystem;
+use crate::sys::file::inode::Inode;
+use crate::sys::path::dirfd;
+use crate::sys::path::root::read_at;
+use crate::sys::share::gate;
+use crate::sys::share::lease::Lease;
+use crate::sys::share::swap::{self, Name, Shared};
+use crate::unify::{At, Error};
+
+/// What ending killed runs came to.
+#[derive(Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Recovered {
+    /// Names that became names of their object.
+    pub done: u64,
+    /// Names that have their own inode again.
+    pub undone: u64,
+    /// Shared inodes that were protected again.
+    pub protected: u64,
+    /// Temporary names removed.
+    pub removed: u64,
+    /// What could not be ended, with the reason; the next run tries again.
+    #[serde(skip)]
+    pub failed: Vec<(PathBuf, String)>,
+}
+
+impl Recovered {
+    /// How much there was to do.
+    pub fn total(&self) -> u64 {
+        self.done + self.undone + self.protected + self.removed
+    }
+}
+
+/// Ends what killed runs began: every name has its own inode or the object's, every object is protected, nothing is left.
+pub fn recover(pool: &Pool, patience: Duration) -> Result<Recovered, Error> {
+    let mut recovered = Recovered::default();
+    for name in dirfd::names(pool.runs()).at(pool.path())? {
+        let Some(dir) = claim(pool, &name).at(pool.path())? else { continue };
+        if let Err(e) = (Ending { pool, dir: &dir, patience }).end(&mut recovered) {
+            let path = pool.path().join("runs").join(&name);
+            recovered.failed.push((path, Reason(e).to_string()));
+            continue;
+        }
+        let path = || pool.path().join("runs").join(&name);
+        match dirfd::remove_dir(pool.runs(), &name) {
+            Ok(true) => {}
+            Ok(false) => log::warn!("{}: it cannot be removed: it is not empty", Shown(&path())),
+            Err(e) => log::warn!("{}: {}", Shown(&path()), Reason(e)),
+        }
+    }
+    Ok(recovered)
+}
+
+struct Ending<'a> {
+    pool: &'a Pool,
+    dir: &'a OwnedFd,
+    patience: Duration,
+}
+
+impl Ending<'_> {
+    fn end(&self, recovered: &mut Recovered) -> io::Result<()> {
+        let journal = match read_at(self.dir, OsStr::new(JOURNAL)) {
+            Ok(journal) => decode(&journal),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        // One name's trouble is that name's: all others are ended, and then the journal stays.
+        let mut trouble = None;
+        // A journal that was never whole speaks of nothing that was begun.
+        if let Some((protect, intents)) = journal {
+            let set_aside = self.pool.look_at_quarantine().map_err(io::Error::other)?;
+            for family in intents.chunk_by(|a, b| a.object.same_object(&b.object)) {
+                let objects = self.pool.inodes_of(&family[0].object).map_err(io::Error::other)?;
+                if protect {
+                    let damaged =
+                        set_aside.iter().filter(|stored| stored.name.same_object(&family[0].object));
+                    let files: Vec<Stored> = objects.iter().chain(damaged).cloned().collect();
+                    let protected = self.pool.protect(&files, Fence::Immutable, self.patience, 1);
+                    let protected = protected.map_err(io::Error::other)?;
+                    recovered.protected += protected.files.len() as u64;
+                    if let Some((path, reason)) = protected.failed.first() {
+                        trouble = Some(io::Error::other(format!("{}: {reason}", Shown(path))));
+                    }
+                }
+                for intent in family {
+                    if let Err(e) = self.end_one(intent, &objects, recovered) {
+                        trouble = Some(io::Error::other(e));
+                    }
+                }
+            }
+        }
+        if let Some(trouble) = trouble {
+            return Err(trouble);
+        }
+        for name in dirfd::names(self.dir)? {
+            let left = Name { dir: self.dir.as_fd(), name: &name };
+            // Only a fault of ours could leave a guest's file here without a journal: its last name is not removed.
+            if is_kept(&name) && left.inode()?.is_some_and(|inode| inode.nlink == 1) {
+                return Err(io::Error::other("a guest's file has its last name here"));
+            }
+            if name != JOURNAL {
+                swap::unlink_shared(left, self.patience).map_err(io::Error::other)?;
+                recovered.removed += 1;
+            }
+        }
+        filesystem::sync(self.dir)?;
+        gate::wait_for_late_openers();
+        dirfd::remove_file(self.dir, OsStr::new(JOURNAL))
+    }
+
+    fn end_one(
+        &self,
+        intent: &Intent,
+        objects: &[Stored],
+        recovered: &mut Recovered,
+    ) -> Result<(), swap::Error> {
+        let (temporary, kept) = (temporary(intent.temporary), kept(intent.temporary));
+        let temporary = Name { dir: self.dir.as_fd(), name: &temporary };
+        let kept = Name { dir: self.dir.as_fd(), name: &kept };
+        // A link of an object that has not come to its place.
+        let is_waiting = temporary.inode()?.is_some();
+        if is_waiting {
+            swap::unlink_shared(temporary, self.patience)?;
+        }
+        let Some(own) = kept.inode()? else {
+            recovered.undone += u64::from(is_waiting);
+            return Ok(());
+        };
+        let is_done = !is_waiting
+            && (self.was_left_alone(intent, kept, &own)? || !self.give_back(intent, kept, objects)?);
+        if is_done {
+            recovered.done += 1;
+        } else {
+            recovered.undone += 1;
+        }
+        // In a window if need be: its guest may have protected it meanwhile.
+        swap::unlink_shared(kept, self.patience).map(drop)
+    }
+
+    /// Whether nobody has changed a guest's own inode since its name was taken.
+    fn was_left_alone(&self, intent: &Intent, kept: Name<'_>, own: &Inode) -> io::Result<bool> {
+        let file = match kept.open() {
+            // Another process has a lease on it: it may write at any time.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            opened => opened?,
+        };
+        let quiet = Lease::take(file.as_fd()).map_or(true, |lease| lease.is_some());
+        Ok(quiet && (own.size, own.mtime.nanoseconds()) == (intent.size, intent.mtime))
+    }
+
+    /// Gives a guest's own inode its name back, if that is the object's still. Tells whether it is.
+    fn give_back(&self, intent: &Intent, kept: Name<'_>, objects: &[Stored]) -> Result<bool, swap::Error> {
+        let Ok(dir) = intent.dir.open(self.dir) else { return Ok(false) };
+        let name = Name { dir: dir.as_fd(), name: &intent.name };
+        let is_object = |inode: &Inode| objects.iter().any(|object| object.inode.id == inode.id);
+        let Some(now) = name.inode()?.filter(is_object) else { return Ok(false) };
+        let shared = Shared::try_lock_at(name.dir, name.name, self.patience)?;
+        shared.persist(|| kept.displace(name, now.id, None))?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,91 @@
+//! Marks files that stay as they are for a reason that their inodes do not tell: all that was found must be known.
+
+use std::collections::{HashMap, HashSet};
+
+use super::catalog::{Catalog, File};
+use super::unfit::Unfit;
+use crate::report::{Reason, Shown};
+use crate::state::store::is_unable;
+use crate::sys::file::inode::InodeId;
+use crate::sys::process::mounts::MountPoints;
+
+/// Marks the files of guests that have said that they cannot clear the immutable flag.
+pub fn mark_unable(catalog: &mut Catalog) {
+    let unable: Vec<bool> = catalog.guests.iter().map(|guest| is_unable(&guest.root)).collect();
+    for (guest, _) in catalog.guests.iter().zip(&unable).filter(|(_, unable)| **unable) {
+        log::warn!(
+            "{}: left as it is: its hooks may not clear the immutable flag, so its package manager could not replace \
+             shared files; what it shares `cow-unify detach {0}` makes private",
+            Shown(guest.root.path())
+        );
+    }
+    for file in &mut catalog.files {
+        let guest = usize::from(catalog.dirs[file.dir as usize].guest);
+        if unable[guest] {
+            file.unfit.get_or_insert(Unfit::Unable);
+        }
+    }
+}
+
+/// Marks the files on whose names something is mounted where only some processes see it, under all their names.
+pub fn mark_mount_points(catalog: &mut Catalog) {
+    if catalog.files.iter().all(|file| file.unfit.is_some()) {
+        return;
+    }
+    let mounted = MountPoints::look().unwrap_or_else(|e| {
+        log::warn!("what is mounted in guests cannot be seen: {}", Reason(e));
+        MountPoints::default()
+    });
+    let is_mounted = |file: &&File| mounted.are_on(catalog.name(file), || Some(catalog.dir_id(file)));
+    let ids: HashSet<InodeId> =
+        catalog.files.iter().filter(is_mounted).map(|file| catalog.id(file)).collect();
+    for at in 0..catalog.files.len() {
+        if !ids.is_empty() && ids.contains(&catalog.id(&catalog.files[at])) {
+            catalog.files[at].unfit.get_or_insert(Unfit::MountPoint);
+        }
+    }
+}
+
+/// Marks the files whose names are not all of the same path: where these alone may be equal, unifying would cut the
+/// names off from one another.
+pub fn mark_several_names(catalog: &mut Catalog) {
+    // Where paths count, they are part of the keys.
+    let mut keys: HashMap<InodeId, u64> = HashMap::new();
+    let mut several: HashSet<InodeId> = HashSet::new();
+    for file in catalog.files.iter().filter(|file| file.nlink > 1) {
+        let id = catalog.id(file);
+        if *keys.entry(id).or_insert(file.key) != file.key {
+            several.insert(id);
+        }
+    }
+    for at in 0..catalog.files.len() {
+        let file = &catalog.files[at];
+        if file.unfit.is_none() && file.nlink > 1 && several.contains(&catalog.id(file)) {
+            catalog.files[at].unfit = Some(Unfit::SeveralNames);
+        }
+    }
+}
+
+/// Marks the files whose names were not all found: unifying these would cut them off from the others.
+pub fn mark_linked_elsewhere(catalog: &mut Catalog) {
+    let linked = || catalog.files.iter().filter(|file| file.nlink > 1);
+    let mut names: HashMap<InodeId, u32> = HashMap::new();
+    for file in linked() {
+        *names.entry(catalog.id(file)).or_default() += 1;
+    }
+    let apart: Vec<usize> = (0..catalog.files.len())
+        .filter(|&at| {
+            let file = &catalog.files[at];
+            file.nlink > 1 && names[&catalog.id(file)] < file.nlink
+        })
+        .collect();
+    for at in apart {
+        let unfit = &mut catalog.files[at].unfit;
+        match unfit {
+            None => *unfit = Some(Unfit::LinkedElsewhere),
+            // The administrator's own has no names that nobody knows of.
+            Some(Unfit::Protected) => *unfit = Some(Unfit::OtherPool),
+            Some(_) => {}
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Why a file stays as it is.
+
+/// Why a file that its path makes eligible stays as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unfit {
+    /// Empty, or smaller than asked for.
+    Small,
+    /// It has no blocks that could be shared.
+    Inline,
+    /// Set-id bits, which packages' scripts change in place.
+    SetId,
+    /// Capabilities, likewise.
+    Capabilities,
+    /// Immutable or append-only, and none of the pool's: the administrator's own.
+    Protected,
+    /// Another filesystem or mount is on the name.
+    OtherMount,
+    /// Something is mounted on the name in a process's own mount namespace, and would be gone.
+    MountPoint,
+    /// In a guest that could not make it private again.
+    Unable,
+    /// It has names outside of what was looked at: they would no longer be hard links of these.
+    LinkedElsewhere,
+    /// It has names of different paths, and only files of the same path are wanted: they would no longer be hard links.
+    SeveralNames,
+    /// Its directory or the pool is for files of another project (quota): no link can join them.
+    Project,
+    /// A copy does not get its inode flags or its project.
+    Flags,
+    /// Somebody has it open for writing.
+    Writer,
+    /// It changed while it was looked at.
+    Changed,
+    /// Programs that run were loaded from it.
+    InUse,
+    /// Its directory is encrypted, and takes only files that are so in the same way.
+    Encrypted,
+    /// It cannot be read.
+    Unreadable,
+    /// The object it is equal to has lost its protection.
+    Unprotected,
+    /// The object it is equal to is damaged.
+    Damaged,
+    /// Immutable, with names outside of what was looked at: an object of another pool.
+    OtherPool,
+}
+
+impl Unfit {
+    /// The reason, for people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Unfit::Small => "empty or too small",
+            Unfit::Inline => "within their inodes, without blocks to share",
+            Unfit::SetId => "set-id",
+            Unfit::Capabilities => "file capabilities",
+            Unfit::Protected => "immutable or append-only, the administrator's own",
+            Unfit::OtherMount => "on another mount",
+            Unfit::Unable => "in guests that could not make them private again",
+            Unfit::MountPoint => "mount points in the mount namespace of some process",
+            Unfit::LinkedElsewhere => "hard links outside of what may be unified",
+            Unfit::SeveralNames => "several names, which a reference guest leaves as they are",
+            Unfit::Project => "another project (quota) than their directory or the pool",
+            Unfit::Flags => "inode flags that no copy can have",
+            Unfit::Writer => "open for writing",
+            Unfit::Changed => "changed while it was looked at",
+            Unfit::InUse => "used by running programs",
+            Unfit::Encrypted => "in a directory that is encrypted in another way than the pool",
+            Unfit::Unreadable => "cannot be read",
+            Unfit::Damaged => "the pool's file is damaged",
+            Unfit::OtherPool => "immutable and shared with others, another pool's",
+            Unfit::Unprotected => {
+                "the pool's file has lost its protection, which the next run of the host gives back"
+            }
+        }
+    }
+}
