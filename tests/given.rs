@@ -5,8 +5,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::support::farm::Farm;
 use crate::support::{inode, run, same_inode, text};
-use crate::unify::Farm;
 
 /// Makes two files what the guests' packages own, and all they own.
 fn own(farm: &Farm, guests: &[&str]) {
@@ -35,15 +35,14 @@ fn privileged_what_is_no_guest_is_passed_over_and_a_guest_that_is_gone_is_its_ow
     all.sort();
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     assert!(all.contains(&"lost+found"));
-    let (code, said) = farm.refused(&[&["--pool", "pool"], &all[..]].concat());
-    assert_eq!(code, 0, "{said}");
+    let said = farm.exits(0, &[&["--pool", "pool"], &all[..]].concat());
     assert!(said.contains("2 guests, ") && said.contains("5 passed over that are no guests"), "{said}");
     assert!(same_inode(&a, &b), "{said}");
     // The pool may be among them by now.
     let all = [&["--pool", "pool", "pool"], &all[..]].concat();
     for words in [&[][..], &["--changed"], &["-n"], &["status"], &["verify"]] {
         let words = [words, &["-v"], &all[..]].concat();
-        let (code, said) = farm.refused(&words);
+        let (code, said) = farm.ran(&words);
         // All directories that are not empty are guests for those that only look.
         assert_eq!(code, 0, "{words:?}: {said}");
         for line in [
@@ -60,14 +59,12 @@ fn privileged_what_is_no_guest_is_passed_over_and_a_guest_that_is_gone_is_its_ow
     let (c, d) = farm.both("usr/bin/more", "new");
     for words in [&[][..], &["--changed"], &["status"], &["verify"]] {
         let words = [words, &["-v", "old", "gone"], &all[..]].concat();
-        let (code, said) = farm.refused(&words);
-        assert_eq!(code, 1, "{words:?}: {said}");
+        let said = farm.exits(1, &words);
         assert!(said.contains("gone: ") && said.contains("old: ") && said.contains("No such file"), "{said}");
         assert!(same_inode(&c, &d), "{words:?}: {said}");
     }
     for words in [&["gone"][..], &["README"], &["lost+found", "empty", "fifo"]] {
-        let (code, said) = farm.refused(&[&["--pool", "another"], words].concat());
-        assert_eq!(code, 3, "{words:?}: {said}");
+        let said = farm.exits(3, &[&["--pool", "another"], words].concat());
         assert!(!farm.path("another").exists(), "{words:?}: {said}");
     }
 }
@@ -80,8 +77,7 @@ fn privileged_guests_find_their_pool_in_any_order_and_company() {
     let write = |name: &str| all.map(|guest| farm.write(&format!("{guest}/usr/bin/{name}"), name));
     write("first");
     let unify = |guests: &[&str]| {
-        let (code, said) = farm.refused(&[&["--scope", "all"], guests].concat());
-        assert_eq!(code, 0, "{guests:?}: {said}");
+        let said = farm.exits(0, &[&["--scope", "all"], guests].concat());
         let pools: Vec<bool> = ["a", "b", "c"].map(|dir| farm.path(dir).join(".cow-pool").exists()).to_vec();
         assert_eq!(pools, [true, false, false], "{guests:?}: {said}");
     };
@@ -99,18 +95,17 @@ fn privileged_guests_find_their_pool_in_any_order_and_company() {
     let names = write("later");
     unify(&["c/g0", "b/g2"]);
     assert!(same_inode(&names[1], &names[3]));
-    let (code, said) = farm.refused(&["status", "c/g0", "b/g3"]);
+    let (code, said) = farm.ran(&["status", "c/g0", "b/g3"]);
     assert!(code == 0 && said.contains("/c/g0"), "{said}");
 
     // Others make their own.
     farm.write("d/g4/usr/bin/first", "first");
     farm.write("d/g5/usr/bin/first", "first");
-    let (code, said) = farm.refused(&["--scope", "all", "d/g4", "d/g5"]);
+    let (code, said) = farm.ran(&["--scope", "all", "d/g4", "d/g5"]);
     assert!(code == 0 && farm.path("d/.cow-pool").exists(), "{said}");
     // Between two pools the number of their guests decides, not the order.
     for guests in [["d/g4", "a/g1", "b/g2"], ["b/g2", "a/g1", "d/g4"]] {
-        let (code, said) = farm.refused(&[&["--scope", "all"], &guests[..]].concat());
-        assert_eq!(code, 0, "{said}");
+        let said = farm.exits(0, &[&["--scope", "all"], &guests[..]].concat());
         assert!(said.contains("d/.cow-pool: a pool of these guests as well"), "{said}");
         assert!(said.contains("1 immutable and shared with others, another pool's"), "{said}");
         assert!(!said.contains("administrator"), "{said}");
@@ -145,8 +140,7 @@ fn privileged_a_pool_that_is_refused_is_not_made() {
         (2, &["--reference", "g2/usr"]),
         (3, &["--pool", "no/such/directory"]),
     ] {
-        let (ended, said) = farm.refused(&[&["--scope", "all", "g1", "g2"], words].concat());
-        assert_eq!(ended, code, "{words:?}: {said}");
+        let said = farm.exits(code, &[&["--scope", "all", "g1", "g2"], words].concat());
         assert_eq!(listing(), before, "{words:?}: {said}");
     }
     let command = format!("exec {} --scope all g1 g2", env!("CARGO_BIN_EXE_cow-unify"));

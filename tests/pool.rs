@@ -10,7 +10,6 @@ use std::process::{Command, Output};
 use cow_hooks::sys::file::inode::{Kind, Time};
 use serde_json::Value;
 
-use crate::support::strace::{killed_at_each, traced};
 use crate::support::{
     FILESYSTEMS, Filesystem, Seen, entries, files, inode, run, same_inode, seen, set_immutable, set_mtime,
     text,
@@ -19,20 +18,20 @@ use crate::support::{
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cow-unify");
 
 /// Files that all guests have.
-const FILES: usize = 12;
+pub const FILES: usize = 12;
 
 /// Three guests with equal files, of which the first two share theirs.
-struct Farm {
+pub struct Farm {
     filesystem: Filesystem,
 }
 
 impl Farm {
-    fn new(kind: &str) -> Farm {
+    pub fn new(kind: &str) -> Farm {
         Farm::with(kind, &[])
     }
 
     /// With a pool made with these options.
-    fn with(kind: &str, options: &[&str]) -> Farm {
+    pub fn with(kind: &str, options: &[&str]) -> Farm {
         let farm = Farm { filesystem: Filesystem::new(kind, 512) };
         for guest in ["g1", "g2", "g3"] {
             for number in 0..FILES {
@@ -46,15 +45,15 @@ impl Farm {
         farm
     }
 
-    fn path(&self, guest: &str) -> PathBuf {
+    pub fn path(&self, guest: &str) -> PathBuf {
         self.filesystem.path().join(guest)
     }
 
-    fn pool(&self) -> PathBuf {
+    pub fn pool(&self) -> PathBuf {
         self.path(".cow-pool")
     }
 
-    fn write(&self, guest: &str, name: &str, content: &[u8]) {
+    pub fn write(&self, guest: &str, name: &str, content: &[u8]) {
         let path = self.path(guest).join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
@@ -62,7 +61,7 @@ impl Farm {
     }
 
     /// The words of a command on this pool; guests by their names.
-    fn words(&self, words: &[&str]) -> Vec<OsString> {
+    pub fn words(&self, words: &[&str]) -> Vec<OsString> {
         let word = |word: &&str| match *word {
             "g1" | "g2" | "g3" => self.path(word).into_os_string(),
             other => other.into(),
@@ -75,7 +74,7 @@ impl Farm {
         all
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    pub fn command(&self, words: &[&str]) -> Command {
         // What has only just changed is left for the next run.
         std::thread::sleep(std::time::Duration::from_millis(30));
         let words = self.words(words);
@@ -84,38 +83,38 @@ impl Farm {
         command
     }
 
-    fn run(&self, words: &[&str]) -> Output {
+    pub fn run(&self, words: &[&str]) -> Output {
         self.command(words).output().unwrap()
     }
 
     /// The result of a command that must end with this code.
-    fn json(&self, code: i32, words: &[&str]) -> Value {
+    pub fn json(&self, code: i32, words: &[&str]) -> Value {
         let output = self.run(&[words, &["--json"]].concat());
         assert_eq!(output.status.code(), Some(code), "{words:?}: {}", text(&output));
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)))
     }
 
-    fn unify(&self) {
+    pub fn unify(&self) {
         let output = self.run(&["--scope", "all", "g1", "g2"]);
         assert!(output.status.success(), "{}", text(&output));
     }
 
     /// The file of the pool that this name is a link to.
-    fn object(&self, guest: &str, name: &str) -> PathBuf {
+    pub fn object(&self, guest: &str, name: &str) -> PathBuf {
         let ino = fs::metadata(self.path(guest).join(name)).unwrap().ino();
         let found = entries(&self.pool()).into_iter().find(|(_, inode)| inode.id.ino == ino);
         self.pool().join(found.unwrap_or_else(|| panic!("{name} is none of the pool's")).0)
     }
 
     /// All objects, or all that was set aside.
-    fn stored(&self, place: &str) -> Vec<PathBuf> {
+    pub fn stored(&self, place: &str) -> Vec<PathBuf> {
         let top = self.pool().join(place);
         let regular = entries(&top).into_iter().filter(|(_, inode)| inode.kind == Kind::Regular);
         regular.map(|(path, _)| top.join(path)).collect()
     }
 
     /// Changes a byte of an object behind everybody's back.
-    fn flip(&self, name: &str) -> PathBuf {
+    pub fn flip(&self, name: &str) -> PathBuf {
         let object = self.object("g1", name);
         let modified = inode(&object).mtime;
         set_immutable(&object, false);
@@ -130,7 +129,7 @@ impl Farm {
     }
 
     /// What must hold whenever nothing is under way: pool and guests whole, protected, nothing left over.
-    fn check(&self, when: &str) {
+    pub fn check(&self, when: &str) {
         for object in self.stored("objects") {
             assert!(inode(&object).immutable || inode(&object).nlink == 1, "{when}: {}", object.display());
         }
@@ -147,11 +146,11 @@ impl Farm {
     }
 }
 
-fn name(number: usize) -> String {
+pub fn name(number: usize) -> String {
     format!("usr/d{}/file-{number}", number % 3)
 }
 
-fn content(number: usize) -> Vec<u8> {
+pub fn content(number: usize) -> Vec<u8> {
     format!("content of {number}\n").repeat(200 + number).into_bytes()
 }
 
@@ -491,127 +490,4 @@ fn privileged_without_a_pool_or_with_a_busy_one_nothing_is_done() {
             });
         }
     });
-}
-
-/// Runs a command again and again, killed at another call each time; then `again` once more, to its end.
-fn killed_at_every_call(
-    farm: &Farm,
-    what: &str,
-    words: &[&str],
-    before: &dyn Fn(),
-    after_kill: &dyn Fn(&str),
-    at_end: &dyn Fn(&str),
-) {
-    let program = farm.command(words);
-    let calls = || {
-        before();
-        let (calls, _) = traced(&program, b"", None);
-        at_end(what);
-        calls
-    };
-    // The first run makes what later ones find.
-    calls();
-    let killed = killed_at_each(&calls(), |call, nth| {
-        let when = format!("{what} killed at {call} {nth}");
-        before();
-        let run = traced(&program, b"", Some((call, nth)));
-        after_kill(&when);
-        let output = farm.run(words);
-        assert!(matches!(output.status.code(), Some(0 | 1)), "{when}: {}", text(&output));
-        at_end(&when);
-        run
-    });
-    assert!(killed > 5, "{what}: only {killed} kills");
-    eprintln!("{what}: {killed} kills");
-}
-
-fn killed_everywhere(kind: &str) {
-    let farm = Farm::new(kind);
-    let shelf = farm.stored("objects")[0].parent().unwrap().to_path_buf();
-    let unused = || {
-        for number in 0..4 {
-            let digits = format!("{number:062x}-{:016x}-{:016x}.0", 1, 2);
-            fs::write(shelf.join(&digits), b"x").unwrap();
-            set_immutable(&shelf.join(&digits), true);
-        }
-    };
-    let ended = |when: &str| {
-        assert_eq!(farm.stored("objects").len(), FILES, "{when}");
-        farm.check(when);
-    };
-    let words = ["gc"];
-    killed_at_every_call(&farm, &format!("{kind}, gc"), &words, &unused, &|_| {}, &ended);
-
-    let damaged = || {
-        for number in [1, 2, 3] {
-            farm.flip(&name(number));
-        }
-    };
-    let whole_or_damaged = |when: &str| {
-        for guest in ["g1", "g2", "g3"] {
-            for number in 0..FILES {
-                let length = fs::read(farm.path(guest).join(name(number))).unwrap().len();
-                assert_eq!(length, content(number).len(), "{when}");
-            }
-        }
-    };
-    let repaired = |when: &str| {
-        // Whatever the killed run had not come to.
-        let output = farm.run(&["verify", "g1", "g2", "g3"]);
-        assert_eq!(output.status.code(), Some(0), "{when}: {}", text(&output));
-        farm.check(when);
-        let output = farm.run(&["gc"]);
-        assert_eq!(output.status.code(), Some(0), "{when}: {}", text(&output));
-        assert_eq!((farm.stored("objects").len(), farm.stored("quarantine").len()), (FILES, 0), "{when}");
-        for number in 0..FILES {
-            let shared = same_inode(&farm.path("g1").join(name(number)), &farm.path("g2").join(name(number)));
-            assert!(shared, "{when}: {number}");
-        }
-    };
-    let words = ["verify", "g1", "g2", "g3"];
-    killed_at_every_call(&farm, &format!("{kind}, verify"), &words, &damaged, &whole_or_damaged, &repaired);
-
-    let others = || (files(&farm.path("g2")), files(&farm.pool().join("objects")));
-    let content = || files(&farm.path("g1")).into_values().map(|file| file.content).collect::<Vec<_>>();
-    let (all_before, before) = (content(), others());
-    let shared = || farm.unify();
-    let nothing_lost = |when: &str| {
-        let here: Vec<_> = content();
-        assert!(all_before.iter().all(|file| here.contains(file)), "{when}: something is missing");
-    };
-    let private = |when: &str| {
-        assert!(all_before == content(), "{when}: the guest is not what it was");
-        assert!(before == others(), "{when}: another guest or the pool has changed");
-        let shared =
-            entries(&farm.path("g1")).into_iter().find(|(_, i)| i.kind == Kind::Regular && i.nlink > 1);
-        assert!(shared.is_none(), "{when}: {shared:?}");
-        assert!(!farm.path("g1").join("var/lib/cow-hooks").exists(), "{when}");
-        farm.check(when);
-    };
-    killed_at_every_call(
-        &farm,
-        &format!("{kind}, detach"),
-        &["detach", "g1"],
-        &shared,
-        &nothing_lost,
-        &private,
-    );
-}
-
-#[test]
-#[ignore = "needs root"]
-fn privileged_killed_at_any_call_the_pool_is_whole_after_the_next_run_on_ext4() {
-    killed_everywhere(FILESYSTEMS[0]);
-}
-
-#[test]
-#[ignore = "needs root"]
-fn privileged_killed_at_any_call_the_pool_is_whole_after_the_next_run_on_xfs() {
-    killed_everywhere(FILESYSTEMS[1]);
-}
-
-#[test]
-#[ignore = "needs root"]
-fn privileged_killed_at_any_call_the_pool_is_whole_after_the_next_run_on_btrfs() {
-    killed_everywhere(FILESYSTEMS[2]);
 }

@@ -5,12 +5,9 @@ use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use cow_hooks::sys::file::inode::Kind;
-use serde_json::Value;
-
+use crate::support::farm::Farm;
 use crate::support::strace::{killed_at_each, traced};
-use crate::support::{entries, inode, same_inode, set_immutable, set_mtime, text};
-use crate::unify::Farm;
+use crate::support::{inode, same_inode, set_immutable, set_mtime, text};
 
 const NAMES: [&str; 6] = ["usr/bin/a", "usr/bin/b", "usr/bin/c", "usr/bin/d", "usr/bin/e", "usr/bin/f"];
 
@@ -18,51 +15,45 @@ fn content(name: &str) -> String {
     format!("content of {name}\n").repeat(100)
 }
 
+/// Writes one of the files, `b` with a group and rights of its own.
+fn write(farm: &Farm, guest: &str, name: &str) {
+    let path = farm.write(&format!("{guest}/{name}"), content(name));
+    if name == "usr/bin/b" {
+        chown(&path, Some(0), Some(1000)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o2755)).unwrap();
+    }
+}
+
 /// Two guests that share all files, in a pool made with these options.
 fn farm(options: &[&str]) -> Farm {
     let farm = Farm::new("ext4");
     for name in NAMES {
-        for path in <[PathBuf; 2]>::from(farm.both(name, content(name))) {
-            if name == "usr/bin/b" {
-                chown(&path, Some(0), Some(1000)).unwrap();
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o2755)).unwrap();
-            }
-        }
+        write(&farm, "g1", name);
+        write(&farm, "g2", name);
     }
     farm.unify(&[&["--allow-setid"], options].concat());
     farm
 }
 
-/// The files that the pool has in one of its directories.
-fn stored(farm: &Farm, place: &str) -> Vec<PathBuf> {
-    let top = farm.path(".cow-pool").join(place);
-    let regular = entries(&top).into_iter().filter(|(_, inode)| inode.kind == Kind::Regular);
-    regular.map(|(path, _)| top.join(path)).collect()
+/// A writer of a shared file, of the time when nothing was protected.
+fn writer(farm: &Farm) -> (PathBuf, fs::File) {
+    strip(farm);
+    let path = farm.path("g1/usr/bin/a");
+    let writer = fs::File::options().append(true).open(&path).unwrap();
+    (path, writer)
 }
 
 /// As `lxc-destroy` and `chattr -R -i` do.
 fn strip(farm: &Farm) {
-    for path in [stored(farm, "objects"), stored(farm, "quarantine")].concat() {
+    for path in [farm.stored("objects"), farm.stored("quarantine")].concat() {
         set_immutable(&path, false);
     }
 }
 
 fn assert_protected(farm: &Farm, when: &str) {
-    for path in [stored(farm, "objects"), stored(farm, "quarantine")].concat() {
+    for path in [farm.stored("objects"), farm.stored("quarantine")].concat() {
         assert!(inode(&path).immutable, "{when}: {}", path.display());
     }
-}
-
-fn ran(farm: &Farm, code: i32, words: &[&str]) -> String {
-    let output = farm.command(words).output().unwrap();
-    assert_eq!(output.status.code(), Some(code), "{words:?}: {}", text(&output));
-    text(&output)
-}
-
-fn json(farm: &Farm, code: i32, words: &[&str]) -> Value {
-    let output = farm.command(&[words, &["--json", "--pool", ".cow-pool"]].concat()).output().unwrap();
-    assert_eq!(output.status.code(), Some(code), "{words:?}: {}", text(&output));
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)))
 }
 
 const PASS: &[&str] = &["--scope", "all", "g1", "g2"];
@@ -75,13 +66,13 @@ fn privileged_every_run_finds_lost_protection_sets_it_again_and_says_so() {
     let farm = farm(&[]);
     for words in [PASS, CHANGED, VERIFY] {
         for count in [NAMES.len(), 1] {
-            let objects = stored(&farm, "objects");
+            let objects = farm.stored("objects");
             for path in &objects[..count] {
                 set_immutable(path, false);
             }
-            let status = json(&farm, 1, &["status", "g1", "g2"]);
+            let status = farm.json(1, &["status", "g1", "g2"]);
             assert_eq!(status["unprotected_objects"], count, "{words:?}: {status}");
-            let said = ran(&farm, 1, words);
+            let said = farm.exits(1, words);
             assert!(!said.contains("all intact"), "{words:?}: {said}");
             if words != VERIFY {
                 let line = format!("{count} objects of the pool had lost their protection");
@@ -92,8 +83,8 @@ fn privileged_every_run_finds_lost_protection_sets_it_again_and_says_so() {
             }
             assert_protected(&farm, "afterwards");
             // It is over.
-            ran(&farm, 0, words);
-            assert_eq!(json(&farm, 0, &["status", "g1", "g2"])["unprotected_objects"], 0);
+            farm.exits(0, words);
+            assert_eq!(farm.json(0, &["status", "g1", "g2"])["unprotected_objects"], 0);
         }
     }
 }
@@ -124,12 +115,12 @@ fn privileged_what_changed_without_protection_is_set_aside_or_repaired() {
         for (name, how) in damages {
             damage(&farm.path("g1").join(name), how);
         }
-        let said = ran(&farm, 1, words);
+        let said = farm.exits(1, words);
         assert!(said.contains("6 objects of the pool had lost"), "{said}");
         assert!(said.contains(", 4 have changed"), "{said}");
         assert_protected(&farm, "damaged");
-        assert_eq!(stored(&farm, "quarantine").len(), 4, "{said}");
-        let set_aside = stored(&farm, "quarantine");
+        assert_eq!(farm.stored("quarantine").len(), 4, "{said}");
+        let set_aside = farm.stored("quarantine");
         for (name, how) in damages {
             let of_guest = farm.path("g2").join(name);
             assert!(set_aside.iter().any(|path| same_inode(path, &of_guest)), "{how}");
@@ -137,7 +128,7 @@ fn privileged_what_changed_without_protection_is_set_aside_or_repaired() {
 
         // The quarantine is looked after, too.
         set_immutable(&set_aside[0], false);
-        let said = ran(&farm, 1, words);
+        let said = farm.exits(1, words);
         assert!(said.contains("1 objects of the pool had lost their protection"), "{said}");
         assert_protected(&farm, "in quarantine");
 
@@ -149,7 +140,7 @@ fn privileged_what_changed_without_protection_is_set_aside_or_repaired() {
             set_mtime(&copy, before.mtime);
         }
         set_immutable(&set_aside[0], false);
-        let said = ran(&farm, 1, &[words, &["g3", "--allow-setid"]].concat());
+        let said = farm.exits(1, &[words, &["g3", "--allow-setid"]].concat());
         assert!(said.contains("8 files in guests repaired"), "{said}");
         for ((name, how), before) in damages.iter().zip(&before) {
             for guest in ["g1", "g2"] {
@@ -160,7 +151,7 @@ fn privileged_what_changed_without_protection_is_set_aside_or_repaired() {
             }
         }
         assert_protected(&farm, "repaired");
-        ran(&farm, 0, &["verify", "g1", "g2", "g3", "--pool", ".cow-pool"]);
+        farm.exits(0, &["verify", "g1", "g2", "g3", "--pool", ".cow-pool"]);
     }
 }
 
@@ -171,7 +162,7 @@ fn privileged_a_lock_that_a_guest_holds_keeps_no_object_unprotected() {
     strip(&farm);
     let held = fs::File::open(farm.path("g1/usr/bin/a")).unwrap();
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    ran(&farm, 1, CHANGED);
+    farm.exits(1, CHANGED);
     assert_protected(&farm, "with a lock held");
 }
 
@@ -179,16 +170,14 @@ fn privileged_a_lock_that_a_guest_holds_keeps_no_object_unprotected() {
 #[ignore = "needs root"]
 fn privileged_a_writer_from_when_there_was_no_protection_is_waited_for() {
     let farm = farm(&[]);
-    strip(&farm);
-    let path = farm.path("g1/usr/bin/a");
-    let writer = fs::File::options().append(true).open(&path).unwrap();
+    let (_, writer) = writer(&farm);
     for words in [PASS, CHANGED, VERIFY] {
-        let said = ran(&farm, 1, words);
+        let said = farm.exits(1, words);
         assert!(said.contains("open for writing since it was not protected"), "{words:?}: {said}");
         assert_protected(&farm, "open for writing");
     }
     drop(writer);
-    ran(&farm, 0, PASS);
+    farm.exits(0, PASS);
 }
 
 #[test]
@@ -196,12 +185,12 @@ fn privileged_a_writer_from_when_there_was_no_protection_is_waited_for() {
 fn privileged_killed_at_any_call_no_change_without_protection_is_missed() {
     let farm = farm(&[]);
     let lost = || {
-        let object = stored(&farm, "objects").remove(0);
+        let object = farm.stored("objects").remove(0);
         set_immutable(&object, false);
         damage(&object, "truncated");
     };
     let back = || {
-        for damaged in stored(&farm, "quarantine") {
+        for damaged in farm.stored("quarantine") {
             set_immutable(&damaged, false);
             fs::remove_file(&damaged).unwrap();
         }
@@ -210,16 +199,12 @@ fn privileged_killed_at_any_call_no_change_without_protection_is_missed() {
                 let path = farm.path(guest).join(name);
                 if inode(&path).size == 7 {
                     let _ = fs::remove_file(&path);
-                    let path = farm.write(&format!("{guest}/{name}"), content(name));
-                    if name == "usr/bin/b" {
-                        chown(&path, Some(0), Some(1000)).unwrap();
-                        fs::set_permissions(&path, fs::Permissions::from_mode(0o2755)).unwrap();
-                    }
+                    write(&farm, guest, name);
                 }
             }
         }
         farm.unify(&["--allow-setid"]);
-        assert_eq!(stored(&farm, "objects").len(), NAMES.len());
+        assert_eq!(farm.stored("objects").len(), NAMES.len());
     };
     let program = farm.command(&[CHANGED, &["--jobs", "1"]].concat());
     lost();
@@ -234,8 +219,8 @@ fn privileged_killed_at_any_call_no_change_without_protection_is_missed() {
         let output = farm.command(CHANGED).output().unwrap();
         assert!(matches!(output.status.code(), Some(0 | 1)), "{when}: {}", text(&output));
         assert_protected(&farm, &when);
-        assert_eq!(stored(&farm, "quarantine").len(), 1, "{when}: {}", text(&output));
-        let status = json(&farm, 0, &["status", "g1", "g2"]);
+        assert_eq!(farm.stored("quarantine").len(), 1, "{when}: {}", text(&output));
+        let status = farm.json(0, &["status", "g1", "g2"]);
         assert_eq!(status["guests"][0]["damaged"], 1, "{when}: {status}");
         back();
         run
@@ -248,17 +233,16 @@ fn privileged_killed_at_any_call_no_change_without_protection_is_missed() {
 fn privileged_a_pool_made_without_protection_is_not_protected_later() {
     let farm = farm(&["--protection", "none"]);
     for words in [PASS, CHANGED, VERIFY, &["--scope", "all", "--protection", "none", "g1", "g2"]] {
-        ran(&farm, 0, words);
-        assert!(stored(&farm, "objects").iter().all(|path| !inode(path).immutable), "{words:?}");
+        farm.exits(0, words);
+        assert!(farm.stored("objects").iter().all(|path| !inode(path).immutable), "{words:?}");
     }
-    assert_eq!(json(&farm, 0, &["status", "g1", "g2"])["unprotected_objects"], 0);
+    assert_eq!(farm.json(0, &["status", "g1", "g2"])["unprotected_objects"], 0);
     // Asked for, it covers all.
-    ran(&farm, 0, &["--scope", "all", "--protection", "immutable", "g1", "g2"]);
+    farm.exits(0, &["--scope", "all", "--protection", "immutable", "g1", "g2"]);
     assert_protected(&farm, "asked for");
     strip(&farm);
-    ran(&farm, 1, PASS);
-    let (code, said) = farm.refused(&["--protection", "none", "g1", "g2"]);
-    assert_eq!(code, 2, "{said}");
+    farm.exits(1, PASS);
+    let said = farm.exits(2, &["--protection", "none", "g1", "g2"]);
     assert!(said.contains("--protection immutable"), "{said}");
 }
 
@@ -271,7 +255,7 @@ fn privileged_listed_files_that_are_unified_already_are_the_pools() {
     let list =
         [&NAMES[..], &["usr/bin/own"]].concat().iter().map(|name| format!("/{name}\0")).collect::<String>();
     farm.write("g1/var/lib/cow-hooks/spool/changed", list);
-    let report = json(&farm, 0, CHANGED);
+    let report = farm.json(0, CHANGED);
     assert_eq!((&report["shared_before"], &report["left"]["protected"]), (&6.into(), &1.into()), "{report}");
     set_immutable(&own, false);
 }
@@ -283,22 +267,22 @@ fn privileged_a_damaged_file_that_stays_in_use_is_named_and_told_of_by_later_run
         let farm = farm(&[]);
         strip(&farm);
         damage(&farm.path("g1/usr/bin/a"), "content");
-        let said = ran(&farm, 1, &[words, &["-v"]].concat());
+        let said = farm.exits(1, &[words, &["-v"]].concat());
         for guest in ["g1", "g2"] {
             let line = format!("{guest}/usr/bin/a: damaged, left: no intact copy");
             assert!(said.contains(&line), "{words:?}: {said}");
         }
         assert!(said.contains("remedy: reinstall the packages"), "{words:?}: {said}");
         for words in [words, PASS, &["--dry-run", "--scope", "all", "g1", "g2"], words] {
-            let said = ran(&farm, 1, words);
+            let said = farm.exits(1, words);
             let lines = said.lines().filter(|line| line.contains("1 damaged files are still in use")).count();
             assert_eq!(lines, 1, "{words:?}: {said}");
         }
-        assert_eq!(json(&farm, 1, words)["still_seen"], 1);
+        assert_eq!(farm.json(1, words)["still_seen"], 1);
         // A guest with a copy comes.
         farm.write("g3/usr/bin/a", content("usr/bin/a"));
-        ran(&farm, 1, &["verify", "g1", "g2", "g3", "--pool", ".cow-pool"]);
-        ran(&farm, 0, words);
+        farm.exits(1, &["verify", "g1", "g2", "g3", "--pool", ".cow-pool"]);
+        farm.exits(0, words);
     }
 }
 
@@ -306,13 +290,11 @@ fn privileged_a_damaged_file_that_stays_in_use_is_named_and_told_of_by_later_run
 #[ignore = "needs root"]
 fn privileged_an_object_that_somebody_has_open_for_writing_gets_no_new_names() {
     let farm = farm(&[]);
-    strip(&farm);
-    let path = farm.path("g1/usr/bin/a");
-    let writer = fs::File::options().append(true).open(&path).unwrap();
+    let (path, writer) = writer(&farm);
     let third = farm.write("g3/usr/bin/a", content("usr/bin/a"));
     for words in [PASS, CHANGED, PASS] {
         farm.write("g3/var/lib/cow-hooks/spool/changed", "/usr/bin/a\0");
-        ran(&farm, 1, &[words, &["g3"]].concat());
+        farm.exits(1, &[words, &["g3"]].concat());
         assert_protected(&farm, "open for writing");
         assert!(!same_inode(&path, &third), "{words:?}");
     }
@@ -321,7 +303,7 @@ fn privileged_an_object_that_somebody_has_open_for_writing_gets_no_new_names() {
     let lists: Vec<String> = lists.map(|list| fs::read_to_string(list.unwrap().path()).unwrap()).collect();
     assert_eq!((lists.len(), lists[0].lines().count()), (1, 1), "{lists:?}");
     drop(writer);
-    ran(&farm, 0, &[PASS, &["g3"]].concat());
+    farm.exits(0, &[PASS, &["g3"]].concat());
     assert!(same_inode(&path, &third));
     assert_eq!(fs::read_dir(farm.path(".cow-pool/suspects")).unwrap().count(), 0);
 }
@@ -343,8 +325,8 @@ fn privileged_without_room_for_a_list_all_is_protected_and_read_in_the_same_run(
         let output = farm.command(words).output().unwrap();
         assert!(text(&output).contains("known to this run alone"), "{words:?}: {}", text(&output));
         assert_protected(&farm, "no room");
-        assert_eq!(stored(&farm, "quarantine").len(), 1, "{words:?}: {}", text(&output));
+        assert_eq!(farm.stored("quarantine").len(), 1, "{words:?}: {}", text(&output));
         fs::remove_file(&ballast).unwrap();
-        assert!(ran(&farm, 1, words).contains("still in use"));
+        assert!(farm.exits(1, words).contains("still in use"));
     }
 }

@@ -6,10 +6,10 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
+use crate::support::farm::Farm;
 use crate::support::{
     assert_same, chroot, inode, install_libraries, picture, program, run, same_inode, text,
 };
-use crate::unify::Farm;
 
 const UNIFY: &str = env!("CARGO_BIN_EXE_cow-unify");
 

@@ -2,86 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 
-use cow_hooks::sys::file::inode::Time;
-use serde_json::Value;
-
+use crate::support::farm::Farm;
 use crate::support::{
-    FILESYSTEMS, Filesystem, assert_same, files, inode, picture, program, run, same_inode, seen,
-    set_immutable, set_mtime, text,
+    FILESYSTEMS, assert_same, inode, picture, program, run, same_inode, seen, set_immutable, set_mtime, text,
 };
-
-/// Guests on a filesystem of their own, with the pool beside them.
-pub struct Farm {
-    pub filesystem: Filesystem,
-}
-
-impl Farm {
-    pub fn new(kind: &str) -> Farm {
-        Farm::of_size(kind, 512)
-    }
-
-    pub fn of_size(kind: &str, megabytes: u64) -> Farm {
-        let farm = Farm { filesystem: Filesystem::new(kind, megabytes) };
-        for guest in ["g1", "g2"] {
-            fs::create_dir_all(farm.path(guest).join("usr/bin")).unwrap();
-        }
-        farm
-    }
-
-    pub fn path(&self, path: &str) -> PathBuf {
-        self.filesystem.path().join(path)
-    }
-
-    /// Writes a file with a time of modification that all have.
-    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.path(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, content).unwrap();
-        set_mtime(&path, Time { secs: 1_600_000_000, nanos: 123_456_789 });
-        path
-    }
-
-    /// Writes equal files in both guests.
-    pub fn both(&self, path: &str, content: impl AsRef<[u8]>) -> (PathBuf, PathBuf) {
-        (self.write(&format!("g1/{path}"), &content), self.write(&format!("g2/{path}"), &content))
-    }
-
-    pub fn command(&self, arguments: &[&str]) -> Command {
-        // What has only just changed is left for the next run.
-        std::thread::sleep(std::time::Duration::from_millis(30));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cow-unify"));
-        command.current_dir(self.filesystem.path()).args(arguments);
-        command
-    }
-
-    /// Unifies all files of both guests.
-    pub fn unify(&self, more: &[&str]) -> Value {
-        let arguments = [&["--scope", "all", "--json", "g1", "g2"], more].concat();
-        let output = self.command(&arguments).output().unwrap();
-        let json =
-            serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)));
-        assert!(output.status.success(), "{}", text(&output));
-        json
-    }
-
-    /// The code of a run that does not do what was asked, and what it says.
-    pub fn refused(&self, arguments: &[&str]) -> (i32, String) {
-        let output: Output = self.command(arguments).output().unwrap();
-        (output.status.code().unwrap(), text(&output))
-    }
-
-    pub fn objects(&self) -> Vec<PathBuf> {
-        files(&self.path(".cow-pool/objects")).into_keys().collect()
-    }
-
-    /// Nothing of a run is left in the pool.
-    pub fn assert_tidy(&self) {
-        assert_eq!(fs::read_dir(self.path(".cow-pool/runs")).unwrap().count(), 0);
-    }
-}
+use cow_hooks::sys::file::inode::Time;
 
 #[test]
 #[ignore = "needs root"]
@@ -366,8 +294,7 @@ fn privileged_times_of_modification_may_be_ignored() {
     set_mtime(&b, Time { secs: 1, nanos: 0 });
     farm.unify(&["--mtime", "ignore"]);
     assert!(same_inode(&a, &b));
-    let (code, said) = farm.refused(&["--mtime", "match", "g1", "g2"]);
-    assert_eq!(code, 2, "{said}");
+    let said = farm.exits(2, &["--mtime", "match", "g1", "g2"]);
     assert!(said.contains("--mtime ignore"), "{said}");
 }
 
@@ -422,7 +349,6 @@ fn privileged_blocks_are_shared_where_inodes_are_not() {
     }
     let farm = Farm::new("ext4");
     farm.both("usr/bin/tool", "equal");
-    let (code, said) = farm.refused(&["--share", "reflink", "g1", "g2"]);
-    assert_eq!(code, 3, "{said}");
+    let said = farm.exits(3, &["--share", "reflink", "g1", "g2"]);
     assert!(said.contains("cannot share blocks") && said.contains("--share hardlink"), "{said}");
 }

@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
+use crate::support::farm::Farm;
 use crate::support::{assert_same, inode, picture, run, same_inode, seen, text};
-use crate::unify::Farm;
 
 #[test]
 #[ignore = "needs root"]
@@ -14,8 +14,7 @@ fn privileged_a_full_filesystem_is_refused_and_nothing_is_lost() {
     let (a, b) = farm.both("usr/bin/tool", vec![1; 3 << 20]);
     farm.filesystem.fill();
     let before = (seen(&a), seen(&b));
-    let (code, said) = farm.refused(&["--scope", "all", "g1", "g2"]);
-    assert_eq!(code, 3, "{said}");
+    let said = farm.exits(3, &["--scope", "all", "g1", "g2"]);
     assert!(said.contains("No space left") && said.contains("remedy: make room"), "{said}");
     assert_eq!((seen(&a), seen(&b)), before);
     fs::remove_file(farm.path("filler")).unwrap();
@@ -47,8 +46,7 @@ fn privileged_a_read_only_filesystem_is_refused() {
     farm.unify(&[]);
     farm.both("usr/bin/more", "more");
     farm.filesystem.remount("ro");
-    let (code, said) = farm.refused(&["--scope", "all", "g1", "g2"]);
-    assert_eq!(code, 3, "{said}");
+    let said = farm.exits(3, &["--scope", "all", "g1", "g2"]);
     assert!(said.contains("read-only"), "{said}");
 }
 
@@ -85,8 +83,8 @@ fn privileged_a_guest_out_of_reach_of_a_link_is_left_out_with_a_remedy() {
     farm.write("g3/usr/bin/tool", "equal");
     fs::create_dir(farm.path("bound")).unwrap();
     run(Command::new("mount").arg("--bind").arg(farm.path("g2")).arg(farm.path("bound")));
-    let (code, said) = farm.refused(&["--scope", "all", "g1", "g3", "bound", "g2"]);
-    let (alone, _) = farm.refused(&["--scope", "all", "--pool", "new", "g3"]);
+    let (code, said) = farm.ran(&["--scope", "all", "g1", "g3", "bound", "g2"]);
+    let (alone, _) = farm.ran(&["--scope", "all", "--pool", "new", "g3"]);
     run(Command::new("umount").arg(farm.path("bound")));
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("g3: left out: on another") && said.contains("--share reflink"), "{said}");
@@ -127,17 +125,14 @@ fn privileged_a_guest_in_a_guest_is_a_guest_of_its_own() {
 #[ignore = "needs root"]
 fn privileged_a_pool_that_a_guest_could_reach_is_refused() {
     let farm = Farm::new("ext4");
-    let (code, said) = farm.refused(&["--pool", "g1/pool", "g1", "g2"]);
-    assert_eq!(code, 3, "{said}");
+    let said = farm.exits(3, &["--pool", "g1/pool", "g1", "g2"]);
     assert!(said.contains("the guest could reach it"), "{said}");
     farm.unify(&[]);
     run(Command::new("chmod").arg("755").arg(farm.path(".cow-pool")));
-    let (code, said) = farm.refused(&["g1", "g2"]);
-    assert_eq!(code, 3, "{said}");
+    let said = farm.exits(3, &["g1", "g2"]);
     assert!(said.contains("chmod 700"), "{said}");
     farm.write("other/file", "x");
-    let (code, said) = farm.refused(&["--pool", "other", "g1", "g2"]);
-    assert_eq!(code, 3, "{said}");
+    let said = farm.exits(3, &["--pool", "other", "g1", "g2"]);
     assert!(said.contains("is no pool"), "{said}");
 }
 
@@ -209,8 +204,7 @@ fn privileged_a_guest_whose_package_manager_is_at_work_is_left_out() {
     let farm = Farm::new("ext4");
     let (a, b) = farm.both("usr/bin/tool", "equal");
     farm.write("g2/var/lib/cow-hooks/members/1", "1 1 0 0\n");
-    let (code, said) = farm.refused(&["--scope", "all", "g1", "g2"]);
-    assert_eq!(code, 1, "{said}");
+    let said = farm.exits(1, &["--scope", "all", "g1", "g2"]);
     assert!(said.contains("g2: left out: a package manager is at work"), "{said}");
     assert!(!same_inode(&a, &b));
     fs::remove_file(farm.path("g2/var/lib/cow-hooks/members/1")).unwrap();
@@ -225,7 +219,6 @@ fn privileged_two_at_once_do_not_meet() {
     farm.unify(&[]);
     let lock = fs::File::open(farm.path(".cow-pool/lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let (code, said) = farm.refused(&["g1", "g2"]);
-    assert_eq!(code, 3, "{said}");
+    let said = farm.exits(3, &["g1", "g2"]);
     assert!(said.contains("another cow-unify"), "{said}");
 }

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::support::farm::Farm;
 use crate::support::{FILESYSTEMS, run, same_inode, seen, text};
-use crate::unify::Farm;
 
 /// Bytes in use, once everything is written.
 fn used(farm: &Farm) -> u64 {

@@ -7,8 +7,8 @@ use std::process::Command;
 use cow_hooks::sys::file::inode::Time;
 use cow_hooks::sys::file::traits::Traits;
 
+use crate::support::farm::Farm;
 use crate::support::{inode, run, same_inode, seen, set_mtime, text};
-use crate::unify::Farm;
 
 fn traits(path: &Path) -> Traits {
     Traits::of(fs::File::open(path).unwrap()).unwrap()

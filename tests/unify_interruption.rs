@@ -7,9 +7,10 @@ use std::path::PathBuf;
 
 use cow_hooks::sys::file::inode::Kind;
 
+use crate::support::farm::Farm;
 use crate::support::strace::{beyond, killed_at_each, traced};
 use crate::support::{FILESYSTEMS, entries, inode, same_inode, set_immutable, text};
-use crate::unify::{Farm, visible};
+use crate::unify::visible;
 
 /// Pairs of equal files a run is about.
 const PAIRS: usize = 24;

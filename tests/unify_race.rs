@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::support::farm::Farm;
 use crate::support::{FILESYSTEMS, inode};
-use crate::unify::Farm;
 
 /// Files that each guest has in a round.
 const FILES: usize = 50;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FallocateFlags;
 
+use crate::support::farm::Farm;
 use crate::support::{inode, run, same_inode, set_mtime, text};
-use crate::unify::Farm;
 
 /// What copies leave free by default.
 const RESERVE: u64 = 16 << 20;
@@ -59,8 +59,7 @@ fn privileged_a_file_that_does_not_fit_is_named_and_all_others_are_unified() {
     let fits_later = farm.both("opt/b-fits-later", bytes(2, 14 << 20));
     let small: Vec<_> = (0..40).map(|n| farm.both(&format!("usr/lib/{n}"), bytes(10 + n, 300_000))).collect();
     let filler = leave(&farm, RESERVE + (12 << 20));
-    let (code, said) = farm.refused(&["--scope", "all", "g1", "g2"]);
-    assert_eq!(code, 1, "{said}");
+    let said = farm.exits(1, &["--scope", "all", "g1", "g2"]);
     assert!(said.contains("opt/a-big: no room for the pool's copy"), "{said}");
     assert!(said.contains("16 MiB are reserved; make room"), "{said}");
     assert!(!same_inode(&big.0, &big.1) && inode(&big.0).nlink == 1, "{said}");
@@ -151,8 +150,7 @@ fn privileged_no_free_inode_is_said_of_the_files() {
     while fs::write(farm.path(&format!("g1/etc-{number}")), "").is_ok() {
         number += 1;
     }
-    let (code, said) = farm.refused(&["--scope", "all", "g1", "g2"]);
-    assert_eq!(code, 1, "{said}");
+    let said = farm.exits(1, &["--scope", "all", "g1", "g2"]);
     assert!(said.contains("usr/bin/tool: no room") && said.contains(" 0 inodes"), "{said}");
     assert!(!same_inode(&a, &b));
 }
@@ -229,8 +227,7 @@ fn privileged_a_quota_is_said_of_the_files_and_what_was_done_stays_so() {
     quota(&["quota", "enable"]);
     quota(&["quota", "rescan", "-w"]);
     quota(&["qgroup", "limit", "16K", "0/5"]);
-    let (code, said) = farm.refused(&["--scope", "all", "g1", "g2"]);
-    assert_eq!(code, 1, "{said}");
+    let said = farm.exits(1, &["--scope", "all", "g1", "g2"]);
     assert!(said.contains("usr/bin/second: Disk quota exceeded; make room"), "{said}");
     assert!(same_inode(&first.0, &first.1) && !same_inode(&a, &b));
     quota(&["quota", "disable"]);
@@ -249,8 +246,7 @@ fn privileged_on_a_full_filesystem_what_needs_no_room_is_done() {
     // A cache that is not there needs room, and none is needed.
     fs::remove_file(farm.path(".cow-pool/cache.db")).unwrap();
     let filler = leave(&farm, 200 << 10);
-    let (code, said) = farm.refused(&["--scope", "all", "g1", "g2"]);
-    assert_eq!(code, 1, "{said}");
+    let said = farm.exits(1, &["--scope", "all", "g1", "g2"]);
     assert!(same_inode(&known.0, &known.1) && fs::metadata(&known.0).unwrap().nlink() == 5, "{said}");
     assert!(!same_inode(&new.0, &new.1) && said.contains("usr/bin/new: no room"), "{said}");
     assert!(said.contains("16 MiB are reserved"), "{said}");

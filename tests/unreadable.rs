@@ -6,8 +6,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
+use crate::support::farm::Farm;
 use crate::support::{FILESYSTEMS, Filesystem, inode, run, same_inode, text};
-use crate::unify::Farm;
 
 const MARK: &[u8] = b"none of the disk's other blocks begins like this one ";
 
@@ -49,8 +49,7 @@ fn privileged_a_file_that_cannot_be_read_is_named_with_the_reason() {
     let farm = spoil(farm, 1);
     for words in [&["--scope", "all", "g1", "g2"][..], &["--changed", "--scope", "all", "g1", "g2"]] {
         farm.write("g1/var/lib/cow-hooks/spool/changed", "/usr/bin/bad\0/usr/bin/good\0");
-        let (code, said) = farm.refused(words);
-        assert_eq!(code, 1, "{said}");
+        let said = farm.exits(1, words);
         let bad: Vec<&str> = said.lines().filter(|line| line.contains("usr/bin/bad")).collect();
         assert!(bad.len() == 1 && bad[0].contains("Input/output error"), "{said}");
         assert!(said.contains("1 failed") && said.contains("1 cannot be read"), "{said}");
@@ -67,8 +66,7 @@ fn privileged_an_object_that_cannot_be_read_is_named_and_no_guests_file() {
     farm.unify(&[]);
     let farm = spoil(farm, usize::MAX);
     farm.write("g3/usr/bin/bad", content());
-    let (code, said) = farm.refused(&["--scope", "all", "g3", "-v"]);
-    assert_eq!(code, 1, "{said}");
+    let said = farm.exits(1, &["--scope", "all", "g3", "-v"]);
     let failed: Vec<&str> = said.lines().filter(|line| line.contains("Input/output error")).collect();
     assert_eq!(failed.len(), 1, "{said}");
     assert!(failed[0].contains("/.cow-pool/objects/") && !failed[0].contains("g3"), "{said}");
@@ -106,8 +104,7 @@ fn privileged_no_copy_of_an_encrypted_file_is_made_in_a_pool_that_is_not() {
     for words in
         [&["--scope", "all", "e1", "e2", "g1", "g2", "-v"][..], &["--scope", "all", "-n", "e1", "e2"]]
     {
-        let (code, said) = farm.refused(words);
-        assert_eq!(code, 0, "{said}");
+        let said = farm.exits(0, words);
         assert!(said.contains("4 in a directory that is encrypted in another way than the pool"), "{said}");
     }
     assert!(same_inode(&a, &b) && inode(&farm.path("e1/usr/bin/secret")).nlink == 2);
@@ -115,7 +112,7 @@ fn privileged_no_copy_of_an_encrypted_file_is_made_in_a_pool_that_is_not() {
     // A pool of the same key will do.
     fs::create_dir(farm.path("pools")).unwrap();
     run(Command::new("python3").args(["-c", ENCRYPT]).arg(farm.path("pools")));
-    let (code, said) = farm.refused(&["--scope", "all", "--pool", "pools/pool", "e1", "e2"]);
+    let (code, said) = farm.ran(&["--scope", "all", "--pool", "pools/pool", "e1", "e2"]);
     assert!(code == 0 && said.contains(" 4 linked"), "{said}");
     assert!(same_inode(&farm.path("e1/usr/bin/secret"), &farm.path("e2/usr/bin/too")), "{said}");
     run(Command::new("sync").arg("-f").arg(farm.filesystem.path()));

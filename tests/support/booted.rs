@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::bed::{Running, start, wait_for};
 use super::pair::support;
-use super::text;
+use super::{ended, text};
 
 /// A kind of container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,9 +145,7 @@ impl Booted {
 
     #[track_caller]
     pub fn exits(&self, code: i32, line: &str) -> String {
-        let output = self.run(line);
-        assert_eq!(output.status.code(), Some(code), "{line}:\n{}", text(&output));
-        text(&output)
+        ended(&self.run(line), code, line)
     }
 }
 

@@ -5,6 +5,7 @@ pub mod bed;
 pub mod booted;
 pub mod chroots;
 pub mod cowops;
+pub mod farm;
 pub mod pair;
 pub mod strace;
 pub mod tiny;
@@ -25,6 +26,13 @@ use rustix::fs::IFlags;
 
 /// The filesystems everything must hold on.
 pub const FILESYSTEMS: [&str; 3] = ["ext4", "xfs", "btrfs"];
+
+/// What a command said that must have ended with this code.
+#[track_caller]
+pub fn ended(output: &Output, code: i32, what: &str) -> String {
+    assert_eq!(output.status.code(), Some(code), "{what}:\n{}", text(output));
+    text(output)
+}
 
 /// Says what a test does not show on this machine, past the harness, which hides what passing tests print.
 pub fn note_left_out(what: &str, why: &str) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use super::{Filesystem, run, text};
+use super::{Filesystem, ended, run, text};
 
 /// What the guests share, and how it is protected.
 #[derive(Clone, Copy)]
@@ -112,9 +112,7 @@ impl Pair {
 
     #[track_caller]
     pub fn exits(&self, code: i32, line: &str) -> String {
-        let output = self.run(line);
-        assert_eq!(output.status.code(), Some(code), "{line}:\n{}", text(&output));
-        text(&output)
+        ended(&self.run(line), code, line)
     }
 
     /// Lets apt in the first guest look at another archive.

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use cow_hooks::sys::file::inode::Time;
 
 use super::bed::with_shell;
-use super::{Filesystem, built, install_libraries, program, run, same_inode, set_mtime, text};
+use super::{Filesystem, built, ended, install_libraries, program, run, same_inode, set_mtime, text};
 
 /// When every file of a package was modified.
 const MODIFIED: Time = Time { secs: 1_600_000_000, nanos: 0 };
@@ -213,9 +213,7 @@ impl Tiny {
 
     #[track_caller]
     pub fn succeed(&self, line: &str) -> String {
-        let output = self.run(line);
-        assert!(output.status.success(), "{line}: {}", text(&output));
-        text(&output)
+        ended(&self.run(line), 0, line)
     }
 
     /// Runs a line in both guests.
