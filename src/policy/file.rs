@@ -9,7 +9,8 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, SeqAccess, Unexpected, Visitor};
 use toml::de::DeTable;
 
-use super::{LastLink, Mode, Pattern, PatternSet, Protection, SuperviseMode};
+use super::pattern::{Pattern, PatternSet};
+use super::value::{LastLink, Mode, Protection, SuperviseMode};
 use crate::report::Shown;
 
 /// What one file says; all of it is optional.
@@ -18,9 +19,9 @@ use crate::report::Shown;
 pub(super) struct Layer {
     pub mode: Option<Mode>,
     pub protection: Option<Protection>,
-    pub prepare: Change,
-    pub never_touch: Change,
-    pub never_unify: Change,
+    pub prepare: ListChange,
+    pub never_touch: ListChange,
+    pub never_unify: ListChange,
     #[serde(deserialize_with = "bytes")]
     pub reserve: Option<u64>,
     #[serde(deserialize_with = "seconds")]
@@ -31,24 +32,24 @@ pub(super) struct Layer {
 
 /// What one file says about a list.
 #[derive(Debug)]
-pub(super) enum Change {
+pub(super) enum ListChange {
     /// `key = [...]`
     Add(PatternSet),
     /// `key.replace = [...]`
     Replace(PatternSet),
 }
 
-impl Default for Change {
-    fn default() -> Change {
-        Change::Add(PatternSet::default())
+impl Default for ListChange {
+    fn default() -> ListChange {
+        ListChange::Add(PatternSet::default())
     }
 }
 
-impl Change {
+impl ListChange {
     pub(super) fn apply(self, list: &mut PatternSet) {
         match self {
-            Change::Add(patterns) => list.extend(patterns),
-            Change::Replace(patterns) => *list = patterns,
+            ListChange::Add(patterns) => list.extend(patterns),
+            ListChange::Replace(patterns) => *list = patterns,
         }
     }
 }
@@ -141,9 +142,9 @@ impl<'de> Deserialize<'de> for PatternSet {
     }
 }
 
-impl<'de> Deserialize<'de> for Change {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Change, D::Error> {
-        struct ChangeVisitor;
+impl<'de> Deserialize<'de> for ListChange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ListChange, D::Error> {
+        struct ListVisitor;
 
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
@@ -151,24 +152,24 @@ impl<'de> Deserialize<'de> for Change {
             replace: PatternSet,
         }
 
-        impl<'de> Visitor<'de> for ChangeVisitor {
-            type Value = Change;
+        impl<'de> Visitor<'de> for ListVisitor {
+            type Value = ListChange;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list of patterns, or `replace` with one")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Change, A::Error> {
-                PatternSet::deserialize(SeqAccessDeserializer::new(list)).map(Change::Add)
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<ListChange, A::Error> {
+                PatternSet::deserialize(SeqAccessDeserializer::new(list)).map(ListChange::Add)
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Change, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<ListChange, A::Error> {
                 let Table { replace } = Table::deserialize(MapAccessDeserializer::new(table))?;
-                Ok(Change::Replace(replace))
+                Ok(ListChange::Replace(replace))
             }
         }
 
-        deserializer.deserialize_any(ChangeVisitor)
+        deserializer.deserialize_any(ListVisitor)
     }
 }
 
