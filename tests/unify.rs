@@ -1,5 +1,6 @@
 //! What is equal becomes one inode, whatever differs stays apart, and nothing else changes.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -40,6 +41,53 @@ fn privileged_equal_files_become_one_protected_inode_and_nothing_else_changes() 
         // The pool is closed to guests.
         assert_eq!(fs::metadata(farm.path(".cow-pool")).unwrap().mode() & 0o7777, 0o700);
     }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn privileged_each_directory_is_listed_once_and_not_again_until_it_changes() {
+    for kind in FILESYSTEMS {
+        let farm = Farm::new(kind);
+        farm.both("usr/bin/tool", vec![7; 300_000]);
+        farm.both("usr/share/data", "short");
+        let only = farm.write("g1/usr/bin/only", "alone");
+        // The entries, and that there are no more.
+        let once = BTreeMap::from(
+            ["g1", "g1/usr", "g1/usr/bin", "g1/usr/share", "g2", "g2/usr", "g2/usr/bin", "g2/usr/share"]
+                .map(|dir| (dir.to_owned(), 2)),
+        );
+        assert_eq!(listed(&farm), (4, once), "{kind}");
+        assert_eq!(listed(&farm), (0, BTreeMap::new()), "{kind}");
+
+        // What was private then is known without a look at its directory.
+        let other = farm.write("g2/usr/share/only", "alone");
+        assert_eq!(listed(&farm), (2, BTreeMap::from([("g2/usr/share".to_owned(), 2)])), "{kind}");
+        assert!(same_inode(&only, &other));
+        assert_eq!(listed(&farm), (0, BTreeMap::new()), "{kind}");
+    }
+}
+
+/// Unifies all files of both guests: how many names it linked, and how often it asked for entries of each directory.
+fn listed(farm: &Farm) -> (u64, BTreeMap<String, usize>) {
+    let command = farm.command(&["--scope", "all", "--json", "g1", "g2"]);
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-y", "-e", "trace=getdents64", "-o"]).arg(log.path());
+    strace.arg(command.get_program()).args(command.get_args()).current_dir(farm.filesystem.path());
+    let output = strace.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut calls = BTreeMap::new();
+    let top = farm.filesystem.path().canonicalize().unwrap();
+    for line in fs::read_to_string(log.path()).unwrap().lines() {
+        let Some((_, call)) = line.split_once("getdents64(") else { continue };
+        let dir = call.split_once('<').and_then(|(_, rest)| rest.split_once('>')).unwrap().0;
+        let dir = Path::new(dir).strip_prefix(&top).ok().filter(|dir| !dir.starts_with(".cow-pool"));
+        if let Some(dir) = dir {
+            *calls.entry(dir.to_str().unwrap().to_owned()).or_default() += 1;
+        }
+    }
+    (report["linked"].as_u64().unwrap(), calls)
 }
 
 /// What a guest can see of its tree, but for inode numbers, links and protection.

@@ -27,6 +27,7 @@ use crate::unify::pool::directory::{Pool, may_change};
 use crate::unify::pool::identity::Mtime;
 use crate::unify::pool::protection::Fence;
 use crate::unify::pool::settings::{Settings, Share};
+use crate::unify::scan::catalog::GuestIndex;
 use crate::unify::scan::guest::Guest;
 use crate::unify::scan::unfit::Unfit;
 
@@ -178,10 +179,12 @@ fn rules(arguments: &PassArguments, matches: &ArgMatches) -> anyhow::Result<Rule
 }
 
 /// Which of the guests is the model; it must be one of them.
-fn reference(guests: &[Guest], path: &Path) -> anyhow::Result<usize> {
+fn reference(guests: &[Guest], path: &Path) -> anyhow::Result<GuestIndex> {
     let reference = Guest::open(path)?;
     let found = guests.iter().position(|guest| guest.inode.id == reference.inode.id);
-    found.ok_or_else(|| anyhow::anyhow!("--reference {}: name it among the guests, too", Shown(path)))
+    found
+        .map(GuestIndex::new)
+        .ok_or_else(|| anyhow::anyhow!("--reference {}: name it among the guests, too", Shown(path)))
 }
 
 /// How files are shared: as the pool was made, or is to be.

@@ -9,6 +9,7 @@ use crate::sys::path::resolve::Place;
 use crate::sys::process::mounts::MountPoints;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::Stored;
+use crate::unify::scan::catalog::GuestIndex;
 use crate::unify::scan::guest::Guest;
 use crate::unify::scan::names;
 
@@ -18,8 +19,7 @@ pub(super) type Damaged = HashMap<u64, Stored>;
 /// All names that one guest has of one damaged inode.
 pub(super) struct DamagedNames<'d> {
     pub damaged: &'d Stored,
-    /// Its place among the guests that were looked through.
-    pub guest: usize,
+    pub guest: GuestIndex,
     pub names: Vec<Place>,
 }
 
@@ -57,7 +57,8 @@ pub(super) fn find<'d>(
     });
     watch.end();
     let mut all = Found::default();
-    for (guest, (found, problems)) in searched.into_iter().enumerate() {
+    for (at, (found, problems)) in searched.into_iter().enumerate() {
+        let guest = GuestIndex::new(at);
         all.failed.extend(problems);
         let names = |(ino, names)| Some(DamagedNames { damaged: damaged.get(&ino)?, guest, names });
         all.names.extend(found.into_iter().filter_map(names));
@@ -73,7 +74,7 @@ impl Found<'_> {
         }
         let mounted = MountPoints::look().unwrap_or_default();
         for DamagedNames { damaged, guest, names } in &mut self.names {
-            let root = &guests[*guest].root;
+            let root = &guests[guest.position()].root;
             let (left, free): (Vec<Place>, _) =
                 std::mem::take(names).into_iter().partition(|name| mounted.are_at(root, name));
             *names = free;

@@ -28,6 +28,7 @@ use crate::unify::pool::protection::Fence;
 use crate::unify::pool::publish::Publisher;
 use crate::unify::pool::recover;
 use crate::unify::pool::run::Run;
+use crate::unify::scan::catalog::GuestIndex;
 use crate::unify::scan::guest::Guest;
 use crate::unify::scan::names;
 use crate::unify::{At, Error};
@@ -97,7 +98,7 @@ impl Repairer<'_> {
             let reason = "a mount point in the mount namespace of some process";
             self.note(&names, Some(reason), &mut repaired);
         }
-        let claims = claim_all(self.guests.iter().enumerate());
+        let claims = claim_all((0..).map(GuestIndex::new).zip(self.guests));
         let mut free = Vec::new();
         for names in names {
             let busy = claims.busy.iter().find(|(guest, _)| *guest == names.guest);
@@ -199,7 +200,7 @@ impl Repairer<'_> {
             }
             repaired.objects += 1;
         }
-        let guest = &self.guests[names.guest];
+        let guest = &self.guests[names.guest.position()];
         let targets =
             names.names.iter().zip(number..).map(|(name, number)| Target::open(guest, name, number));
         let targets: Vec<Target<'_>> = targets.collect::<io::Result<_>>()?;
@@ -242,7 +243,7 @@ impl Repairer<'_> {
         left: Option<String>,
         repaired: &mut Repaired,
     ) {
-        let path = names::outer_path(&self.guests[names.guest], &name.path());
+        let path = names::outer_path(&self.guests[names.guest.position()], &name.path());
         repaired.names.push(Sighting { path, damaged: self.pool.path_of(names.damaged), left });
     }
 }

@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::dedupe::share;
-use super::linked::{Linked, Postponed};
+use super::linked::{ChangedDir, Linked, Postponed};
 use super::linker::Linker;
 use super::plan::Work;
 use super::space::is_exhaustion;
@@ -29,6 +29,7 @@ use crate::unify::pool::journal::Intent;
 use crate::unify::pool::protection::Fence;
 use crate::unify::pool::publish::Copied;
 use crate::unify::pool::settings::Share;
+use crate::unify::scan::catalog::{DirIndex, FileIndex};
 use crate::unify::scan::digest::{Dirs, is_gone, is_same, take_lease};
 use crate::unify::scan::unfit::Unfit;
 use crate::unify::{At, Error};
@@ -109,11 +110,11 @@ impl Linker<'_> {
         }
         let mut reason = Unfit::Changed;
         let mut dirs = Dirs::new(self.catalog);
-        let mut inodes: Vec<&[u32]> = work.inodes(self.catalog).collect();
+        let mut inodes: Vec<&[FileIndex]> = work.inodes(self.catalog).collect();
         // Of equal files, one may have holes.
-        inodes.sort_by_key(|names| self.catalog.files[names[0] as usize].allocated);
+        inodes.sort_by_key(|names| self.catalog[names[0]].allocated);
         for names in inodes {
-            let file = &self.catalog.files[names[0] as usize];
+            let file = &self.catalog[names[0]];
             let source = match dirs.file(file) {
                 Err(e) if is_gone(&e) => continue,
                 source => source?,
@@ -147,12 +148,12 @@ impl Linker<'_> {
     }
 
     fn intents(&self, jobs: &[Job<'_>]) -> Vec<Intent> {
-        let mut handles: BTreeMap<u32, Option<Handle>> = BTreeMap::new();
+        let mut handles: BTreeMap<DirIndex, Option<Handle>> = BTreeMap::new();
         let mut intents = Vec::new();
         for job in jobs {
             let numbers = job.first..;
             for (&at, number) in job.work.names.iter().zip(numbers) {
-                let file = &self.catalog.files[at as usize];
+                let file = &self.catalog[at];
                 let handle = handles
                     .entry(file.dir)
                     .or_insert_with(|| Handle::of(self.catalog.open_dir(self.catalog.dir(file)).ok()?).ok());
@@ -176,11 +177,10 @@ impl Linker<'_> {
         // Names change only where inodes are shared.
         let renames = self.pool().settings.share == Share::Hardlink;
         let files = jobs.iter().filter(|_| renames).flat_map(|job| &job.work.names);
-        let dirs: BTreeSet<u32> = files.map(|&at| self.catalog.files[at as usize].dir).collect();
-        let dirs: Vec<u32> = dirs.into_iter().collect();
-        let open = |dir: u32| self.catalog.open_dir(&self.catalog.dirs[dir as usize]);
-        let modified =
-            parallel::map(self.threads, &dirs, |&dir| Inode::of(open(dir)?).map(|inode| inode.mtime));
+        let dirs: BTreeSet<DirIndex> = files.map(|&at| self.catalog[at].dir).collect();
+        let dirs: Vec<DirIndex> = dirs.into_iter().collect();
+        let open = |dir: DirIndex| self.catalog.open_dir(&self.catalog[dir]);
+        let before = parallel::map(self.threads, &dirs, |&dir| Inode::of(open(dir)?));
         let chunks: Vec<&[&Job<'_>]> = jobs.chunks(32).collect();
         let mut linked = Linked::default();
         for part in parallel::map(self.threads, &chunks, |chunk| {
@@ -193,18 +193,23 @@ impl Linker<'_> {
         }) {
             linked.absorb(part);
         }
-        let dirs: Vec<_> = dirs.iter().zip(&modified).collect();
-        parallel::map(self.threads, &dirs, |(dir, modified)| {
+        let dirs: Vec<_> = dirs.into_iter().zip(before).collect();
+        linked.dirs.extend(parallel::map(self.threads, &dirs, |(dir, before)| {
+            let Ok(Inode { mtime, ctime, .. }) = before else {
+                return ChangedDir { dir: *dir, before: 0, after: 0 };
+            };
             // A directory that has gone meanwhile needs no time.
-            if let (Ok(modified), Ok(fd)) = (modified, open(**dir)) {
-                times::set_modified(fd, *modified).unwrap_or_else(|e| log::debug!("{}", Reason(e)));
-            }
-        });
+            let after = open(*dir).and_then(|fd| {
+                times::set_modified(&fd, *mtime).unwrap_or_else(|e| log::debug!("{}", Reason(e)));
+                Ok(Inode::of(&fd)?.ctime.nanoseconds())
+            });
+            ChangedDir { dir: *dir, before: ctime.nanoseconds(), after: after.unwrap_or(0) }
+        }));
         linked
     }
 
     fn work(&self, job: &Job<'_>, dirs: &mut Dirs<'_>, linked: &mut Linked) {
-        let inodes: Vec<&[u32]> = job.work.inodes(self.catalog).collect();
+        let inodes: Vec<&[FileIndex]> = job.work.inodes(self.catalog).collect();
         let mut done = 0;
         match self.try_work(job, &inodes, dirs, linked, &mut done) {
             Err(swap::Error::Unchanged(reason)) if done == 0 && is_exhaustion(&reason) => {
@@ -231,7 +236,7 @@ impl Linker<'_> {
     fn try_work(
         &self,
         job: &Job<'_>,
-        inodes: &[&[u32]],
+        inodes: &[&[FileIndex]],
         dirs: &mut Dirs<'_>,
         linked: &mut Linked,
         done: &mut usize,
@@ -266,15 +271,12 @@ impl Linker<'_> {
         while *done < inodes.len() {
             let rest = &inodes[*done..];
             let mut names = 0;
-            let fits = |inode: &&&[u32]| {
+            let fits = |inode: &&&[FileIndex]| {
                 names += inode.len();
                 names <= WINDOW
             };
             let chunk = &rest[..rest.iter().take_while(fits).count().max(1)];
-            let own = chunk
-                .iter()
-                .map(|names| dirs.file(&self.catalog.files[names[0] as usize]))
-                .collect::<Vec<_>>();
+            let own = chunk.iter().map(|names| dirs.file(&self.catalog[names[0]])).collect::<Vec<_>>();
             let link = Link {
                 linker: self,
                 object: &object,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::report::Reason;
 use crate::state::store::{Claim, claim};
+use crate::unify::scan::catalog::GuestIndex;
 use crate::unify::scan::guest::Guest;
 
 /// How long a guest's hook may keep us waiting before its guest is left for the next run.
@@ -12,13 +13,13 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Guests in which nobody else begins or ends anything while this lives.
 #[derive(Debug, Default)]
 pub struct Claims {
-    /// The others, by their places among those asked for, with the reason.
-    pub busy: Vec<(usize, String)>,
+    /// The others, with the reason.
+    pub busy: Vec<(GuestIndex, String)>,
     _held: Vec<Claim>,
 }
 
-/// Claims these guests, told by their places, as far as no package manager is at work in them.
-pub fn claim_all<'g>(guests: impl IntoIterator<Item = (usize, &'g Guest)>) -> Claims {
+/// Claims these guests, as far as no package manager is at work in them.
+pub fn claim_all<'g>(guests: impl IntoIterator<Item = (GuestIndex, &'g Guest)>) -> Claims {
     let mut claims = Claims::default();
     for (at, guest) in guests {
         match claim(&guest.root, PATIENCE) {

@@ -12,7 +12,7 @@ use crate::sys::share::dedupe::share_blocks;
 use crate::sys::share::swap::{self, Name};
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::ObjectName;
-use crate::unify::scan::catalog::Catalog;
+use crate::unify::scan::catalog::{Catalog, FileIndex};
 use crate::unify::scan::digest::{Dirs, is_gone, is_same};
 use crate::unify::scan::unfit::Unfit;
 
@@ -47,7 +47,7 @@ pub(super) fn share(
             Ok(Fate::Left(unfit)) => linked.left.extend(names.iter().map(|&at| (at, unfit))),
             Err(e) => {
                 // It keeps what it has.
-                kept.extend(dirs.file(&linker.catalog.files[names[0] as usize]).and_then(extents::of)?);
+                kept.extend(dirs.file(&linker.catalog[names[0]]).and_then(extents::of)?);
                 linker.fail(names, &e, linked);
             }
         }
@@ -65,16 +65,16 @@ fn share_one(
     object: &OwnedFd,
     blocks: &[Extent],
     work: &Work,
-    at: u32,
+    at: FileIndex,
     dirs: &mut Dirs<'_>,
 ) -> io::Result<Fate> {
-    let own = match dirs.file(&linker.catalog.files[at as usize]) {
+    let own = match dirs.file(&linker.catalog[at]) {
         Err(e) if is_gone(&e) => return Ok(Fate::Left(Unfit::Changed)),
         own => own?,
     };
     let fate = fate(linker.catalog, &own, blocks, work, at)?;
     if let Fate::Shares(_) = fate
-        && !share_blocks(object, &own, linker.catalog.files[at as usize].size)?
+        && !share_blocks(object, &own, linker.catalog[at].size)?
     {
         return Ok(Fate::Left(Unfit::Changed));
     }
@@ -82,8 +82,8 @@ fn share_one(
 }
 
 /// What is to become of a file of the work, if the object has these blocks.
-fn fate(catalog: &Catalog, own: &OwnedFd, object: &[Extent], work: &Work, at: u32) -> io::Result<Fate> {
-    if !is_same(&Inode::of(own)?, &catalog.files[at as usize]) {
+fn fate(catalog: &Catalog, own: &OwnedFd, object: &[Extent], work: &Work, at: FileIndex) -> io::Result<Fate> {
+    if !is_same(&Inode::of(own)?, &catalog[at]) {
         return Ok(Fate::Left(Unfit::Changed));
     }
     let blocks = extents::of(own)?;
@@ -101,7 +101,7 @@ pub(in crate::unify) fn would_free(
     catalog: &Catalog,
     pool: Option<&Pool>,
     work: &Work,
-) -> io::Result<(u64, Vec<u32>)> {
+) -> io::Result<(u64, Vec<FileIndex>)> {
     let mut dirs = Dirs::new(catalog);
     let object = match (pool, work.existing) {
         (Some(pool), Some(object)) => match pool.shelf(object.name.shelf(), false)? {
@@ -112,7 +112,7 @@ pub(in crate::unify) fn would_free(
     };
     let (mut before, mut names) = (Vec::new(), Vec::new());
     for inode in work.inodes(catalog) {
-        let own = dirs.file(&catalog.files[inode[0] as usize])?;
+        let own = dirs.file(&catalog[inode[0]])?;
         if let Fate::Shares(blocks) =
             fate(catalog, &own, object.as_deref().unwrap_or_default(), work, inode[0])?
         {

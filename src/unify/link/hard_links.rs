@@ -10,15 +10,16 @@ use crate::state::hard_links::HardLinks;
 use crate::state::store::STATE_DIR;
 use crate::sys::file::inode::InodeId;
 use crate::sys::path::resolve::is_absent;
-use crate::unify::scan::catalog::Catalog;
+use crate::unify::scan::catalog::{Catalog, FileIndex};
 use crate::unify::scan::guest::Guest;
 use crate::unify::scan::names;
 
 /// Tells the guests that have names in this work; the caller keeps their hooks waiting.
 pub(in crate::unify) fn note(catalog: &Catalog, step: &[Work]) {
-    for (number, guest) in catalog.guests.iter().enumerate() {
-        let here = |at: &&u32| usize::from(catalog.dir(&catalog.files[**at as usize]).guest) == number;
-        let path = |at: &u32| catalog.path(&catalog.files[*at as usize]);
+    for at in catalog.guest_indices() {
+        let guest = &catalog[at];
+        let here = |file: &&FileIndex| catalog.dir(&catalog[**file]).guest == at;
+        let path = |at: &FileIndex| catalog.path(&catalog[*at]);
         let (mut several, mut single) = (Vec::new(), Vec::new());
         for names in step.iter().flat_map(|work| work.inodes(catalog)) {
             let names: BTreeSet<PathBuf> = names.iter().filter(here).map(path).collect();

@@ -4,13 +4,14 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::unify::pool::object::ObjectName;
+use crate::unify::scan::catalog::{DirIndex, FileIndex};
 use crate::unify::scan::unfit::Unfit;
 
 /// What linking came to.
 #[derive(Debug, Default)]
 pub struct Linked {
     /// Names that are names of an object now: guest and path, by their places in the catalog's files.
-    pub names: Vec<u32>,
+    pub names: Vec<FileIndex>,
     /// Objects made.
     pub objects: u64,
     /// Bytes written to the pool; blocks that are shared do not count.
@@ -20,9 +21,11 @@ pub struct Linked {
     /// Bytes of disk that the new objects take.
     pub taken: u64,
     /// Names that have the blocks of their object already.
-    pub known: Vec<u32>,
+    pub known: Vec<FileIndex>,
+    /// Directories in which names have changed, in the order in which they have.
+    pub dirs: Vec<ChangedDir>,
     /// Names that stay as they are for now.
-    pub left: Vec<(u32, Unfit)>,
+    pub left: Vec<(FileIndex, Unfit)>,
     /// Work that may go better when other work is done.
     pub postponed: Vec<Postponed>,
     /// Names that could not be linked, with the reason.
@@ -33,6 +36,17 @@ pub struct Linked {
     pub leaked: Vec<ObjectName>,
     /// Something was left half way: the journal tells recovery what.
     pub unfinished: bool,
+}
+
+/// A directory in which names have changed, and its times of change in nanoseconds; 0 if one is not known.
+#[derive(Clone, Copy, Debug)]
+pub struct ChangedDir {
+    /// The directory.
+    pub dir: DirIndex,
+    /// Before its names changed.
+    pub before: i64,
+    /// Afterwards.
+    pub after: i64,
 }
 
 /// Work that was not begun for want of what there is too little of.
@@ -60,6 +74,7 @@ impl Linked {
         self.taken += other.taken;
         self.postponed.extend(other.postponed);
         self.known.extend(other.known);
+        self.dirs.extend(other.dirs);
         self.left.extend(other.left);
         self.failed.extend(other.failed);
         self.contested += other.contested;

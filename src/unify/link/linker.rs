@@ -7,7 +7,7 @@ use crate::report::Reason;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::publish::Publisher;
 use crate::unify::pool::run::Run;
-use crate::unify::scan::catalog::Catalog;
+use crate::unify::scan::catalog::{Catalog, FileIndex};
 
 /// Links one catalog's files.
 pub struct Linker<'a> {
@@ -31,12 +31,17 @@ impl<'a> Linker<'a> {
     }
 
     /// Notes that names stay as they are, and why.
-    pub(super) fn fail(&self, names: &[u32], error: &(dyn std::error::Error + 'static), linked: &mut Linked) {
+    pub(super) fn fail(
+        &self,
+        names: &[FileIndex],
+        error: &(dyn std::error::Error + 'static),
+        linked: &mut Linked,
+    ) {
         let reason = Reason(error).to_string();
         linked.failed.extend(names.iter().map(|&at| (self.outer_path(at), reason.clone())));
     }
 
-    pub(super) fn outer_path(&self, at: u32) -> PathBuf {
-        self.catalog.outer_path(&self.catalog.files[at as usize])
+    pub(super) fn outer_path(&self, at: FileIndex) -> PathBuf {
+        self.catalog.outer_path(&self.catalog[at])
     }
 }

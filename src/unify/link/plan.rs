@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::report::{Reason, Watch};
 use crate::unify::pool::identity::{self, Digest};
 use crate::unify::pool::object::{Index, Object, ObjectName};
-use crate::unify::scan::catalog::Catalog;
+use crate::unify::scan::catalog::{Catalog, FileIndex, GuestIndex};
 use crate::unify::scan::digest::{Limits, Missed, digest};
 use crate::unify::scan::unfit::Unfit;
 
@@ -17,12 +17,12 @@ pub struct Work {
     /// What the pool has already.
     pub existing: Option<Object>,
     /// The names, by their places in the catalog's files; those of one inode side by side.
-    pub names: Vec<u32>,
+    pub names: Vec<FileIndex>,
 }
 
 impl Work {
     /// The names of each inode.
-    pub fn inodes<'w>(&'w self, catalog: &'w Catalog) -> impl Iterator<Item = &'w [u32]> {
+    pub fn inodes<'w>(&'w self, catalog: &'w Catalog) -> impl Iterator<Item = &'w [FileIndex]> {
         inodes(catalog, &self.names)
     }
 
@@ -33,13 +33,13 @@ impl Work {
 
     /// Bytes of disk that linking all names frees: those of every inode, but for those of a new object.
     pub fn frees(&self, catalog: &Catalog) -> u64 {
-        let all: u64 = self.inodes(catalog).map(|names| catalog.files[names[0] as usize].allocated).sum();
+        let all: u64 = self.inodes(catalog).map(|names| catalog[names[0]].allocated).sum();
         all - if self.existing.is_none() { self.allocated(catalog) } else { 0 }
     }
 
     /// Bytes of disk that the smallest of the inodes takes: of equal files, one may have holes.
     pub fn allocated(&self, catalog: &Catalog) -> u64 {
-        self.names.iter().map(|&at| catalog.files[at as usize].allocated).min().unwrap_or(0)
+        self.names.iter().map(|&at| catalog[at].allocated).min().unwrap_or(0)
     }
 }
 
@@ -51,7 +51,7 @@ pub struct Planner<'a> {
     /// What keeps files as they are.
     pub limits: Limits,
     /// The guest whose files alone are a model for the others.
-    pub reference: Option<u16>,
+    pub reference: Option<GuestIndex>,
     /// How many threads read.
     pub threads: usize,
     /// Told of what is to be read, and of each file that was.
@@ -61,30 +61,29 @@ pub struct Planner<'a> {
 impl Planner<'_> {
     /// Reads the files that could be equal to one another, or to an object whose key is `known`.
     pub fn read(&self, catalog: &mut Catalog, known: impl Fn(u64) -> bool) {
-        let mut unread: Vec<u32> = Vec::new();
+        let mut unread: Vec<FileIndex> = Vec::new();
         for group in groups(catalog, &by_key(catalog)) {
-            if self.wants(catalog, group, known(catalog.files[group[0] as usize].key)) {
+            if self.wants(catalog, group, known(catalog[group[0]].key)) {
                 let inodes = inodes(catalog, group).map(|names| names[0]);
-                unread.extend(inodes.filter(|&at| catalog.files[at as usize].digest.is_none()));
+                unread.extend(inodes.filter(|&at| catalog[at].digest.is_none()));
             }
         }
         // About the order of the disk.
-        unread.sort_unstable_by_key(|&at| catalog.files[at as usize].ino);
+        unread.sort_unstable_by_key(|&at| catalog[at].ino);
         self.watch.begin("reading", unread.len() as u64);
         for step in unread.chunks(STEP) {
             let read = digest(catalog, step, self.limits, self.threads, self.watch);
             for (&at, read) in step.iter().zip(read) {
-                let at = at as usize;
                 match read {
                     Ok(digest) => {
                         catalog.set_digest(at, digest);
-                        let dir = catalog.files[at].dir as usize;
-                        catalog.dirs[dir].fresh = true;
+                        let dir = catalog[at].dir;
+                        catalog[dir].fresh = true;
                     }
-                    Err(Missed::Unfit(unfit)) => catalog.files[at].unfit = Some(unfit),
+                    Err(Missed::Unfit(unfit)) => catalog[at].unfit = Some(unfit),
                     Err(Missed::Failed(e)) => {
-                        catalog.files[at].unfit = Some(Unfit::Unreadable);
-                        catalog.unreadable.push((at as u32, Reason(e).to_string()));
+                        catalog[at].unfit = Some(Unfit::Unreadable);
+                        catalog.unreadable.push((at, Reason(e).to_string()));
                     }
                 }
             }
@@ -104,8 +103,8 @@ impl Planner<'_> {
     }
 
     /// Whether files of one key may come to anything.
-    fn wants(&self, catalog: &Catalog, group: &[u32], known: bool) -> bool {
-        let guest = |&at: &u32| catalog.dir(&catalog.files[at as usize]).guest;
+    fn wants(&self, catalog: &Catalog, group: &[FileIndex], known: bool) -> bool {
+        let guest = |&at: &FileIndex| catalog.dir(&catalog[at]).guest;
         if let Some(reference) = self.reference
             && !known
             && !group.iter().any(|at| guest(at) == reference)
@@ -113,29 +112,28 @@ impl Planner<'_> {
             return false;
         }
         let first = group[0];
-        let differs = |at: &&u32| {
-            catalog.id(&catalog.files[**at as usize]) != catalog.id(&catalog.files[first as usize])
-                || guest(at) != guest(&first)
+        let differs = |at: &&FileIndex| {
+            catalog.id(&catalog[**at]) != catalog.id(&catalog[first]) || guest(at) != guest(&first)
         };
         known || group.iter().any(|at| differs(&at))
     }
 
-    fn equal(&self, catalog: &Catalog, index: &Index, group: &[u32], works: &mut Vec<Work>) {
-        let mut equal: Vec<(Digest, &[u32])> = inodes(catalog, group)
-            .filter_map(|names| Some((catalog.digest(&catalog.files[names[0] as usize])?, names)))
+    fn equal(&self, catalog: &Catalog, index: &Index, group: &[FileIndex], works: &mut Vec<Work>) {
+        let mut equal: Vec<(Digest, &[FileIndex])> = inodes(catalog, group)
+            .filter_map(|names| Some((catalog.digest(&catalog[names[0]])?, names)))
             .filter(|(_, names)| {
-                let file = &catalog.files[names[0] as usize];
+                let file = &catalog[names[0]];
                 let is_object = self.limits.links && index.holds(file.ino);
                 file.unfit.is_none() && !file.shares_blocks && !is_object
             })
             .collect();
         equal.sort_unstable_by_key(|(digest, names)| (*digest, names[0]));
         for same in equal.chunk_by(|a, b| a.0 == b.0) {
-            let file = &catalog.files[same[0].1[0] as usize];
+            let file = &catalog[same[0].1[0]];
             let salt = identity::salt(self.reference.is_some(), || catalog.path(file));
             let name = ObjectName { tag: file.key ^ salt, digest: same[0].0, salt, index: 0 };
             let existing = index.newest(&name);
-            let names: Vec<u32> = same.iter().flat_map(|(_, names)| names.iter().copied()).collect();
+            let names: Vec<FileIndex> = same.iter().flat_map(|(_, names)| names.iter().copied()).collect();
             if self.wants(catalog, &names, existing.is_some()) {
                 works.push(Work { object: existing.map_or(name, |object| object.name), existing, names });
             }
@@ -144,27 +142,26 @@ impl Planner<'_> {
 }
 
 /// The files that nothing keeps as they are, those that may be equal side by side, and names of one inode in these.
-fn by_key(catalog: &Catalog) -> Vec<u32> {
-    let mut order: Vec<u32> =
-        (0..catalog.files.len() as u32).filter(|&at| catalog.files[at as usize].unfit.is_none()).collect();
+fn by_key(catalog: &Catalog) -> Vec<FileIndex> {
+    let mut order: Vec<FileIndex> = catalog.indices().filter(|&at| catalog[at].unfit.is_none()).collect();
     order.sort_unstable_by_key(|&at| {
-        let file = &catalog.files[at as usize];
+        let file = &catalog[at];
         (file.key, catalog.id(file), at)
     });
     order
 }
 
 /// The files of each key among files that are sorted by key.
-fn groups<'o>(catalog: &Catalog, order: &'o [u32]) -> impl Iterator<Item = &'o [u32]> {
-    order.chunk_by(|&a, &b| catalog.files[a as usize].key == catalog.files[b as usize].key)
+fn groups<'o>(catalog: &Catalog, order: &'o [FileIndex]) -> impl Iterator<Item = &'o [FileIndex]> {
+    order.chunk_by(|&a, &b| catalog[a].key == catalog[b].key)
 }
 
 /// The names of each inode among files that are sorted by inode.
-fn inodes<'g>(catalog: &Catalog, group: &'g [u32]) -> impl Iterator<Item = &'g [u32]> {
+fn inodes<'g>(catalog: &Catalog, group: &'g [FileIndex]) -> impl Iterator<Item = &'g [FileIndex]> {
     // Subvolumes number their inodes alike.
-    group.chunk_by(|&a, &b| catalog.id(&catalog.files[a as usize]) == catalog.id(&catalog.files[b as usize]))
+    group.chunk_by(|&a, &b| catalog.id(&catalog[a]) == catalog.id(&catalog[b]))
 }
 
 fn first_path(catalog: &Catalog, work: &Work) -> PathBuf {
-    catalog.path(&catalog.files[work.names[0] as usize])
+    catalog.path(&catalog[work.names[0]])
 }

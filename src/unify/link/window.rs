@@ -18,12 +18,13 @@ use crate::sys::share::swap::{self, Name, SHARED_LOCK_TIMEOUT, Shared};
 use crate::unify::pool::identity::{self, Digest};
 use crate::unify::pool::object::ObjectName;
 use crate::unify::pool::run::{kept, temporary};
+use crate::unify::scan::catalog::FileIndex;
 use crate::unify::scan::digest::{Dirs, Quiet, is_gone, is_same, take_lease};
 use crate::unify::scan::unfit::Unfit;
 
 /// A name that is to be the object's.
 struct Target {
-    at: u32,
+    at: FileIndex,
     dir: Rc<OwnedFd>,
     /// In the run's directory, the link of the object that is to take its place.
     temporary: OsString,
@@ -72,7 +73,7 @@ impl Link<'_> {
     /// Links inodes, in one window. How many of them are settled; fewer than all where the object is full.
     pub fn chunk(
         &self,
-        inodes: &[&[u32]],
+        inodes: &[&[FileIndex]],
         own: &[io::Result<OwnedFd>],
         mut number: u64,
         dirs: &mut Dirs<'_>,
@@ -137,7 +138,7 @@ impl Link<'_> {
     /// Looks at a guest's inode under a lease, and compares it with the object where that was not done yet.
     fn look<'f>(
         &self,
-        names: &[u32],
+        names: &[FileIndex],
         own: &'f OwnedFd,
         number: u64,
         dirs: &mut Dirs<'_>,
@@ -146,7 +147,7 @@ impl Link<'_> {
         let catalog = self.linker.catalog;
         let Some(quiet) = take_lease(own)? else { return Ok(Err(Unfit::Writer)) };
         let before = Inode::of(own)?;
-        if !is_same(&before, &catalog.files[names[0] as usize]) {
+        if !is_same(&before, &catalog[names[0]]) {
             return Ok(Err(Unfit::Changed));
         }
         let attributes = xattr::read(own)?;
@@ -161,7 +162,7 @@ impl Link<'_> {
         *compared = true;
         let mut targets = Vec::with_capacity(names.len());
         for (&at, number) in names.iter().zip(number..) {
-            let file = &catalog.files[at as usize];
+            let file = &catalog[at];
             targets.push(Target {
                 at,
                 dir: dirs.of(file)?,
@@ -297,8 +298,8 @@ impl Link<'_> {
         Ok(())
     }
 
-    fn name(&self, at: u32) -> &OsStr {
-        self.linker.catalog.name(&self.linker.catalog.files[at as usize])
+    fn name(&self, at: FileIndex) -> &OsStr {
+        self.linker.catalog.name(&self.linker.catalog[at])
     }
 
     /// Whether the object has the content of a guest's file. Of an error it says whose it is.
@@ -309,7 +310,7 @@ impl Link<'_> {
         })
     }
 
-    fn fail(&self, names: &[u32], error: &swap::Error, linked: &mut Linked) {
+    fn fail(&self, names: &[FileIndex], error: &swap::Error, linked: &mut Linked) {
         let is_objects = |e: &io::Error| e.get_ref().is_some_and(|e| e.is::<Blame>());
         if !matches!(error, swap::Error::Unchanged(e) if is_objects(e)) {
             return self.linker.fail(names, error, linked);

@@ -68,7 +68,7 @@ impl Pass<'_> {
         let links = self.settings.share == Share::Hardlink;
         Planner {
             limits: Limits { allow_setid: self.options.allow_setid, links, project },
-            reference: self.options.reference.map(|at| at as u16),
+            reference: self.options.reference,
             threads: self.options.threads,
             watch: self.watch,
         }

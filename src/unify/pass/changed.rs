@@ -10,7 +10,7 @@ use crate::state::store::{Taken, take_spool};
 use crate::unify::Error;
 use crate::unify::pool::object::ObjectName;
 use crate::unify::pool::settings::Share;
-use crate::unify::scan::catalog::{Catalog, File};
+use crate::unify::scan::catalog::{Catalog, File, FileIndex, GuestIndex};
 use crate::unify::scan::guest::Guest;
 use crate::unify::scan::marks;
 use crate::unify::scan::unfit::Unfit;
@@ -26,12 +26,12 @@ impl Pass<'_> {
         let mut listed = Listed::new(self, Some(&index));
         let mut taken: Vec<(PathBuf, Taken)> = Vec::new();
         listed.catalog.guests = guests;
-        for number in 0..listed.catalog.guests.len() {
-            let root = &listed.catalog.guests[number].root;
+        for guest in listed.catalog.guest_indices() {
+            let root = &listed.catalog[guest].root;
             let path = root.path().to_path_buf();
             match take_spool(root) {
                 Ok(spool) => {
-                    listed.add(number, spool.paths.iter().map(PathBuf::as_path));
+                    listed.add(guest, spool.paths.iter().map(PathBuf::as_path));
                     taken.push((path, spool));
                 }
                 Err(e) => passed.skipped.push((path, format!("its spool: {}", Reason(e)))),
@@ -51,9 +51,9 @@ impl Pass<'_> {
         let keys: HashSet<u64> = listed.catalog.files.iter().filter(unmatched).map(|file| file.key).collect();
         for key in keys {
             for (guest, path) in cache.with_key(key).unwrap_or_default() {
-                let number = listed.catalog.guests.iter().position(|known| known.root.path() == guest);
-                if let Some(number) = number {
-                    listed.add(number, std::iter::once(path.as_path()));
+                let is_it = |at: &GuestIndex| listed.catalog[*at].root.path() == guest;
+                if let Some(at) = listed.catalog.guest_indices().find(is_it) {
+                    listed.add(at, std::iter::once(path.as_path()));
                 }
             }
         }
@@ -72,19 +72,15 @@ impl Pass<'_> {
         self.note_left(&catalog, &mut passed);
         let works = planner.works(&catalog, &index);
         self.link(pool, &catalog, works, &mut passed)?;
-        let linked: HashSet<u32> = passed.linked.names.iter().copied().collect();
+        let linked: HashSet<FileIndex> = passed.linked.names.iter().copied().collect();
         let mut waiting = unseen;
         for at in to_be_tried_again(&catalog, &passed, &linked) {
-            let file = &catalog.files[at as usize];
-            let guest = &catalog.guests[usize::from(catalog.dir(file).guest)];
+            let file = &catalog[at];
+            let guest = &catalog[catalog.dir(file).guest];
             waiting.entry(guest.root.path().to_path_buf()).or_default().insert(catalog.path(file));
         }
         // What found no equal waits for one.
-        let mut at = 0;
-        catalog.files.retain(|_| {
-            at += 1;
-            !linked.contains(&(at - 1))
-        });
+        catalog.remove(&linked);
         cache.note(&catalog).unwrap_or_else(|e| log::warn!("the pool's cache: {e}"));
         for (path, spool) in taken {
             if !passed.skipped.iter().any(|(skipped, _)| *skipped == path) {
@@ -98,22 +94,22 @@ impl Pass<'_> {
 
 /// The names that a later run looks at again, by their places in the catalog's files: what could not be done this time
 /// for a reason that may go away, and what is equal to files that wait for running programs.
-fn to_be_tried_again(catalog: &Catalog, passed: &Passed, linked: &HashSet<u32>) -> Vec<u32> {
+fn to_be_tried_again(catalog: &Catalog, passed: &Passed, linked: &HashSet<FileIndex>) -> Vec<FileIndex> {
     let goes_away = |unfit: Unfit| {
         use Unfit::{Changed, Damaged, InUse, Unprotected, Unreadable, Writer};
         matches!(unfit, Changed | Damaged | InUse | Unprotected | Unreadable | Writer)
     };
     let failed: HashSet<&Path> = passed.linked.failed.iter().map(|(path, _)| path.as_path()).collect();
-    let left: HashSet<u32> =
+    let left: HashSet<FileIndex> =
         passed.linked.left.iter().filter(|(_, unfit)| goes_away(*unfit)).map(|(at, _)| *at).collect();
-    let awaited: HashSet<u64> = passed.waiting.iter().map(|&at| catalog.files[at as usize].key).collect();
-    let again = |at: &u32| {
-        let file = &catalog.files[*at as usize];
+    let awaited: HashSet<u64> = passed.waiting.iter().map(|&at| catalog[at].key).collect();
+    let again = |at: &FileIndex| {
+        let file = &catalog[*at];
         !linked.contains(at)
             && (left.contains(at)
                 || file.unfit.is_some_and(goes_away)
                 || awaited.contains(&file.key)
                 || !failed.is_empty() && failed.contains(catalog.outer_path(file).as_path()))
     };
-    (0..catalog.files.len() as u32).filter(again).collect()
+    catalog.indices().filter(again).collect()
 }

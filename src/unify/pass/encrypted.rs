@@ -11,7 +11,7 @@ use crate::sys::file::encryption::Encryption;
 use crate::unify::link::plan::Work;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::settings::Share;
-use crate::unify::scan::catalog::Catalog;
+use crate::unify::scan::catalog::{Catalog, DirIndex, FileIndex};
 use crate::unify::scan::unfit::Unfit;
 use crate::unify::{At, Error};
 
@@ -25,15 +25,15 @@ impl Pass<'_> {
         passed: &mut Passed,
     ) -> Result<Vec<Work>, Error> {
         let objects = Encryption::of(pool.runs()).at(pool.path())?;
-        let dir = |at: &u32| catalog.files[*at as usize].dir;
-        let dirs: BTreeSet<u32> = works.iter().flat_map(|work| work.names.iter().map(dir)).collect();
-        let dirs: Vec<u32> = dirs.into_iter().collect();
+        let dir = |at: &FileIndex| catalog[*at].dir;
+        let dirs: BTreeSet<DirIndex> = works.iter().flat_map(|work| work.names.iter().map(dir)).collect();
+        let dirs: Vec<DirIndex> = dirs.into_iter().collect();
         // What has gone meanwhile is told of when it is linked.
-        let context = |dir: &u32| Encryption::of(catalog.open_dir(&catalog.dirs[*dir as usize]).ok()?).ok();
+        let context = |dir: &DirIndex| Encryption::of(catalog.open_dir(&catalog[*dir]).ok()?).ok();
         let contexts = parallel::map(self.options.threads, &dirs, context);
         let apart =
             |context: &Option<Encryption>| context.as_ref().is_some_and(|dir| !self.fits(&objects, dir));
-        let apart: HashSet<u32> = dirs
+        let apart: HashSet<DirIndex> = dirs
             .into_iter()
             .zip(&contexts)
             .filter(|(_, context)| apart(context))
@@ -43,11 +43,11 @@ impl Pass<'_> {
             return Ok(works);
         }
         for work in &mut works {
-            let is_apart = |names: &[u32]| names.iter().any(|at| apart.contains(&dir(at)));
-            let (left, names): (Vec<&[u32]>, Vec<&[u32]>) =
+            let is_apart = |names: &[FileIndex]| names.iter().any(|at| apart.contains(&dir(at)));
+            let (left, names): (Vec<&[FileIndex]>, Vec<&[FileIndex]>) =
                 work.inodes(catalog).partition(|names| is_apart(names));
-            let left: Vec<u32> = left.concat();
-            let names: Vec<u32> = names.concat();
+            let left: Vec<FileIndex> = left.concat();
+            let names: Vec<FileIndex> = names.concat();
             self.leave(catalog, left.into_iter().map(|at| (at, Unfit::Encrypted)), passed);
             work.names = names;
         }

@@ -1,23 +1,26 @@
 //! A pass over all files of some guests: scan, read, link, and remember what is left.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::{Options, Pass, Passed};
+use crate::parallel;
 use crate::report::Reason;
-use crate::sys::file::inode::InodeId;
+use crate::sys::file::inode::{Inode, InodeId};
+use crate::sys::file::times::{TICK, is_settled};
 use crate::unify::Error;
 use crate::unify::eligible::scope::{self, Eligible};
 use crate::unify::link::dedupe;
+use crate::unify::link::linked::{ChangedDir, Linked};
 use crate::unify::link::plan::Work;
-use crate::unify::pool::identity::Digest;
 use crate::unify::pool::object::Index;
 use crate::unify::pool::protection::Fence;
 use crate::unify::pool::settings::Share;
 use crate::unify::pool::unprotected;
 use crate::unify::scan::cache::{Cache, Remembered};
-use crate::unify::scan::catalog::{Catalog, File};
+use crate::unify::scan::catalog::{Catalog, DirIndex, FileIndex, GuestIndex};
 use crate::unify::scan::guest::Guest;
 use crate::unify::scan::marks;
 use crate::unify::scan::walk::{self, Wanted};
@@ -56,7 +59,7 @@ impl Pass<'_> {
                 // What cannot be asked is not counted.
                 Share::Reflink => dedupe::would_free(&catalog, self.pool, work).unwrap_or_default(),
             };
-            passed.names.extend(names.iter().map(|&at| catalog.outer_path(&catalog.files[at as usize])));
+            passed.names.extend(names.iter().map(|&at| catalog.outer_path(&catalog[at])));
             passed.would_free += freed;
         }
         Ok(passed)
@@ -74,40 +77,55 @@ impl Pass<'_> {
         let prints = self.scan_all(&mut catalog, guests, Some(&cache), &index, &mut passed);
         let works = self.plan(&mut catalog, &index, &mut passed);
         self.link(pool, &catalog, works, &mut passed)?;
-        for &at in &passed.linked.known {
-            catalog.files[at as usize].shares_blocks = true;
-            let dir = catalog.files[at as usize].dir as usize;
-            catalog.dirs[dir].fresh = true;
-        }
-        if passed.linked.names.is_empty() {
-            self.store(&mut cache, &catalog, &prints);
-            return Ok(passed);
-        }
-        // What the directories look like now, and what has come meanwhile, is for the next pass to know.
-        for &at in &passed.linked.names {
-            let file = &mut catalog.files[at as usize];
-            match self.settings.share {
-                Share::Hardlink => file.digest = None,
-                Share::Reflink => file.shares_blocks = true,
-            }
-        }
-        let known = digests(&catalog);
-        let guests = std::mem::take(&mut catalog.guests);
-        drop((catalog, index));
-        let mut after = Catalog::default();
-        let index = pool.index(self.options.threads)?;
-        let prints = self.scan_all(&mut after, guests, Some(&cache), &index, &mut Passed::default());
-        for at in 0..after.files.len() {
-            let file = &after.files[at];
-            if let Some((ctime, digest, shares_blocks)) = known.get(&after.id(file))
-                && *ctime == file.ctime
-            {
-                after.set_digest(at, *digest);
-                after.files[at].shares_blocks = *shares_blocks;
-            }
-        }
-        self.store(&mut cache, &after, &prints);
+        self.note_linked(&mut catalog, &passed.linked);
+        // Nothing is lost but time.
+        cache.store(&catalog, &prints).unwrap_or_else(|e| log::warn!("the pool's cache: {e}"));
         Ok(passed)
+    }
+
+    /// Notes in the catalog what the next pass is to know of the names that were linked, and of their directories.
+    fn note_linked(&self, catalog: &mut Catalog, linked: &Linked) {
+        let mut shares_blocks: Vec<FileIndex> = linked.known.clone();
+        match self.settings.share {
+            Share::Hardlink => self.note_dirs(catalog, &linked.dirs),
+            Share::Reflink => shares_blocks.extend(&linked.names),
+        }
+        for at in shares_blocks {
+            catalog[at].shares_blocks = true;
+            let dir = catalog[at].dir;
+            catalog[dir].fresh = true;
+        }
+        if self.settings.share == Share::Hardlink {
+            catalog.remove(&linked.names.iter().copied().collect());
+        }
+    }
+
+    /// Notes the times that directories have now whose names have changed, so that the next pass need not list them.
+    ///
+    /// It does list those that anybody else has changed since they were listed: before our first change, between two of
+    /// our rounds, or after the last. Of what another process changes within a round, only the next change of that
+    /// directory tells.
+    fn note_dirs(&self, catalog: &mut Catalog, changed: &[ChangedDir]) {
+        for &ChangedDir { dir, before, after } in changed {
+            let dir = &mut catalog[dir];
+            dir.fresh = true;
+            dir.ctime = if dir.ctime == before { after } else { 0 };
+        }
+        let dirs: BTreeSet<DirIndex> = changed.iter().map(|changed| changed.dir).collect();
+        let dirs: Vec<DirIndex> = dirs.into_iter().collect();
+        let is_known = |dir: &&DirIndex| catalog[**dir].ctime != 0;
+        if dirs.iter().filter(is_known).any(|dir| !is_settled(catalog[*dir].ctime)) {
+            std::thread::sleep(TICK);
+        }
+        let now = parallel::map(self.options.threads, &dirs, |dir| {
+            Ok::<_, io::Error>(Inode::of(catalog.open_dir(&catalog[*dir])?)?.ctime.nanoseconds())
+        });
+        for (dir, now) in dirs.into_iter().zip(now) {
+            let dir = &mut catalog[dir];
+            if !now.is_ok_and(|now| now == dir.ctime && is_settled(now)) {
+                dir.ctime = 0;
+            }
+        }
     }
 
     fn plan(&self, catalog: &mut Catalog, index: &Index, passed: &mut Passed) -> Vec<Work> {
@@ -119,11 +137,6 @@ impl Pass<'_> {
         planner.read(catalog, |key| index.knows(key));
         self.note_left(catalog, passed);
         planner.works(catalog, index)
-    }
-
-    fn store(&self, cache: &mut Cache, catalog: &Catalog, prints: &[[u8; 32]]) {
-        // Nothing is lost but time.
-        cache.store(catalog, prints).unwrap_or_else(|e| log::warn!("the pool's cache: {e}"));
     }
 
     /// Scans all guests into the catalog; returns the fingerprint of what was eligible in each.
@@ -166,7 +179,7 @@ impl Pass<'_> {
                     remembered.retain(|dir, _| !dir.starts_with(Path::new("/").join(inner)));
                 }
             }
-            let number = catalog.guests.len() as u16;
+            let number = GuestIndex::new(catalog.guests.len());
             let eligible = OnceLock::new();
             let load = || Eligible::load(&guest.root, *scope, rules, never);
             let eligible_here = || eligible.get_or_init(load).as_ref().ok();
@@ -189,11 +202,4 @@ impl Pass<'_> {
         }
         prints
     }
-}
-
-/// What was read of the files that are still private.
-fn digests(catalog: &Catalog) -> HashMap<InodeId, (i64, Digest, bool)> {
-    let known =
-        |file: &File| Some((catalog.id(file), (file.ctime, catalog.digest(file)?, file.shares_blocks)));
-    catalog.files.iter().filter_map(known).collect()
 }

@@ -18,6 +18,7 @@ use crate::unify::eligible::rules::Rules;
 use crate::unify::eligible::scope::Scope;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::protection::Fence;
+use crate::unify::scan::catalog::GuestIndex;
 use crate::unify::scan::guest::Guest;
 use crate::unify::scan::marks;
 
@@ -69,7 +70,7 @@ pub fn unify(
     let guest = Guest { root: root.try_clone().map_err(at)?, inode };
     let mut listed = Listed::new(&pass, None);
     listed.catalog.guests.push(guest);
-    listed.add(0, paths.iter().map(PathBuf::as_path));
+    listed.add(GuestIndex::new(0), paths.iter().map(PathBuf::as_path));
     let mut catalog = listed.catalog;
     marks::mark_linked_elsewhere(&mut catalog);
     let planner = pass.planner();
@@ -82,5 +83,5 @@ pub fn unify(
     for (path, reason) in &passed.linked.failed {
         log::debug!("{}: {reason}", Shown(path));
     }
-    Ok(passed.linked.names.iter().map(|&at| catalog.path(&catalog.files[at as usize])).collect())
+    Ok(passed.linked.names.iter().map(|&at| catalog.path(&catalog[at])).collect())
 }

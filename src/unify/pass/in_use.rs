@@ -3,7 +3,7 @@
 use super::{InUse, Pass, Passed};
 use crate::unify::link::plan::Work;
 use crate::unify::pool::settings::Share;
-use crate::unify::scan::catalog::Catalog;
+use crate::unify::scan::catalog::{Catalog, FileIndex};
 use crate::unify::scan::unfit::Unfit;
 
 impl Pass<'_> {
@@ -18,7 +18,7 @@ impl Pass<'_> {
             return works;
         }
         for work in &mut works {
-            let (used, free): (Vec<u32>, Vec<u32>) =
+            let (used, free): (Vec<FileIndex>, Vec<FileIndex>) =
                 work.names.iter().partition(|&&at| !self.programs_of(catalog, at).is_empty());
             passed.waiting.extend(used);
             work.names = free;
@@ -40,9 +40,9 @@ impl Pass<'_> {
     }
 
     /// Processes that were loaded from this name's inode, if names are to change their inodes.
-    fn programs_of(&self, catalog: &Catalog, at: u32) -> Vec<i32> {
+    fn programs_of(&self, catalog: &Catalog, at: FileIndex) -> Vec<i32> {
         let programs = self.programs.filter(|_| self.settings.share == Share::Hardlink);
-        let inode = catalog.id(&catalog.files[at as usize]);
+        let inode = catalog.id(&catalog[at]);
         programs.map_or_else(Vec::new, |programs| programs.loaded_from(inode))
     }
 }

@@ -14,7 +14,7 @@ use crate::unify::pool::directory::Pool;
 use crate::unify::pool::identity;
 use crate::unify::pool::object::{Index, ObjectName};
 use crate::unify::pool::settings::Share;
-use crate::unify::scan::catalog::{Catalog, Dir};
+use crate::unify::scan::catalog::{Catalog, Dir, DirIndex, GuestIndex};
 use crate::unify::scan::guest::Guest;
 use crate::unify::scan::walk;
 use crate::unify::{At, Error};
@@ -38,7 +38,7 @@ pub(super) struct Listed<'p> {
     pub(super) catalog: Catalog,
     /// What is in the pool, if that was looked at.
     known: Option<&'p Index>,
-    seen: HashSet<(usize, PathBuf)>,
+    seen: HashSet<(GuestIndex, PathBuf)>,
     /// Paths that could not be looked at, by the paths of their guests.
     pub(super) unseen: HashMap<PathBuf, BTreeSet<PathBuf>>,
 }
@@ -51,11 +51,11 @@ impl<'p> Listed<'p> {
     }
 
     /// Adds the files of a guest that are there, and that the rules allow. Nothing else is taken on trust.
-    pub(super) fn add<'n>(&mut self, number: usize, paths: impl Iterator<Item = &'n Path>) {
+    pub(super) fn add<'n>(&mut self, number: GuestIndex, paths: impl Iterator<Item = &'n Path>) {
         let Listed { pass, catalog, known, seen, unseen } = self;
         let mut part = Catalog::default();
-        let mut last: Option<(PathBuf, u32)> = None;
-        let guest = &catalog.guests[number];
+        let mut last: Option<(PathBuf, DirIndex)> = None;
+        let guest = &catalog[number];
         let mut resolver = Resolver::new(&guest.root);
         for path in paths {
             let Place { dir, name } = match resolver.place(path) {
@@ -95,12 +95,12 @@ impl<'p> Listed<'p> {
 }
 
 /// Adds a directory of a guest; `None` where it is none of it.
-fn open(guest: &Guest, number: usize, path: &Path, part: &mut Catalog) -> Option<u32> {
+fn open(guest: &Guest, number: GuestIndex, path: &Path, part: &mut Catalog) -> Option<DirIndex> {
     let inode = Inode::of(guest.root.open_dir(path).ok()?).ok()?;
     let ours = inode.id.dev == guest.inode.id.dev && inode.mount == guest.inode.mount;
     ours.then(|| {
         part.add_dir(Dir {
-            guest: number as u16,
+            guest: number,
             path: path.to_path_buf(),
             ino: inode.id.ino,
             ctime: 0,
@@ -115,7 +115,7 @@ impl Pass<'_> {
         self.settings.share == Share::Hardlink && index.holds(inode.id.ino)
     }
 
-    fn file(&self, guest: &Guest, part: &mut Catalog, dir: u32, name: &OsStr, inode: &Inode) {
+    fn file(&self, guest: &Guest, part: &mut Catalog, dir: DirIndex, name: &OsStr, inode: &Inode) {
         let unfit = walk::unfit(inode, guest, self.options.min_size, self.options.allow_setid);
         part.add_file(dir, name, inode, identity::tag(inode, self.settings.mtime), unfit);
     }

@@ -32,7 +32,7 @@ use crate::unify::pool::directory::Pool;
 use crate::unify::pool::protection::Fence;
 use crate::unify::pool::recover::Recovered;
 use crate::unify::pool::settings::Settings;
-use crate::unify::scan::catalog::Catalog;
+use crate::unify::scan::catalog::{Catalog, FileIndex, GuestIndex};
 use crate::unify::scan::unfit::Unfit;
 
 /// What is to be done.
@@ -49,7 +49,7 @@ pub struct Options {
     /// Unify set-id files and files with capabilities, too.
     pub allow_setid: bool,
     /// The guest that is the model: only files of the same path as one of its are unified.
-    pub reference: Option<usize>,
+    pub reference: Option<GuestIndex>,
     /// How shared inodes are fenced.
     pub fence: Fence,
     /// They are immutable, or will be once it is not only tried: who cannot clear the flag is not to have them.
@@ -103,9 +103,9 @@ pub struct Passed {
     /// Guests that were left out, with the reason.
     pub skipped: Vec<(PathBuf, String)>,
     /// Those of them in which a package manager is at work, by their places among the guests.
-    pub busy: BTreeMap<usize, PathBuf>,
+    pub busy: BTreeMap<GuestIndex, PathBuf>,
     /// Names left for programs that run, by their places in the catalog's files.
-    pub waiting: Vec<u32>,
+    pub waiting: Vec<FileIndex>,
     /// Names that were linked although programs run from what they named.
     pub displaced: u64,
     /// Numbers of these programs' processes.
@@ -137,9 +137,9 @@ pub struct Pass<'a> {
 impl Pass<'_> {
     /// Counts the files that stay as they are, and names those that could not be read.
     pub(super) fn note_left(&self, catalog: &Catalog, passed: &mut Passed) {
-        let unfit = catalog.files.iter().zip(0..).filter_map(|(file, at)| Some((at, file.unfit?)));
+        let unfit = catalog.indices().filter_map(|at| Some((at, catalog[at].unfit?)));
         self.leave(catalog, unfit, passed);
-        let path = |at: &u32| catalog.outer_path(&catalog.files[*at as usize]);
+        let path = |at: &FileIndex| catalog.outer_path(&catalog[*at]);
         let failed = catalog.unreadable.iter().map(|(at, reason)| (path(at), reason.clone()));
         passed.linked.failed.extend(failed);
     }
@@ -148,13 +148,13 @@ impl Pass<'_> {
     pub(super) fn leave(
         &self,
         catalog: &Catalog,
-        names: impl Iterator<Item = (u32, Unfit)>,
+        names: impl Iterator<Item = (FileIndex, Unfit)>,
         passed: &mut Passed,
     ) {
         for (at, unfit) in names {
             *passed.left.entry(unfit).or_default() += 1;
             if self.options.list {
-                passed.left_names.push((catalog.outer_path(&catalog.files[at as usize]), unfit));
+                passed.left_names.push((catalog.outer_path(&catalog[at]), unfit));
             }
         }
     }

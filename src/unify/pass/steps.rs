@@ -19,7 +19,7 @@ use crate::unify::pool::object::ObjectName;
 use crate::unify::pool::publish::Publisher;
 use crate::unify::pool::recover;
 use crate::unify::pool::run::Run;
-use crate::unify::scan::catalog::Catalog;
+use crate::unify::scan::catalog::{Catalog, FileIndex, GuestIndex};
 use crate::unify::{At, Error};
 
 /// Names in one step: one journal, two flushes.
@@ -75,8 +75,7 @@ impl Pass<'_> {
             return Ok(works);
         }
         let worth = |work: &Work| {
-            let freed: u64 =
-                work.inodes(catalog).map(|names| catalog.files[names[0] as usize].allocated).sum();
+            let freed: u64 = work.inodes(catalog).map(|names| catalog[names[0]].allocated).sum();
             freed as f64 / cost(work).copies.max(1) as f64
         };
         let mut works: Vec<(f64, u64, Work)> =
@@ -165,7 +164,7 @@ impl Pass<'_> {
         }
         if self.options.list {
             let new = passed.linked.names[before..].iter();
-            passed.names.extend(new.map(|&at| catalog.outer_path(&catalog.files[at as usize])));
+            passed.names.extend(new.map(|&at| catalog.outer_path(&catalog[at])));
         }
         Ok(postponed)
     }
@@ -189,7 +188,7 @@ impl Pass<'_> {
                     Reason(e)
                 ),
             };
-            let paths = work.names.iter().map(|&at| catalog.outer_path(&catalog.files[at as usize]));
+            let paths = work.names.iter().map(|&at| catalog.outer_path(&catalog[at]));
             passed.linked.failed.extend(paths.map(|path| (path, reason.clone())));
         }
         Ok(())
@@ -211,16 +210,18 @@ impl Pass<'_> {
         if self.locked {
             return (step, Claims::default());
         }
-        let guest_of = |at: &u32| usize::from(catalog.dir(&catalog.files[*at as usize]).guest);
-        let concerned: BTreeSet<usize> = step.iter().flat_map(|work| &work.names).map(&guest_of).collect();
+        let guest_of = |at: &FileIndex| catalog.dir(&catalog[*at]).guest;
+        let concerned: BTreeSet<GuestIndex> =
+            step.iter().flat_map(|work| &work.names).map(&guest_of).collect();
         // One that was busy before is not asked again: the others wait meanwhile.
         let claimed = concerned.iter().filter(|at| !passed.busy.contains_key(at));
-        let claims = claim_all(claimed.map(|&at| (at, &catalog.guests[at])));
+        let claims = claim_all(claimed.map(|&at| (at, &catalog[at])));
         for (at, reason) in &claims.busy {
-            passed.busy.insert(*at, catalog.guests[*at].root.path().to_path_buf());
-            passed.skipped.push((catalog.guests[*at].root.path().to_path_buf(), reason.clone()));
+            let guest = catalog[*at].root.path();
+            passed.busy.insert(*at, guest.to_path_buf());
+            passed.skipped.push((guest.to_path_buf(), reason.clone()));
         }
-        let is_busy = |at: &u32| passed.busy.contains_key(&guest_of(at));
+        let is_busy = |at: &FileIndex| passed.busy.contains_key(&guest_of(at));
         if !passed.busy.is_empty() {
             for work in &mut step {
                 let inodes = work.inodes(catalog);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, Transaction, params};
 
-use super::catalog::{Catalog, File};
+use super::catalog::{Catalog, DirIndex, File};
 use super::guest::Guest;
 use crate::report::Shown;
 use crate::sys::file::filesystem;
@@ -153,22 +153,25 @@ impl Cache {
     /// Remembers what a scan found of each guest, under its fingerprint.
     pub fn store(&mut self, catalog: &Catalog, fingerprints: &[[u8; 32]]) -> rusqlite::Result<()> {
         let transaction = self.0.transaction()?;
-        let mut ids = Vec::with_capacity(catalog.guests.len());
-        for (guest, fingerprint) in catalog.guests.iter().zip(fingerprints) {
-            ids.push(match find(&transaction, guest, fingerprint)? {
+        let mut ids = HashMap::new();
+        for (at, fingerprint) in catalog.guest_indices().zip(fingerprints) {
+            let guest = &catalog[at];
+            let id = match find(&transaction, guest, fingerprint)? {
                 Some(id) => id,
                 None => begin(&transaction, guest, fingerprint)?,
-            });
+            };
+            ids.insert(at, id);
         }
         for (guest, path) in &catalog.gone {
-            forget(&transaction, ids[usize::from(*guest)], path)?;
+            forget(&transaction, ids[guest], path)?;
         }
-        let mut rows: HashMap<u32, i64> = HashMap::new();
+        let mut rows: HashMap<DirIndex, i64> = HashMap::new();
         {
             let mut insert = transaction
                 .prepare_cached("INSERT INTO directory (guest, path, ino, ctime) VALUES (?1, ?2, ?3, ?4)")?;
-            for (dir, at) in catalog.dirs.iter().zip(0..).filter(|(dir, _)| dir.fresh) {
-                let id = ids[usize::from(dir.guest)];
+            for at in catalog.dir_indices().filter(|at| catalog[*at].fresh) {
+                let dir = &catalog[at];
+                let id = ids[&dir.guest];
                 forget(&transaction, id, &dir.path)?;
                 let row = params![id, dir.path.as_os_str().as_bytes(), dir.ino as i64, dir.ctime];
                 rows.insert(at, insert.insert(row)?);
@@ -190,13 +193,13 @@ impl Cache {
                 "INSERT INTO directory (guest, path, ino, ctime) SELECT id, ?2, ?3, 0 FROM guest WHERE path = ?1
                  ON CONFLICT DO UPDATE SET ctime = 0 RETURNING id",
             )?;
-            let mut rows: HashMap<u32, Option<i64>> = HashMap::new();
+            let mut rows: HashMap<DirIndex, Option<i64>> = HashMap::new();
             for file in &catalog.files {
                 let row = match rows.get(&file.dir) {
                     Some(row) => *row,
                     None => {
                         let dir = catalog.dir(file);
-                        let guest = catalog.guests[usize::from(dir.guest)].root.path().as_os_str().as_bytes();
+                        let guest = catalog[dir.guest].root.path().as_os_str().as_bytes();
                         let values = params![guest, dir.path.as_os_str().as_bytes(), dir.ino as i64];
                         // A guest that was never scanned has no row.
                         let row = directory.query_row(values, |row| row.get(0)).optional()?;

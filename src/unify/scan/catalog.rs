@@ -1,7 +1,9 @@
 //! What a scan found: the files of all guests that could be unified, in little memory.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
+use std::ops::{Index, IndexMut};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -13,11 +15,35 @@ use super::unfit::Unfit;
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::unify::pool::identity::Digest;
 
+/// A guest's place in [`Catalog::guests`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GuestIndex(u32);
+
+/// A directory's place in [`Catalog::dirs`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DirIndex(u32);
+
+/// A file's place in [`Catalog::files`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileIndex(u32);
+
+impl GuestIndex {
+    /// The place `at` among guests.
+    pub fn new(at: usize) -> GuestIndex {
+        GuestIndex(at as u32)
+    }
+
+    /// The place as it was given.
+    pub fn position(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// A directory of a guest.
 #[derive(Clone, Debug)]
 pub struct Dir {
-    /// Which guest, in [`Catalog::guests`].
-    pub guest: u16,
+    /// Whose it is.
+    pub guest: GuestIndex,
     /// Canonical path, from the guest's root.
     pub path: PathBuf,
     /// Inode number; its device is that of the guest's root.
@@ -45,8 +71,8 @@ pub struct File {
     pub mtime: i64,
     /// Number of links.
     pub nlink: u32,
-    /// The directory, in [`Catalog::dirs`].
-    pub dir: u32,
+    /// The directory it lies in.
+    pub dir: DirIndex,
     /// What an earlier run, or this one, has read of it; in [`Catalog::digests`].
     pub digest: Option<std::num::NonZero<u32>>,
     name: u32,
@@ -68,8 +94,8 @@ pub struct Catalog {
     pub files: Vec<File>,
     /// Known digests.
     pub digests: Vec<Digest>,
-    /// Files that could not be read, by their places in `files`, with the reason.
-    pub unreadable: Vec<(u32, String)>,
+    /// Files that could not be read, with the reason.
+    pub unreadable: Vec<(FileIndex, String)>,
     /// Names that were seen to be the pool's already.
     pub shared: u64,
     /// Names that are in quarantine.
@@ -77,19 +103,77 @@ pub struct Catalog {
     /// Directories that could not be read, from the caller's root, with the reason.
     pub unread: Vec<(PathBuf, String)>,
     /// Directories that an earlier run may have seen, and that are not there any more: guest and path.
-    pub gone: Vec<(u16, PathBuf)>,
+    pub gone: Vec<(GuestIndex, PathBuf)>,
     names: Vec<u8>,
 }
 
+impl Index<GuestIndex> for Catalog {
+    type Output = Guest;
+
+    fn index(&self, at: GuestIndex) -> &Guest {
+        &self.guests[at.0 as usize]
+    }
+}
+
+impl Index<DirIndex> for Catalog {
+    type Output = Dir;
+
+    fn index(&self, at: DirIndex) -> &Dir {
+        &self.dirs[at.0 as usize]
+    }
+}
+
+impl IndexMut<DirIndex> for Catalog {
+    fn index_mut(&mut self, at: DirIndex) -> &mut Dir {
+        &mut self.dirs[at.0 as usize]
+    }
+}
+
+impl Index<FileIndex> for Catalog {
+    type Output = File;
+
+    fn index(&self, at: FileIndex) -> &File {
+        &self.files[at.0 as usize]
+    }
+}
+
+impl IndexMut<FileIndex> for Catalog {
+    fn index_mut(&mut self, at: FileIndex) -> &mut File {
+        &mut self.files[at.0 as usize]
+    }
+}
+
 impl Catalog {
+    /// The places of all files, in their order.
+    pub fn indices(&self) -> impl Iterator<Item = FileIndex> + use<> {
+        (0..self.files.len() as u32).map(FileIndex)
+    }
+
+    /// The places of all directories, in their order.
+    pub fn dir_indices(&self) -> impl Iterator<Item = DirIndex> + use<> {
+        (0..self.dirs.len() as u32).map(DirIndex)
+    }
+
+    /// The places of all guests, in their order.
+    pub fn guest_indices(&self) -> impl Iterator<Item = GuestIndex> + use<> {
+        (0..self.guests.len() as u32).map(GuestIndex)
+    }
+
     /// Adds a directory.
-    pub fn add_dir(&mut self, dir: Dir) -> u32 {
+    pub fn add_dir(&mut self, dir: Dir) -> DirIndex {
         self.dirs.push(dir);
-        self.dirs.len() as u32 - 1
+        DirIndex(self.dirs.len() as u32 - 1)
     }
 
     /// Adds a name in the directory `dir`.
-    pub fn add_file(&mut self, dir: u32, name: &OsStr, inode: &Inode, key: u64, unfit: Option<Unfit>) {
+    pub fn add_file(
+        &mut self,
+        dir: DirIndex,
+        name: &OsStr,
+        inode: &Inode,
+        key: u64,
+        unfit: Option<Unfit>,
+    ) -> FileIndex {
         self.files.push(File {
             key,
             ino: inode.id.ino,
@@ -106,21 +190,28 @@ impl Catalog {
             shares_blocks: false,
         });
         self.names.extend_from_slice(name.as_bytes());
+        FileIndex(self.files.len() as u32 - 1)
     }
 
     /// Notes what is known of the file `at`.
-    pub fn set_digest(&mut self, at: usize, digest: Digest) {
+    pub fn set_digest(&mut self, at: FileIndex, digest: Digest) {
         if self.digests.is_empty() {
             // The first place is nobody's, so that a file's index is never 0.
             self.digests.push(digest);
         }
         self.digests.push(digest);
-        self.files[at].digest = std::num::NonZero::new(self.digests.len() as u32 - 1);
+        self[at].digest = std::num::NonZero::new(self.digests.len() as u32 - 1);
     }
 
     /// What is known of a file.
     pub fn digest(&self, file: &File) -> Option<Digest> {
         file.digest.map(|at| self.digests[at.get() as usize])
+    }
+
+    /// Forgets files. Those that follow change their places.
+    pub fn remove(&mut self, files: &HashSet<FileIndex>) {
+        let mut at = self.indices();
+        self.files.retain(|_| at.next().is_some_and(|at| !files.contains(&at)));
     }
 
     /// Takes over what another thread found.
@@ -134,7 +225,7 @@ impl Catalog {
         self.names.extend(part.names);
         self.digests.extend(part.digests);
         self.files.extend(part.files.into_iter().map(|file| File {
-            dir: file.dir + dirs,
+            dir: DirIndex(file.dir.0 + dirs),
             name: file.name + names,
             digest: file.digest.and_then(|at| at.checked_add(digests)),
             ..file
@@ -153,19 +244,19 @@ impl Catalog {
 
     /// The directory of a file.
     pub fn dir(&self, file: &File) -> &Dir {
-        &self.dirs[file.dir as usize]
+        &self[file.dir]
     }
 
     /// Which inode a file is.
     pub fn id(&self, file: &File) -> InodeId {
-        let guest = &self.guests[usize::from(self.dir(file).guest)];
+        let guest = &self[self.dir(file).guest];
         InodeId { dev: guest.inode.id.dev, ino: file.ino }
     }
 
     /// Which inode the directory of a file is.
     pub fn dir_id(&self, file: &File) -> InodeId {
         let dir = self.dir(file);
-        InodeId { dev: self.guests[usize::from(dir.guest)].inode.id.dev, ino: dir.ino }
+        InodeId { dev: self[dir.guest].inode.id.dev, ino: dir.ino }
     }
 
     /// The path of a file, from its guest's root.
@@ -175,7 +266,7 @@ impl Catalog {
 
     /// The path of a file, from the caller's root: for messages.
     pub fn outer_path(&self, file: &File) -> PathBuf {
-        let root = self.guests[usize::from(self.dir(file).guest)].root.path();
+        let root = self[self.dir(file).guest].root.path();
         root.join(crate::sys::path::root::relative(&self.path(file)))
     }
 
@@ -184,7 +275,7 @@ impl Catalog {
     /// # Errors
     /// `ESTALE` where another directory has its path by now.
     pub fn open_dir(&self, dir: &Dir) -> io::Result<OwnedFd> {
-        let guest = &self.guests[usize::from(dir.guest)];
+        let guest = &self[dir.guest];
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
         let fd = guest.root.open_at(&dir.path, flags)?;
         let inode = Inode::of(&fd)?;

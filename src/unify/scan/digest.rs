@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use super::catalog::{Catalog, File};
+use super::catalog::{Catalog, DirIndex, File, FileIndex};
 use super::unfit::Unfit;
 use crate::parallel;
 use crate::report::Watch;
@@ -47,17 +47,17 @@ pub struct Limits {
 /// Reads files that are told by their place in `catalog.files`.
 pub fn digest(
     catalog: &Catalog,
-    files: &[u32],
+    files: &[FileIndex],
     limits: Limits,
     threads: usize,
     watch: &dyn Watch,
 ) -> Vec<Read> {
-    let chunks: Vec<&[u32]> = files.chunks(CHUNK).collect();
+    let chunks: Vec<&[FileIndex]> = files.chunks(CHUNK).collect();
     let read = parallel::map(threads, &chunks, |chunk| {
         let mut dirs = Dirs::new(catalog);
         let mut bytes = 0;
         let results = chunk.iter().map(|&at| {
-            let file = &catalog.files[at as usize];
+            let file = &catalog[at];
             bytes += file.size;
             let result = dirs.file(file).and_then(|opened| {
                 let project = if limits.links { Traits::of(&opened)?.project } else { 0 };
@@ -141,7 +141,7 @@ pub fn take_lease(file: &impl AsFd) -> io::Result<Option<Quiet<'_>>> {
 /// Directories of a catalog, kept open: files come in runs of neighbours, of as many guests as there are.
 pub struct Dirs<'c> {
     catalog: &'c Catalog,
-    open: HashMap<u32, (Rc<OwnedFd>, Option<Option<u32>>)>,
+    open: HashMap<DirIndex, (Rc<OwnedFd>, Option<Option<u32>>)>,
 }
 
 impl<'c> Dirs<'c> {

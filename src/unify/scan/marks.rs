@@ -1,8 +1,8 @@
 //! Marks files that stay as they are for a reason that their inodes do not tell: all that was found must be known.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::catalog::{Catalog, File};
+use super::catalog::{Catalog, File, FileIndex, GuestIndex};
 use super::unfit::Unfit;
 use crate::report::{Reason, Shown};
 use crate::state::store::is_unable;
@@ -11,18 +11,18 @@ use crate::sys::process::mounts::MountPoints;
 
 /// Marks the files of guests that have said that they cannot clear the immutable flag.
 pub fn mark_unable(catalog: &mut Catalog) {
-    let unable: Vec<bool> = catalog.guests.iter().map(|guest| is_unable(&guest.root)).collect();
-    for (guest, _) in catalog.guests.iter().zip(&unable).filter(|(_, unable)| **unable) {
+    let is_here = |at: &GuestIndex| is_unable(&catalog[*at].root);
+    let unable: BTreeSet<GuestIndex> = catalog.guest_indices().filter(is_here).collect();
+    for at in &unable {
         log::warn!(
             "{}: left as it is: its hooks may not clear the immutable flag, so its package manager could not replace \
              shared files; what it shares `cow-unify detach {0}` makes private",
-            Shown(guest.root.path())
+            Shown(catalog[*at].root.path())
         );
     }
-    for file in &mut catalog.files {
-        let guest = usize::from(catalog.dirs[file.dir as usize].guest);
-        if unable[guest] {
-            file.unfit.get_or_insert(Unfit::Unable);
+    for at in catalog.indices() {
+        if unable.contains(&catalog.dir(&catalog[at]).guest) {
+            catalog[at].unfit.get_or_insert(Unfit::Unable);
         }
     }
 }
@@ -39,9 +39,9 @@ pub fn mark_mount_points(catalog: &mut Catalog) {
     let is_mounted = |file: &&File| mounted.are_on(catalog.name(file), || Some(catalog.dir_id(file)));
     let ids: HashSet<InodeId> =
         catalog.files.iter().filter(is_mounted).map(|file| catalog.id(file)).collect();
-    for at in 0..catalog.files.len() {
-        if !ids.is_empty() && ids.contains(&catalog.id(&catalog.files[at])) {
-            catalog.files[at].unfit.get_or_insert(Unfit::MountPoint);
+    for at in catalog.indices() {
+        if !ids.is_empty() && ids.contains(&catalog.id(&catalog[at])) {
+            catalog[at].unfit.get_or_insert(Unfit::MountPoint);
         }
     }
 }
@@ -58,10 +58,10 @@ pub fn mark_several_names(catalog: &mut Catalog) {
             several.insert(id);
         }
     }
-    for at in 0..catalog.files.len() {
-        let file = &catalog.files[at];
+    for at in catalog.indices() {
+        let file = &catalog[at];
         if file.unfit.is_none() && file.nlink > 1 && several.contains(&catalog.id(file)) {
-            catalog.files[at].unfit = Some(Unfit::SeveralNames);
+            catalog[at].unfit = Some(Unfit::SeveralNames);
         }
     }
 }
@@ -73,14 +73,15 @@ pub fn mark_linked_elsewhere(catalog: &mut Catalog) {
     for file in linked() {
         *names.entry(catalog.id(file)).or_default() += 1;
     }
-    let apart: Vec<usize> = (0..catalog.files.len())
+    let apart: Vec<FileIndex> = catalog
+        .indices()
         .filter(|&at| {
-            let file = &catalog.files[at];
+            let file = &catalog[at];
             file.nlink > 1 && names[&catalog.id(file)] < file.nlink
         })
         .collect();
     for at in apart {
-        let unfit = &mut catalog.files[at].unfit;
+        let unfit = &mut catalog[at].unfit;
         match unfit {
             None => *unfit = Some(Unfit::LinkedElsewhere),
             // The administrator's own has no names that nobody knows of.

@@ -12,7 +12,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use rustix::fs::OFlags;
 
 use super::cache::{Remembered, Row};
-use super::catalog::{Catalog, Dir};
+use super::catalog::{Catalog, Dir, DirIndex, FileIndex, GuestIndex};
 use super::guest::Guest;
 use super::unfit::Unfit;
 use crate::parallel;
@@ -54,7 +54,7 @@ pub struct Wanted<'a> {
 /// says nothing where that cannot be known.
 pub fn scan<'e>(
     guest: &Guest,
-    number: u16,
+    number: GuestIndex,
     eligible: &(dyn Fn() -> Option<&'e Eligible> + Sync),
     remembered: &Remembered,
     wanted: &Wanted<'_>,
@@ -88,7 +88,7 @@ pub fn scan<'e>(
 
 struct Scanner<'a, 'e> {
     guest: &'a Guest,
-    number: u16,
+    number: GuestIndex,
     eligible: &'a (dyn Fn() -> Option<&'e Eligible> + Sync),
     remembered: &'a Remembered,
     wanted: &'a Wanted<'a>,
@@ -120,21 +120,20 @@ impl Scanner<'_, '_> {
             let file = path.join(&private.name);
             match self.guest.root.look(&file) {
                 Ok(inode) if inode.kind == Kind::Regular => {
-                    self.add(part, dir, &private.name, &inode);
+                    let at = self.add(part, dir, &private.name, &inode);
                     let same = inode.id.ino == private.ino && inode.ctime.nanoseconds() == private.ctime;
                     match private.digest {
                         Some(digest) if same => {
-                            let at = part.files.len() - 1;
                             part.set_digest(at, digest);
-                            part.files[at].shares_blocks = private.shares_blocks;
+                            part[at].shares_blocks = private.shares_blocks;
                         }
-                        _ => part.dirs[dir as usize].fresh |= !same,
+                        _ => part[dir].fresh |= !same,
                     }
                 }
                 // The directory has changed since it was looked at: the next run lists it.
                 _ => {
-                    part.dirs[dir as usize].ctime = 0;
-                    part.dirs[dir as usize].fresh = true;
+                    part[dir].ctime = 0;
+                    part[dir].fresh = true;
                 }
             }
         }
@@ -197,7 +196,7 @@ impl Scanner<'_, '_> {
                 }
                 Some(Ok(inode)) if inode.kind != Kind::Directory => {}
                 // Gone since it was listed: the directory has changed again.
-                Some(Err(_)) => part.dirs[dir as usize].ctime = 0,
+                Some(Err(_)) => part[dir].ctime = 0,
                 _ => {
                     let path = path.join(name);
                     if !self.remembered.contains_key(&path) && all.directory(&path).is_some() {
@@ -217,10 +216,10 @@ impl Scanner<'_, '_> {
         inode.id.dev == self.guest.inode.id.dev && inode.mount == self.guest.inode.mount
     }
 
-    fn add(&self, part: &mut Catalog, dir: u32, name: &OsStr, inode: &Inode) {
+    fn add(&self, part: &mut Catalog, dir: DirIndex, name: &OsStr, inode: &Inode) -> FileIndex {
         let unfit = unfit(inode, self.guest, self.wanted.min_size, self.wanted.allow_setid);
-        let salt = identity::salt(self.wanted.by_path, || part.dirs[dir as usize].path.join(name));
-        part.add_file(dir, name, inode, identity::tag(inode, self.wanted.mtime) ^ salt, unfit);
+        let salt = identity::salt(self.wanted.by_path, || part[dir].path.join(name));
+        part.add_file(dir, name, inode, identity::tag(inode, self.wanted.mtime) ^ salt, unfit)
     }
 }
 
