@@ -46,7 +46,7 @@ pub fn main() -> Exit {
         Some(refusal) => {
             let exit = failed(
                 &e,
-                if matches!(refusal, Error::Settings { .. }) { Exit::Usage } else { Exit::Refused },
+                if matches!(refusal, Error::PoolSettings { .. }) { Exit::Usage } else { Exit::Refused },
             );
             if let Some(remedy) = refusal.remedy() {
                 log::error!("remedy: {remedy}");

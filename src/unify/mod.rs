@@ -78,7 +78,7 @@ pub enum Error {
     },
     /// A pool made for another way of sharing.
     #[error("{}: this pool was made with {made}", Shown(path))]
-    Settings {
+    PoolSettings {
         /// The pool.
         path: PathBuf,
         /// The options it was made with.
@@ -131,7 +131,7 @@ impl Error {
             Error::NoReflink { .. } => {
                 "use --share hardlink, with another --pool if this one is made already"
             }
-            Error::Settings { .. } => "leave the option out, or name another pool with --pool",
+            Error::PoolSettings { .. } => "leave the option out, or name another pool with --pool",
             Error::System { .. } => {
                 "name guests; or say --unify-running-system: then files of this host's own programs become immutable, \
                  its package manager needs cow-hooks, and `cow-unify detach` with this path undoes it"

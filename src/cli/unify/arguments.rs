@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use crate::unify::eligible::scope::Scope;
 use crate::unify::pass::InUse;
 use crate::unify::pool::identity::Mtime;
-use crate::unify::pool::settings::Share;
+use crate::unify::pool::settings::Sharing;
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -95,10 +95,10 @@ pub struct PassArguments {
     pub scope: Scope,
     /// How equal files share; set when the pool is created [default: hardlink]
     #[arg(long, value_enum)]
-    pub share: Option<Share>,
+    pub share: Option<Sharing>,
     /// How shared inodes are protected; set when the pool is created [default: auto]
     #[arg(long, value_enum)]
-    pub protection: Option<Protection>,
+    pub protection: Option<ProtectionArgument>,
     /// Whether modification times must be equal; set when the pool is created [default: match]
     #[arg(long, value_enum)]
     pub mtime: Option<Mtime>,
@@ -136,7 +136,7 @@ pub struct PassArguments {
 
 /// How shared inodes are protected against changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Protection {
+pub enum ProtectionArgument {
     /// The best that the kernel offers
     Auto,
     /// The flag of chattr +i

@@ -17,7 +17,7 @@ use crate::transaction::Begun;
 use crate::transaction::release::detach;
 use crate::unify::pass::pools;
 use crate::unify::pool::directory::Pool;
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::names::outer_path;
 
 /// What happened, for machines.
@@ -38,7 +38,7 @@ pub fn run(path: &Path, common: &Common) -> anyhow::Result<Exit> {
     let host = shared::policy()?;
     // What the host's own files say is about the host's files; only these two are about the machine.
     let policy = Policy { reserve: host.reserve, lock_timeout: host.lock_timeout, ..Policy::builtin()? };
-    let guest = Guest::open(path)?;
+    let guest = GuestTree::open(path)?;
     // A pool is not needed; but nobody is to unify meanwhile.
     let pool = place::of(common, std::slice::from_ref(&guest))
         .ok()
@@ -62,7 +62,7 @@ pub fn run(path: &Path, common: &Common) -> anyhow::Result<Exit> {
     Ok(shared::print(common, &report, text, exit))
 }
 
-fn report(guest: &Guest, begun: Begun, named: bool) -> Report {
+fn report(guest: &GuestTree, begun: Begun, named: bool) -> Report {
     let Begun { survey, outcome, recovered, .. } = begun;
     let outer = |path: &Path| outer_path(guest, path);
     let problem = |path: &Path, reason: String| Problem { path: outer(path), reason };

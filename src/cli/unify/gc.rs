@@ -36,7 +36,7 @@ pub fn run(dry_run: bool, common: &Common) -> anyhow::Result<Exit> {
     let collector = Collector {
         pool: &pool,
         dry_run,
-        patience: policy.lock_timeout,
+        lock_timeout: policy.lock_timeout,
         threads: shared::threads(common),
         watch: &bar,
     };

@@ -9,8 +9,8 @@ use crate::sys::path::dirfd;
 use crate::sys::path::root::relative;
 use crate::unify::Error;
 use crate::unify::eligible::scope::Scope;
-use crate::unify::pool::settings::Share;
-use crate::unify::scan::guest::Guest;
+use crate::unify::pool::settings::Sharing;
+use crate::unify::scan::guest::GuestTree;
 
 /// The one or the other of these is in the root directory of any system.
 const OF_A_ROOT: [&str; 7] = ["usr", "etc", "bin", "sbin", "lib", "var", "opt"];
@@ -22,7 +22,7 @@ const OF_A_POOL: [&str; 3] = ["pool.toml", "objects", "runs"];
 #[derive(Debug, Default)]
 pub struct Guests {
     /// Guests that can take part.
-    pub open: Vec<Guest>,
+    pub open: Vec<GuestTree>,
     /// Guests that cannot, with the reason.
     pub left: Vec<(PathBuf, String)>,
     /// What is no guest, and what it is instead.
@@ -40,7 +40,7 @@ impl Guests {
         let mut known: Vec<(InodeId, u64)> = Vec::new();
         let mut first = None;
         for path in paths {
-            match Guest::open(path) {
+            match GuestTree::open(path) {
                 Err(Error::At { source, .. }) if source.raw_os_error() == Some(libc::ENOTDIR) => {
                     guests.others.push((path.clone(), "not a directory"));
                 }
@@ -62,7 +62,7 @@ impl Guests {
     ///
     /// # Errors
     /// Where one of them could reach the pool, or none is left.
-    pub fn in_reach(mut self, path: &Path, share: Share) -> Result<Guests, Error> {
+    pub fn in_reach(mut self, path: &Path, share: Sharing) -> Result<Guests, Error> {
         let mut first = None;
         for guest in std::mem::take(&mut self.open) {
             guest.check_outside(path)?;
@@ -100,7 +100,7 @@ impl Guests {
 }
 
 /// What a directory is, if it is no guest.
-fn other(guest: &Guest, scope: Scope) -> Option<&'static str> {
+fn other(guest: &GuestTree, scope: Scope) -> Option<&'static str> {
     let path = guest.root.path();
     if path.file_name().is_some_and(|name| name == "lost+found") {
         return Some("where fsck puts what it has found");

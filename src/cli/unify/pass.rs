@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::ArgMatches;
 use serde::Serialize;
 
-use super::arguments::{Common, PassArguments, Protection};
+use super::arguments::{Common, PassArguments, ProtectionArgument};
 use super::guests::Guests;
 use super::{place, shared, verify};
 use crate::cli::bar::Bar;
@@ -19,17 +19,17 @@ use crate::sys::path::root::Root;
 use crate::sys::process::programs::Programs;
 use crate::sys::share::iunlink;
 use crate::unify::Error;
-use crate::unify::care::repair::Sighting;
+use crate::unify::care::repair::FoundName;
 use crate::unify::eligible::rules::Rules;
-use crate::unify::pass::{InUse, Options, Pass, Passed};
+use crate::unify::pass::{InUse, Pass, PassOptions, Passed};
 use crate::unify::pass::{pools, running_system};
 use crate::unify::pool::directory::{Pool, may_change};
 use crate::unify::pool::identity::Mtime;
-use crate::unify::pool::protection::Fence;
-use crate::unify::pool::settings::{Settings, Share};
+use crate::unify::pool::protection::PoolProtection;
+use crate::unify::pool::settings::{PoolSettings, Sharing};
 use crate::unify::scan::catalog::GuestIndex;
-use crate::unify::scan::guest::Guest;
-use crate::unify::scan::unfit::Unfit;
+use crate::unify::scan::guest::GuestTree;
+use crate::unify::scan::not_unified::NotUnified;
 
 /// What happened, for machines.
 #[derive(Debug, Serialize)]
@@ -52,7 +52,7 @@ struct Report {
     damaged: u64,
     /// Files in quarantine that guests still have names of.
     still_seen: u64,
-    left: BTreeMap<Unfit, u64>,
+    left: BTreeMap<NotUnified, u64>,
     /// Names that stay as they are; only with --verbose.
     left_names: Vec<LeftName>,
     /// Paths that are no guests, and what they are.
@@ -86,7 +86,7 @@ struct Report {
 struct LeftName {
     #[serde(flatten, serialize_with = "json_path")]
     path: PathBuf,
-    reason: Unfit,
+    reason: NotUnified,
 }
 
 pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> anyhow::Result<Exit> {
@@ -103,23 +103,24 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
     let settings = settings(&path, existing.as_ref(), arguments)?;
     let Guests { open: guests, left, others } = guests.in_reach(&path, settings.share)?;
     let reference = arguments.reference.as_ref().map(|path| reference(&guests, path)).transpose()?;
-    let fence = if arguments.dry_run { Fence::None } else { fence(&path, settings, arguments)? };
+    let protection =
+        if arguments.dry_run { PoolProtection::None } else { protection(&path, settings, arguments)? };
     // All has been tried: a pool that would be refused is not made.
     let mut pool = match existing {
         None if !arguments.dry_run => Some(Pool::create(&path, settings)?),
         existing => existing,
     };
-    let options = Options {
+    let options = PassOptions {
         scope: arguments.scope,
         rules,
         never: policy.never_unify.clone(),
         min_size: arguments.min_size,
         allow_setid: arguments.allow_setid,
         reference,
-        fence,
+        protection,
         immutable: is_immutable(arguments, settings),
         threads: shared::threads(common),
-        patience: policy.lock_timeout,
+        lock_timeout: policy.lock_timeout,
         reserve: policy.reserve,
         list: common.verbose > 0,
         in_use: arguments.in_use.unwrap_or(if arguments.changed { InUse::Wait } else { InUse::Replace }),
@@ -179,8 +180,8 @@ fn rules(arguments: &PassArguments, matches: &ArgMatches) -> anyhow::Result<Rule
 }
 
 /// Which of the guests is the model; it must be one of them.
-fn reference(guests: &[Guest], path: &Path) -> anyhow::Result<GuestIndex> {
-    let reference = Guest::open(path)?;
+fn reference(guests: &[GuestTree], path: &Path) -> anyhow::Result<GuestIndex> {
+    let reference = GuestTree::open(path)?;
     let found = guests.iter().position(|guest| guest.inode.id == reference.inode.id);
     found
         .map(GuestIndex::new)
@@ -188,70 +189,74 @@ fn reference(guests: &[Guest], path: &Path) -> anyhow::Result<GuestIndex> {
 }
 
 /// How files are shared: as the pool was made, or is to be.
-fn settings(path: &Path, pool: Option<&Pool>, arguments: &PassArguments) -> Result<Settings, Error> {
-    let asked = |default: Settings| Settings {
+fn settings(path: &Path, pool: Option<&Pool>, arguments: &PassArguments) -> Result<PoolSettings, Error> {
+    let asked = |default: PoolSettings| PoolSettings {
         share: arguments.share.unwrap_or(default.share),
         mtime: arguments.mtime.unwrap_or(default.mtime),
         ..default
     };
-    let Some(made) = pool.map(|pool| pool.settings) else { return Ok(asked(Settings::default())) };
+    let Some(made) = pool.map(|pool| pool.settings) else { return Ok(asked(PoolSettings::default())) };
     // Protection can be had later; what has it keeps it.
-    let bares = arguments.protection == Some(Protection::None)
-        && made.protection.is_some_and(|protection| protection != Fence::None);
+    let bares = arguments.protection == Some(ProtectionArgument::None)
+        && made.protection.is_some_and(|protection| protection != PoolProtection::None);
     if bares || asked(made) != made {
-        let share = if made.share == Share::Hardlink { "hardlink" } else { "reflink" };
+        let share = if made.share == Sharing::Hardlink { "hardlink" } else { "reflink" };
         let mtime = if made.mtime == Mtime::Match { "match" } else { "ignore" };
-        let protection = made.protection.map(|fence| format!(" --protection {}", fence.name()));
+        let protection = made.protection.map(|protection| format!(" --protection {}", protection.name()));
         let made = format!("--share {share} --mtime {mtime}{}", protection.unwrap_or_default());
-        return Err(Error::Settings { path: path.to_path_buf(), made });
+        return Err(Error::PoolSettings { path: path.to_path_buf(), made });
     }
     Ok(made)
 }
 
 /// How this host can fence shared inodes, tried before anything is touched: in the pool, or in the directory that it is to
 /// be made in.
-fn fence(path: &Path, settings: Settings, arguments: &PassArguments) -> Result<Fence, Error> {
-    let reflink = settings.share == Share::Reflink;
+fn protection(
+    path: &Path,
+    settings: PoolSettings,
+    arguments: &PassArguments,
+) -> Result<PoolProtection, Error> {
+    let reflink = settings.share == Sharing::Reflink;
     let near = if path.exists() { path } else { path.parent().unwrap_or(path) };
     let dir = Root::open(near).map_err(|source| Error::At { path: near.to_path_buf(), source })?;
     if reflink && !filesystem::can_clone(&dir) {
         return Err(Error::NoReflink { path: path.to_path_buf() });
     }
-    let best = || if iunlink::is_known() { Fence::Iunlink } else { Fence::Immutable };
-    let fence = match (arguments.protection, settings.protection) {
-        _ if reflink => Fence::None,
-        (Some(Protection::Iunlink), _) if !iunlink::is_known() => {
+    let best = || if iunlink::is_known() { PoolProtection::Iunlink } else { PoolProtection::Immutable };
+    let protection = match (arguments.protection, settings.protection) {
+        _ if reflink => PoolProtection::None,
+        (Some(ProtectionArgument::Iunlink), _) if !iunlink::is_known() => {
             return Err(Error::NoIunlink { path: path.to_path_buf() });
         }
-        (None, Some(Fence::Iunlink)) | (None, None) | (Some(Protection::Auto | Protection::Iunlink), _) => {
-            best()
-        }
+        (None, Some(PoolProtection::Iunlink))
+        | (None, None)
+        | (Some(ProtectionArgument::Auto | ProtectionArgument::Iunlink), _) => best(),
         (None, Some(made)) => made,
-        (Some(Protection::Immutable), _) => Fence::Immutable,
-        (Some(Protection::None), _) => Fence::None,
+        (Some(ProtectionArgument::Immutable), _) => PoolProtection::Immutable,
+        (Some(ProtectionArgument::None), _) => PoolProtection::None,
     };
-    may_change(&dir, path, fence == Fence::Immutable).map(|()| fence)
+    may_change(&dir, path, protection == PoolProtection::Immutable).map(|()| protection)
 }
 
 /// Whether shared inodes are immutable, or will be.
-fn is_immutable(arguments: &PassArguments, settings: Settings) -> bool {
+fn is_immutable(arguments: &PassArguments, settings: PoolSettings) -> bool {
     match (arguments.protection, settings.protection) {
-        _ if settings.share == Share::Reflink => false,
-        (Some(Protection::None), _) | (None, Some(Fence::None)) => false,
-        (Some(Protection::Immutable), _) | (None, Some(Fence::Immutable)) => true,
+        _ if settings.share == Sharing::Reflink => false,
+        (Some(ProtectionArgument::None), _) | (None, Some(PoolProtection::None)) => false,
+        (Some(ProtectionArgument::Immutable), _) | (None, Some(PoolProtection::Immutable)) => true,
         _ => !iunlink::is_known(),
     }
 }
 
 /// Writes down how the pool is protected from now on; what was made without protection gets it.
-fn record(pool: &mut Pool, options: &Options) -> Result<(), Error> {
-    let Options { fence, patience, threads, .. } = *options;
+fn record(pool: &mut Pool, options: &PassOptions) -> Result<(), Error> {
+    let PassOptions { protection, lock_timeout, threads, .. } = *options;
     let made = pool.settings.protection;
-    if made != Some(fence) {
-        pool.set_protection(fence)?;
+    if made != Some(protection) {
+        pool.set_protection(protection)?;
     }
-    if made == Some(Fence::None) && fence != Fence::None {
-        pool.protect(&pool.look_at_all(threads)?, fence, patience, threads)?;
+    if made == Some(PoolProtection::None) && protection != PoolProtection::None {
+        pool.protect(&pool.look_at_all(threads)?, protection, lock_timeout, threads)?;
     }
     Ok(())
 }
@@ -269,7 +274,7 @@ fn report(
     let (verified, repaired) = (passed.verified, passed.repaired);
     let paths = |paths: Vec<PathBuf>| paths.into_iter().map(|path| Named { path }).collect();
     let mended = repaired.names.iter().filter(|name| name.left.is_none()).count() as u64;
-    let left = |Sighting { path, left, .. }: Sighting| Some((path, format!("damaged, left: {}", left?)));
+    let left = |FoundName { path, left, .. }: FoundName| Some((path, format!("damaged, left: {}", left?)));
     let failed = verified
         .failed
         .into_iter()
@@ -386,8 +391,11 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         write!(out, ", {} failed", report.failed.len())?;
     }
     writeln!(out)?;
-    let left: Vec<String> =
-        report.left.iter().map(|(unfit, count)| format!("{count} {}", unfit.describe())).collect();
+    let left: Vec<String> = report
+        .left
+        .iter()
+        .map(|(not_unified, count)| format!("{count} {}", not_unified.describe()))
+        .collect();
     if !left.is_empty() {
         writeln!(out, "left as they are: {}", left.join("; "))?;
     }

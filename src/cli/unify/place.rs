@@ -6,11 +6,11 @@ use super::arguments::Common;
 use crate::report::Shown;
 use crate::unify::pass::pools;
 use crate::unify::pool::directory::Pool;
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 use crate::unify::{At, Error};
 
 /// Where the pool is: as named, or the one of these guests, or else to be made beside the first of them. Canonical.
-pub fn of(common: &Common, guests: &[Guest]) -> anyhow::Result<PathBuf> {
+pub fn of(common: &Common, guests: &[GuestTree]) -> anyhow::Result<PathBuf> {
     match (&common.pool, guests.first()) {
         (Some(path), _) => named(path),
         (None, Some(first)) => Ok(of_guests(guests)?.unwrap_or_else(|| pools::beside(first))),
@@ -19,7 +19,7 @@ pub fn of(common: &Common, guests: &[Guest]) -> anyhow::Result<PathBuf> {
 }
 
 /// Opens a pool that must be there.
-pub fn existing(common: &Common, guests: &[Guest]) -> anyhow::Result<Pool> {
+pub fn existing(common: &Common, guests: &[GuestTree]) -> anyhow::Result<Pool> {
     let path = of(common, guests)?;
     Pool::open(&path)?.ok_or_else(|| {
         anyhow::anyhow!(
@@ -46,7 +46,7 @@ fn named(path: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// The pool that most of these guests belong to, of those beside them and those on the host's list.
-fn of_guests(guests: &[Guest]) -> Result<Option<PathBuf>, Error> {
+fn of_guests(guests: &[GuestTree]) -> Result<Option<PathBuf>, Error> {
     let mut found: Vec<(usize, bool, PathBuf)> = Vec::new();
     let mut add = |pool: Pool, is_beside: bool| {
         let members = pools::members(&pool, guests);

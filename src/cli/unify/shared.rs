@@ -93,6 +93,6 @@ pub fn threads(common: &Common) -> usize {
 }
 
 /// The pool's lock, or a refusal.
-pub fn lock(pool: &Pool, policy: &Policy) -> Result<directory::Locked, unify::Error> {
+pub fn lock(pool: &Pool, policy: &Policy) -> Result<directory::PoolLock, unify::Error> {
     pool.lock(policy.lock_timeout)
 }

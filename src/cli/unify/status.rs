@@ -13,15 +13,15 @@ use crate::cli::{Named, Problem};
 use crate::detach::survey::Tally;
 use crate::exit::Exit;
 use crate::report::{Shown, json_path, size};
-use crate::unify::care::status::{GuestStatus, Looker};
+use crate::unify::care::status::{GuestStatus, StatusReader};
 use crate::unify::eligible::scope::Scope;
-use crate::unify::pool::settings::Share;
+use crate::unify::pool::settings::Sharing;
 
 /// What there is, for machines. What is not known is null: where guests share blocks, inodes do not tell.
 #[derive(Debug, Serialize)]
 struct Report {
     pool: Named,
-    share: Share,
+    share: Sharing,
     guests: Vec<Row>,
     bytes_of_disk_saved: Option<u64>,
     /// As long as all guests use all these files.
@@ -60,7 +60,7 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     let pool = place::existing(common, &guests.open)?;
     let Guests { open: guests, left, others } = guests.in_reach(pool.path(), pool.settings.share)?;
     let bar = Bar::new(common.quiet > 0 || common.json);
-    let looker = Looker {
+    let looker = StatusReader {
         pool: &pool,
         scope: Scope::default(),
         never: &policy.never_unify,
@@ -85,7 +85,7 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
         bytes_of_page_cache_saved: status.cache_saved,
         objects: status.objects,
         unused_objects: status.unused,
-        set_aside: status.set_aside,
+        set_aside: status.quarantined,
         unprotected_objects: status.unprotected.len() as u64,
         failed,
         no_guests: others.into_iter().map(|(path, what)| problem((path, what.to_owned()))).collect(),

@@ -12,11 +12,11 @@ use crate::cli::bar::Bar;
 use crate::cli::{Named, Problem};
 use crate::exit::Exit;
 use crate::report::{Shown, json_path, size};
-use crate::unify::care::repair::{Repaired, Repairer, Sighting};
+use crate::unify::care::repair::{FoundName, Repaired, Repairer};
 use crate::unify::care::verify::{Damage, Verified, Verifier};
 use crate::unify::eligible::scope::Scope;
 use crate::unify::pool::directory::Pool;
-use crate::unify::pool::settings::Share;
+use crate::unify::pool::settings::Sharing;
 
 /// What is left to a person where there is no intact copy.
 pub const WANTS_COPY: &str = "remedy: reinstall the packages these files belong to in one of the guests, then run \
@@ -77,7 +77,7 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     let policy = shared::policy()?;
     let guests = Guests::open(paths, Scope::All)?;
     let pool = place::existing(common, &guests.open)?;
-    if pool.settings.share == Share::Reflink && !guests.open.is_empty() {
+    if pool.settings.share == Sharing::Reflink && !guests.open.is_empty() {
         anyhow::bail!(
             "{}: where guests share blocks, each has inodes of its own: name no guests to verify the pool alone",
             Shown(pool.path())
@@ -87,13 +87,13 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     let _lock = shared::lock(&pool, &policy)?;
     let bar = Bar::new(common.quiet > 0 || common.json);
     let threads = shared::threads(common);
-    let patience = policy.lock_timeout;
-    let (verified, fence) = Verifier { pool: &pool, patience, threads, watch: &bar }.verify()?;
+    let lock_timeout = policy.lock_timeout;
+    let (verified, protection) = Verifier { pool: &pool, lock_timeout, threads, watch: &bar }.verify()?;
     let repairer = Repairer {
         pool: &pool,
         guests: &guests,
-        fence,
-        patience,
+        protection,
+        lock_timeout,
         reserve: policy.reserve,
         threads,
         watch: &bar,
@@ -118,7 +118,7 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
 fn report(pool: &Pool, guests: usize, verified: Verified, repaired: Repaired) -> anyhow::Result<Report> {
     let named = |path: PathBuf| Named { path };
     let still_seen = pool.still_seen()?;
-    let seen = |Sighting { path, damaged, left }: Sighting| Seen {
+    let seen = |FoundName { path, damaged, left }: FoundName| Seen {
         path,
         damaged: damaged.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         repaired: left.is_none(),

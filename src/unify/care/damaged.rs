@@ -8,17 +8,17 @@ use crate::report::Watch;
 use crate::sys::path::resolve::Place;
 use crate::sys::process::mounts::MountPoints;
 use crate::unify::pool::directory::Pool;
-use crate::unify::pool::object::Stored;
+use crate::unify::pool::object::PoolFile;
 use crate::unify::scan::catalog::GuestIndex;
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::names;
 
 /// The damaged files of a pool that guests have names of, by inode number.
-pub(super) type Damaged = HashMap<u64, Stored>;
+pub(super) type Damaged = HashMap<u64, PoolFile>;
 
 /// All names that one guest has of one damaged inode.
 pub(super) struct DamagedNames<'d> {
-    pub damaged: &'d Stored,
+    pub damaged: &'d PoolFile,
     pub guest: GuestIndex,
     pub names: Vec<Place>,
 }
@@ -36,7 +36,7 @@ pub(super) struct Found<'d> {
 /// Looks for names of damaged inodes in all guests, on so many threads.
 pub(super) fn find<'d>(
     pool: &Pool,
-    guests: &[Guest],
+    guests: &[GuestTree],
     damaged: &'d Damaged,
     threads: usize,
     watch: &dyn Watch,
@@ -47,7 +47,7 @@ pub(super) fn find<'d>(
         let mut found: BTreeMap<u64, Vec<Place>> = BTreeMap::new();
         let problems = names::walk(guest, &borders, &mut |entry| {
             watch.add(1, 0);
-            let is_damaged = |stored: &Stored| entry.inode().is_ok_and(|inode| inode.id == stored.inode.id);
+            let is_damaged = |stored: &PoolFile| entry.inode().is_ok_and(|inode| inode.id == stored.inode.id);
             if damaged.get(&entry.ino).is_some_and(is_damaged) {
                 let place = Place { dir: entry.dir_path.to_path_buf(), name: entry.name.to_os_string() };
                 found.entry(entry.ino).or_default().push(place);
@@ -68,7 +68,7 @@ pub(super) fn find<'d>(
 }
 
 impl Found<'_> {
-    fn leave_mount_points(&mut self, guests: &[Guest]) {
+    fn leave_mount_points(&mut self, guests: &[GuestTree]) {
         if self.names.is_empty() {
             return;
         }

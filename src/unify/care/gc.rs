@@ -11,14 +11,14 @@ use crate::sys::path::resolve::is_absent;
 use crate::sys::share::swap::{self, Name, Shared};
 use crate::unify::Error;
 use crate::unify::pool::directory::Pool;
-use crate::unify::pool::object::Stored;
-use crate::unify::pool::recover::{self, Recovered};
+use crate::unify::pool::object::PoolFile;
+use crate::unify::pool::recover::{self, RecoveredRuns};
 
 /// What collecting came to.
 #[derive(Debug, Default)]
 pub struct Collected {
     /// What an interrupted run had left.
-    pub recovered: Recovered,
+    pub recovered: RecoveredRuns,
     /// The files removed, or to be removed.
     pub removed: Vec<PathBuf>,
     /// Bytes of disk that they took.
@@ -36,7 +36,7 @@ pub struct Collector<'a> {
     /// Say what would be removed, and change nothing.
     pub dry_run: bool,
     /// How long to wait for the lock on one object.
-    pub patience: Duration,
+    pub lock_timeout: Duration,
     /// How many threads look and remove.
     pub threads: usize,
     /// Told how far it has got.
@@ -51,7 +51,7 @@ impl Collector<'_> {
     pub fn collect(&self) -> Result<Collected, Error> {
         let mut collected = Collected::default();
         if !self.dry_run {
-            collected.recovered = recover::recover(self.pool, self.patience)?;
+            collected.recovered = recover::recover(self.pool, self.lock_timeout)?;
             collected.failed.append(&mut collected.recovered.failed);
         }
         let mut stored = self.pool.look(self.threads)?;
@@ -66,7 +66,7 @@ impl Collector<'_> {
                 Err(e) => collected.failed.push((self.pool.path_of(&stored), Reason(e).to_string())),
             }
         }
-        collected.kept = used.iter().filter(|stored| !stored.set_aside).count() as u64;
+        collected.kept = used.iter().filter(|stored| !stored.quarantined).count() as u64;
         if !self.dry_run && !unused.is_empty() {
             self.pool.may_change(protected)?;
         }
@@ -80,7 +80,7 @@ impl Collector<'_> {
                     collected.removed.push(path);
                     collected.freed += stored.inode.allocated;
                 }
-                Ok(false) => collected.kept += u64::from(!stored.set_aside),
+                Ok(false) => collected.kept += u64::from(!stored.quarantined),
                 Err(e) => collected.failed.push((path, Reason(e).to_string())),
             }
         }
@@ -88,12 +88,12 @@ impl Collector<'_> {
     }
 
     /// `false` where somebody has linked it meanwhile.
-    fn remove(&self, stored: &Stored) -> Result<bool, swap::Error> {
+    fn remove(&self, stored: &PoolFile) -> Result<bool, swap::Error> {
         if self.dry_run {
             return Ok(true);
         }
         let dir = self.pool.dir_of(stored)?;
-        let shared = match Shared::lock_at(&dir, &stored.file, self.patience) {
+        let shared = match Shared::lock_at(&dir, &stored.file, self.lock_timeout) {
             Err(e) if is_absent(&e) => return Ok(false),
             locked => locked?,
         };

@@ -17,7 +17,7 @@ use crate::unify::pool::identity::{self, Digest};
 use crate::unify::pool::object::ObjectName;
 use crate::unify::pool::publish::{Copied, Publisher};
 use crate::unify::scan::digest::take_lease;
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::names;
 
 /// What takes the place of a damaged inode.
@@ -43,7 +43,7 @@ type Wanted = HashMap<u64, Vec<ObjectName>>;
 pub(super) struct Finder<'a> {
     pub publisher: Publisher<'a>,
     /// The guests whose private files may be copied.
-    pub guests: &'a [Guest],
+    pub guests: &'a [GuestTree],
     /// Bytes to be left free on the filesystem.
     pub reserve: u64,
     pub threads: usize,

@@ -22,20 +22,20 @@ use crate::sys::process::signal;
 use crate::sys::share::swap;
 use crate::unify::link::claims::claim_all;
 use crate::unify::pool::directory::Pool;
-use crate::unify::pool::journal::Intent;
-use crate::unify::pool::object::{ObjectName, Stored};
-use crate::unify::pool::protection::Fence;
+use crate::unify::pool::journal::LinkIntent;
+use crate::unify::pool::object::{ObjectName, PoolFile};
+use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::publish::Publisher;
 use crate::unify::pool::recover;
-use crate::unify::pool::run::Run;
+use crate::unify::pool::run::RunDir;
 use crate::unify::scan::catalog::GuestIndex;
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::names;
 use crate::unify::{At, Error};
 
 /// A name of a damaged inode.
 #[derive(Debug)]
-pub struct Sighting {
+pub struct FoundName {
     /// The name, from the caller's root.
     pub path: PathBuf,
     /// The damaged file in the pool's quarantine.
@@ -48,7 +48,7 @@ pub struct Sighting {
 #[derive(Debug, Default)]
 pub struct Repaired {
     /// Every name that was found.
-    pub names: Vec<Sighting>,
+    pub names: Vec<FoundName>,
     /// Some of these are left because there is no intact copy.
     pub wants_copy: bool,
     /// Objects made anew.
@@ -66,11 +66,11 @@ pub struct Repairer<'a> {
     /// The pool, locked by the caller and verified.
     pub pool: &'a Pool,
     /// The guests that are looked through.
-    pub guests: &'a [Guest],
+    pub guests: &'a [GuestTree],
     /// How the pool's inodes are fenced.
-    pub fence: Fence,
+    pub protection: PoolProtection,
     /// How long to wait for the lock on one inode.
-    pub patience: Duration,
+    pub lock_timeout: Duration,
     /// Bytes to be left free on the filesystem.
     pub reserve: u64,
     /// How many guests are looked through at a time.
@@ -116,7 +116,7 @@ impl Repairer<'_> {
         // Names of one object side by side, for the journal.
         free.sort_by_key(|names| (first(&names.damaged.name), names.damaged.inode.id.ino, names.guest));
         if !self.repair_all(&free, &damaged, &mut repaired)? {
-            let recovered = recover::recover(self.pool, self.patience)?;
+            let recovered = recover::recover(self.pool, self.lock_timeout)?;
             repaired.failed.extend(recovered.failed);
         }
         Ok(repaired)
@@ -129,8 +129,13 @@ impl Repairer<'_> {
         damaged: &Damaged,
         repaired: &mut Repaired,
     ) -> Result<bool, Error> {
-        let run = Run::begin(self.pool)?;
-        let publisher = Publisher { pool: self.pool, run: &run, fence: self.fence, patience: self.patience };
+        let run = RunDir::begin(self.pool)?;
+        let publisher = Publisher {
+            pool: self.pool,
+            run: &run,
+            protection: self.protection,
+            lock_timeout: self.lock_timeout,
+        };
         let Repairer { guests, reserve, threads, watch, .. } = *self;
         let finder = Finder { publisher, guests, reserve, threads, watch };
         let objects = all.iter().map(|names| first(&names.damaged.name));
@@ -162,7 +167,7 @@ impl Repairer<'_> {
     ) -> Result<bool, Error> {
         let (at, run) = (self.pool.path(), finder.publisher.run);
         let intents = curable.iter().flat_map(|(names, first)| intents(names, *first));
-        run.record(self.fence == Fence::Immutable, &intents.collect::<Vec<_>>()).at(at)?;
+        run.record(self.protection == PoolProtection::Immutable, &intents.collect::<Vec<_>>()).at(at)?;
         filesystem::sync(self.pool.runs()).at(at)?;
         let blocked = signal::block();
         self.watch.begin("repairing", curable.iter().map(|(names, _)| names.names.len() as u64).sum());
@@ -244,13 +249,13 @@ impl Repairer<'_> {
         repaired: &mut Repaired,
     ) {
         let path = names::outer_path(&self.guests[names.guest.position()], &name.path());
-        repaired.names.push(Sighting { path, damaged: self.pool.path_of(names.damaged), left });
+        repaired.names.push(FoundName { path, damaged: self.pool.path_of(names.damaged), left });
     }
 }
 
-fn intents(names: &DamagedNames<'_>, first: u64) -> Vec<Intent> {
-    let Stored { name: object, inode, .. } = names.damaged;
-    let intent = |(name, temporary): (&Place, u64)| Intent {
+fn intents(names: &DamagedNames<'_>, first: u64) -> Vec<LinkIntent> {
+    let PoolFile { name: object, inode, .. } = names.damaged;
+    let intent = |(name, temporary): (&Place, u64)| LinkIntent {
         temporary,
         object: *object,
         // Never needed: a damaged inode is not given back.

@@ -11,10 +11,10 @@ use rustix::io::Errno;
 use crate::sys::file::inode::{Inode, InodeId, Time};
 use crate::sys::path::resolve::Place;
 use crate::sys::share::swap::{self, Name, Shared};
-use crate::unify::pool::object::{ObjectName, Stored};
+use crate::unify::pool::object::{ObjectName, PoolFile};
 use crate::unify::pool::publish::Publisher;
-use crate::unify::pool::run::{Run, temporary};
-use crate::unify::scan::guest::Guest;
+use crate::unify::pool::run::{RunDir, temporary};
+use crate::unify::scan::guest::GuestTree;
 
 /// A name of a damaged inode that is to be replaced.
 pub(super) struct Target<'n> {
@@ -28,7 +28,7 @@ pub(super) struct Target<'n> {
 
 impl<'n> Target<'n> {
     /// Opens the directory of a name.
-    pub fn open(guest: &Guest, name: &'n Place, number: u64) -> io::Result<Target<'n>> {
+    pub fn open(guest: &GuestTree, name: &'n Place, number: u64) -> io::Result<Target<'n>> {
         let dir = guest.root.open_at(&name.dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
         Ok(Target { modified: Inode::of(&dir)?.mtime, dir, name, number })
     }
@@ -45,7 +45,7 @@ pub(super) struct Replaced {
 /// Replaces names of a damaged inode by names of an intact one.
 pub(super) fn replace(
     publisher: &Publisher<'_>,
-    damaged: &Stored,
+    damaged: &PoolFile,
     object: &ObjectName,
     targets: &[Target<'_>],
 ) -> Result<Replaced, swap::Error> {
@@ -64,12 +64,16 @@ pub(super) fn replace(
 }
 
 /// Locks two inodes, that of the smaller number first: nobody waits for us who has what we wait for.
-fn lock_both(publisher: &Publisher<'_>, intact: Name<'_>, damaged: &Stored) -> io::Result<(Shared, Shared)> {
+fn lock_both(
+    publisher: &Publisher<'_>,
+    intact: Name<'_>,
+    damaged: &PoolFile,
+) -> io::Result<(Shared, Shared)> {
     let inode = intact.inode()?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     let quarantine = publisher.pool.dir_of(damaged)?;
-    let patience = publisher.patience;
-    let lock_damaged = || Shared::try_lock_at(&quarantine, &damaged.file, patience);
-    let lock_intact = || Shared::try_lock_at(intact.dir, intact.name, patience);
+    let lock_timeout = publisher.lock_timeout;
+    let lock_damaged = || Shared::try_lock_at(&quarantine, &damaged.file, lock_timeout);
+    let lock_intact = || Shared::try_lock_at(intact.dir, intact.name, lock_timeout);
     if inode.id.ino < damaged.inode.id.ino {
         let intact = lock_intact()?;
         Ok((intact, lock_damaged()?))
@@ -84,7 +88,7 @@ fn lock_both(publisher: &Publisher<'_>, intact: Name<'_>, damaged: &Stored) -> i
 /// # Errors
 /// If an inode refuses; then all is as before.
 fn replace_all(
-    run: &Run<'_>,
+    run: &RunDir<'_>,
     intact: Name<'_>,
     targets: &[Target<'_>],
     damaged: InodeId,

@@ -11,19 +11,19 @@ use crate::state::store::{is_unable, read_spool};
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::tree::TreeEntry;
 use crate::unify::eligible::rules::Rules;
-use crate::unify::eligible::scope::{self, Directory, Eligible, Scope};
+use crate::unify::eligible::scope::{self, Eligible, EligibleNames, Scope};
 use crate::unify::pool::directory::Pool;
-use crate::unify::pool::object::Index;
-use crate::unify::pool::object::Stored;
-use crate::unify::pool::protection::Fence;
-use crate::unify::pool::settings::Share;
+use crate::unify::pool::object::ObjectIndex;
+use crate::unify::pool::object::PoolFile;
+use crate::unify::pool::protection::PoolProtection;
+use crate::unify::pool::settings::Sharing;
 use crate::unify::pool::unprotected;
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::names;
 use crate::unify::{At, Error};
 
 /// Looks at guests and their pool.
-pub struct Looker<'a> {
+pub struct StatusReader<'a> {
     /// The pool.
     pub pool: &'a Pool,
     /// Which files are eligible.
@@ -38,7 +38,7 @@ pub struct Looker<'a> {
 
 /// What there is.
 #[derive(Debug, Default)]
-pub struct Status {
+pub struct SharingStatus {
     /// Each guest, in the order they were given.
     pub guests: Vec<GuestStatus>,
     /// Bytes of disk that would be needed more if every one of these guests had copies of its own; none where guests
@@ -51,7 +51,7 @@ pub struct Status {
     /// Those of them that no guest at all has a link to, or shares blocks with.
     pub unused: Tally,
     /// Files in quarantine.
-    pub set_aside: u64,
+    pub quarantined: u64,
     /// Files of the pool that should be protected, and are not.
     pub unprotected: Vec<PathBuf>,
 }
@@ -79,26 +79,26 @@ pub struct GuestStatus {
     pub problems: Vec<(PathBuf, String)>,
 }
 
-impl Looker<'_> {
+impl StatusReader<'_> {
     /// Looks at everything.
     ///
     /// # Errors
     /// Where the pool cannot be read. What cannot be read in a guest is in the result.
-    pub fn look(&self, guests: &[Guest]) -> Result<Status, Error> {
+    pub fn look(&self, guests: &[GuestTree]) -> Result<SharingStatus, Error> {
         let files = self.pool.look_at_all(self.threads)?;
         // Where blocks are shared no name is an object's, and another subvolume may have inodes of the same numbers.
-        let index = if self.joins_inodes() { Index::of(&files) } else { Index::default() };
+        let index = if self.joins_inodes() { ObjectIndex::of(&files) } else { ObjectIndex::default() };
         self.watch.begin("looking", 0);
         let looked = parallel::map(self.threads, guests, |guest| self.look_at(guest, guests, &index));
         self.watch.end();
-        let mut status = Status::default();
-        if unprotected::fence(self.pool, &files) != Fence::None {
+        let mut status = SharingStatus::default();
+        if unprotected::protection(self.pool, &files) != PoolProtection::None {
             let unprotected = self.pool.unprotected(&files);
             status.unprotected = unprotected.into_iter().map(|file| self.pool.path_of(file)).collect();
         }
-        let (set_aside, stored): (Vec<Stored>, Vec<Stored>) =
-            files.into_iter().partition(|file| file.set_aside);
-        status.set_aside = set_aside.len() as u64;
+        let (quarantined, stored): (Vec<PoolFile>, Vec<PoolFile>) =
+            files.into_iter().partition(|file| file.quarantined);
+        status.quarantined = quarantined.len() as u64;
         let mut having: HashMap<u64, u64> = HashMap::new();
         for (guest, inodes) in looked {
             for ino in inodes {
@@ -121,11 +121,16 @@ impl Looker<'_> {
 
     /// Whether the pool's objects are the guests' own inodes.
     fn joins_inodes(&self) -> bool {
-        self.pool.settings.share == Share::Hardlink
+        self.pool.settings.share == Sharing::Hardlink
     }
 
     /// What a guest has, and the inode numbers of the objects in it.
-    fn look_at(&self, guest: &Guest, guests: &[Guest], index: &Index) -> (GuestStatus, HashSet<u64>) {
+    fn look_at(
+        &self,
+        guest: &GuestTree,
+        guests: &[GuestTree],
+        index: &ObjectIndex,
+    ) -> (GuestStatus, HashSet<u64>) {
         let mut status = GuestStatus {
             path: guest.root.path().to_path_buf(),
             unable: is_unable(&guest.root),
@@ -148,7 +153,7 @@ impl Looker<'_> {
             Ok(waiting) => status.waiting = waiting.len() as u64,
             Err(e) => status.problems.push((status.path.clone(), Reason(e).to_string())),
         }
-        let mut look = Look {
+        let mut look = GuestReader {
             guest,
             index,
             eligible: eligible.as_ref(),
@@ -173,12 +178,12 @@ impl Looker<'_> {
 }
 
 /// A look at all names of one guest.
-struct Look<'a> {
-    guest: &'a Guest,
-    index: &'a Index,
+struct GuestReader<'a> {
+    guest: &'a GuestTree,
+    index: &'a ObjectIndex,
     eligible: Option<&'a Eligible>,
     /// The directory the last name was in, and which of its names are eligible.
-    here: Option<(PathBuf, Option<Directory<'a>>)>,
+    here: Option<(PathBuf, Option<EligibleNames<'a>>)>,
     names: Tally,
     /// The objects seen, by inode number.
     objects: HashSet<u64>,
@@ -187,9 +192,9 @@ struct Look<'a> {
     status: &'a mut GuestStatus,
 }
 
-impl Look<'_> {
+impl GuestReader<'_> {
     fn at(&mut self, entry: &TreeEntry<'_>) {
-        if self.index.is_set_aside(entry.ino) {
+        if self.index.is_quarantined(entry.ino) {
             self.status.damaged += 1;
             return;
         }
@@ -233,9 +238,9 @@ fn add(tally: &mut Tally, bytes: u64) {
 }
 
 /// Bytes of disk and of page cache that guests save: `having` says how many have the inode of each number.
-fn saved(objects: &[Stored], having: &HashMap<u64, u64>, page: u64) -> (u64, u64) {
+fn saved(objects: &[PoolFile], having: &HashMap<u64, u64>, page: u64) -> (u64, u64) {
     let (mut disk, mut cache) = (0, 0);
-    for Stored { inode, .. } in objects {
+    for PoolFile { inode, .. } in objects {
         let copies = having.get(&inode.id.ino).map_or(0, |&guests| guests.saturating_sub(1));
         disk += inode.allocated * copies;
         cache += inode.size.next_multiple_of(page) * copies;
@@ -250,7 +255,7 @@ mod tests {
     use crate::unify::pool::identity::Digest;
     use crate::unify::pool::object::ObjectName;
 
-    fn object(ino: u64, size: u64, allocated: u64) -> Stored {
+    fn object(ino: u64, size: u64, allocated: u64) -> PoolFile {
         let zero = Time { secs: 0, nanos: 0 };
         let inode = Inode {
             id: InodeId { dev: 1, ino },
@@ -270,7 +275,7 @@ mod tests {
             mount_root: false,
         };
         let name = ObjectName { tag: 1, digest: Digest { content: [0; 32], xattrs: 0 }, salt: 0, index: 0 };
-        Stored { name, file: name.file(), set_aside: false, inode }
+        PoolFile { name, file: name.file(), quarantined: false, inode }
     }
 
     #[test]

@@ -18,9 +18,9 @@ use crate::sys::process::signal;
 use crate::sys::share::swap::{self, Name, Shared};
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::identity::{self, Digest};
-use crate::unify::pool::object::Stored;
-use crate::unify::pool::protection::Fence;
-use crate::unify::pool::recover::{self, Recovered};
+use crate::unify::pool::object::PoolFile;
+use crate::unify::pool::protection::PoolProtection;
+use crate::unify::pool::recover::{self, RecoveredRuns};
 use crate::unify::pool::unprotected;
 use crate::unify::scan::digest::take_lease;
 use crate::unify::{At, Error};
@@ -55,7 +55,7 @@ impl Damage {
 #[derive(Debug, Default)]
 pub struct Verified {
     /// What an interrupted run had left.
-    pub recovered: Recovered,
+    pub recovered: RecoveredRuns,
     /// Objects read.
     pub objects: u64,
     /// Bytes read.
@@ -73,7 +73,7 @@ pub struct Verifier<'a> {
     /// The pool, locked by the caller.
     pub pool: &'a Pool,
     /// How long to wait for the lock on one object.
-    pub patience: Duration,
+    pub lock_timeout: Duration,
     /// How many threads read.
     pub threads: usize,
     /// Told of each object that was read, and of its bytes.
@@ -85,14 +85,14 @@ impl Verifier<'_> {
     ///
     /// # Errors
     /// Where nothing can be done at all. What fails for one object is in the result.
-    pub fn verify(&self) -> Result<(Verified, Fence), Error> {
-        let mut recovered = recover::recover(self.pool, self.patience)?;
+    pub fn verify(&self) -> Result<(Verified, PoolProtection), Error> {
+        let mut recovered = recover::recover(self.pool, self.lock_timeout)?;
         let files = self.pool.look_at_all(self.threads)?;
-        let fence = unprotected::fence(self.pool, &files);
-        self.pool.may_change(fence != Fence::None)?;
-        let mut verified = self.examine(&files, fence, true)?;
+        let protection = unprotected::protection(self.pool, &files);
+        self.pool.may_change(protection != PoolProtection::None)?;
+        let mut verified = self.examine(&files, protection, true)?;
         verified.failed.append(&mut recovered.failed);
-        Ok((Verified { recovered, ..verified }, fence))
+        Ok((Verified { recovered, ..verified }, protection))
     }
 
     /// Protects those of all the pool's files that are not, and verifies the objects among them: anybody may have changed
@@ -100,18 +100,18 @@ impl Verifier<'_> {
     ///
     /// # Errors
     /// As [`Verifier::verify`].
-    pub fn check(&self, files: &[Stored], fence: Fence) -> Result<Verified, Error> {
-        self.examine(files, fence, false)
+    pub fn check(&self, files: &[PoolFile], protection: PoolProtection) -> Result<Verified, Error> {
+        self.examine(files, protection, false)
     }
 
-    fn examine(&self, files: &[Stored], fence: Fence, all: bool) -> Result<Verified, Error> {
+    fn examine(&self, files: &[PoolFile], protection: PoolProtection, all: bool) -> Result<Verified, Error> {
         // Before they are read: what changes later has changed in spite of it.
-        let protected = self.pool.protect(files, fence, self.patience, self.threads)?;
+        let protected = self.pool.protect(files, protection, self.lock_timeout, self.threads)?;
         let mut verified =
             Verified { protected: protected.files, failed: protected.failed, ..Verified::default() };
         let suspects = self.pool.suspects()?;
-        let wanted = |file: &&Stored| !file.set_aside && (all || suspects.holds(file));
-        let mut failed = self.read_all(files.iter().filter(wanted).collect(), fence, &mut verified)?;
+        let wanted = |file: &&PoolFile| !file.quarantined && (all || suspects.holds(file));
+        let mut failed = self.read_all(files.iter().filter(wanted).collect(), protection, &mut verified)?;
         failed.extend(protected.open);
         self.pool.forget(&suspects, failed)?;
         Ok(verified)
@@ -120,20 +120,20 @@ impl Verifier<'_> {
     /// Reads objects, and sets aside those that are not what their names say. Returns those of which nobody knows.
     fn read_all(
         &self,
-        mut objects: Vec<&Stored>,
-        fence: Fence,
+        mut objects: Vec<&PoolFile>,
+        protection: PoolProtection,
         verified: &mut Verified,
     ) -> Result<HashSet<OsString>, Error> {
         let mut failed = HashSet::new();
         // In the order of their inodes, which is about that of the disk.
         objects.sort_unstable_by_key(|object| object.inode.id.ino);
         self.watch.begin("verifying", objects.len() as u64);
-        let read = parallel::map(self.threads, &objects, |object| self.read(object, fence));
+        let read = parallel::map(self.threads, &objects, |object| self.read(object, protection));
         self.watch.end();
         let blocked = signal::block();
         for (object, read) in objects.iter().zip(read) {
             let path = self.pool.path_of(object);
-            let set_aside = match read {
+            let quarantined = match read {
                 Ok(None) => continue,
                 Ok(Some(what)) if what.is_empty() => Ok(()),
                 Ok(Some(what)) => {
@@ -143,7 +143,7 @@ impl Verifier<'_> {
             };
             verified.objects += 1;
             verified.bytes += object.inode.size;
-            if let Err(e) = set_aside {
+            if let Err(e) = quarantined {
                 verified.failed.push((path, Reason(e).to_string()));
                 failed.insert(object.name.whole());
             }
@@ -156,7 +156,7 @@ impl Verifier<'_> {
     }
 
     /// What differs; `None` where the object is gone.
-    fn read(&self, stored: &Stored, fence: Fence) -> io::Result<Option<Vec<Damage>>> {
+    fn read(&self, stored: &PoolFile, protection: PoolProtection) -> io::Result<Option<Vec<Damage>>> {
         let dir = self.pool.dir_of(stored)?;
         let file = match (Name { dir: dir.as_fd(), name: &stored.file }).open() {
             Err(e) if is_absent(&e) => return Ok(None),
@@ -181,7 +181,7 @@ impl Verifier<'_> {
         }
         self.watch.add(1, inode.size);
         // Protection keeps nobody out who is in already.
-        if fence != Fence::None && damage.is_empty() && take_lease(&file)?.is_none() {
+        if protection != PoolProtection::None && damage.is_empty() && take_lease(&file)?.is_none() {
             return Err(io::Error::other(
                 "open for writing since it was not protected; run it again when that has ended",
             ));
@@ -189,11 +189,11 @@ impl Verifier<'_> {
         Ok(Some(damage))
     }
 
-    fn set_aside(&self, stored: &Stored) -> Result<(), swap::Error> {
+    fn set_aside(&self, stored: &PoolFile) -> Result<(), swap::Error> {
         let (dir, quarantine) =
             (self.pool.dir_of(stored)?, self.pool.quarantine().map_err(io::Error::other)?);
-        let shared = Shared::try_lock_at(&dir, &stored.file, self.patience)?;
-        let to = stored.name.quarantined(shared.inode()?.id.ino);
+        let shared = Shared::try_lock_at(&dir, &stored.file, self.lock_timeout)?;
+        let to = stored.name.quarantine_name(shared.inode()?.id.ino);
         let (name, to) =
             (Name { dir: dir.as_fd(), name: &stored.file }, Name { dir: quarantine.as_fd(), name: &to });
         shared.persist(|| name.replace(to)).map(drop)

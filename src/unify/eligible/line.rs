@@ -25,12 +25,12 @@ pub struct Error {
     /// What it says.
     pub text: Vec<u8>,
     /// What is wrong with it.
-    pub why: Why,
+    pub why: LineProblem,
 }
 
 /// Why a line is no rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Why {
+pub enum LineProblem {
     /// Patterns are text.
     #[error("not UTF-8; `?` matches any one byte")]
     NotUtf8,

@@ -8,7 +8,7 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::line::{Choice, Error, Why, lines};
+use super::line::{Choice, Error, LineProblem, lines};
 use super::vserver;
 use crate::policy::Pattern;
 use crate::policy::pattern::{self, NamePattern, PatternError};
@@ -57,12 +57,12 @@ impl Rules {
         let mut rules = Rules::default();
         for (line, text) in lines(text) {
             let error = |why| Error { line, text: text.to_vec(), why };
-            let rule = std::str::from_utf8(text).map_err(|_| error(Why::NotUtf8))?;
+            let rule = std::str::from_utf8(text).map_err(|_| error(LineProblem::NotUtf8))?;
             match rule.strip_prefix('!') {
                 Some(pattern) => rules.push_include(pattern.trim_ascii_start()),
                 None => rules.push_exclude(rule),
             }
-            .map_err(|why| error(Why::Pattern(why)))?;
+            .map_err(|why| error(LineProblem::Pattern(why)))?;
         }
         Ok(rules)
     }
@@ -89,8 +89,8 @@ impl Rules {
     /// What the rules say of the names in the directory `dir`, a canonical absolute path.
     ///
     /// For many files of one directory this is much faster than [`Rules::choose`] for each.
-    pub fn within(&self, dir: &Path) -> Within<'_> {
-        let mut within = Within { tests: Vec::new(), others: None };
+    pub fn within(&self, dir: &Path) -> DirectoryRules<'_> {
+        let mut within = DirectoryRules { tests: Vec::new(), others: None };
         for rule in &self.0 {
             match rule {
                 Rule::Pattern(choice, pattern) => match pattern.within(dir) {
@@ -99,7 +99,7 @@ impl Rules {
                     pattern::DirectoryMatch::None => {}
                 },
                 Rule::Vserver(list) => match list.within(dir) {
-                    vserver::Within::Excluded => within.others = Some(Choice::Exclude),
+                    vserver::DirectoryLines::Excluded => within.others = Some(Choice::Exclude),
                     lines => within.tests.push(Test::Vserver(lines)),
                 },
             }
@@ -117,9 +117,10 @@ impl Rules {
             let (may_include, is_excluded) = match rule {
                 Rule::Pattern(Choice::Include, pattern) => (pattern.may_match_below(dir), false),
                 Rule::Pattern(Choice::Exclude, pattern) => (false, pattern.matches(dir)),
-                Rule::Vserver(list) => {
-                    (list.may_include_below(dir), matches!(list.within(dir), vserver::Within::Excluded))
-                }
+                Rule::Vserver(list) => (
+                    list.may_include_below(dir),
+                    matches!(list.within(dir), vserver::DirectoryLines::Excluded),
+                ),
             };
             if may_include || is_excluded {
                 return may_include;
@@ -143,7 +144,7 @@ impl fmt::Display for Rules {
 
 /// What rules say of the names in one directory; see [`Rules::within`].
 #[derive(Debug, Clone)]
-pub struct Within<'r> {
+pub struct DirectoryRules<'r> {
     tests: Vec<Test<'r>>,
     /// What holds for names that pass all tests.
     others: Option<Choice>,
@@ -152,10 +153,10 @@ pub struct Within<'r> {
 #[derive(Debug, Clone)]
 enum Test<'r> {
     Name(Choice, &'r NamePattern),
-    Vserver(vserver::Within<'r>),
+    Vserver(vserver::DirectoryLines<'r>),
 }
 
-impl Within<'_> {
+impl DirectoryRules<'_> {
     /// What the rules say of `name` in the directory.
     pub fn choose(&self, name: &OsStr) -> Option<Choice> {
         let decided = self.tests.iter().find_map(|test| match test {

@@ -70,8 +70,8 @@ pub struct Eligible {
 
 /// What may be unified of one directory; see [`Eligible::directory`].
 #[derive(Debug)]
-pub struct Directory<'e> {
-    rules: rules::Within<'e>,
+pub struct EligibleNames<'e> {
+    rules: rules::DirectoryRules<'e>,
     /// `None` where nothing in the directory is ever unified.
     never: Option<Vec<&'e NamePattern>>,
     refused: Option<&'e HashSet<OsString>>,
@@ -127,7 +127,7 @@ impl Eligible {
     }
 
     /// What may be unified of the directory `dir`; `None` where it need not be entered, nor anything below it.
-    pub fn directory(&self, dir: &Path) -> Option<Directory<'_>> {
+    pub fn directory(&self, dir: &Path) -> Option<EligibleNames<'_>> {
         let rules = self.rules.within(dir);
         let never = self.never.within(dir);
         let is_owned = |owned: &Files| owned.is_in_or_below(dir);
@@ -135,7 +135,7 @@ impl Eligible {
         if !may_hold && !self.rules.may_include_below(dir) {
             return None;
         }
-        Some(Directory {
+        Some(EligibleNames {
             rules,
             never,
             refused: self.refused.of(dir),
@@ -145,7 +145,7 @@ impl Eligible {
     }
 }
 
-impl Directory<'_> {
+impl EligibleNames<'_> {
     /// Whether the regular file `name` of the directory may be unified.
     pub fn file(&self, name: &OsStr) -> bool {
         match self.rules.choose(name) {

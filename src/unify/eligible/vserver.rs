@@ -10,7 +10,7 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::line::{Choice, Error, Unusable, Why, lines};
+use super::line::{Choice, Error, LineProblem, Unusable, lines};
 use crate::policy::pattern::{Token, tokens_after, tokens_match};
 use crate::report::Shown;
 
@@ -28,7 +28,7 @@ pub struct Line {
 
 /// What a list says about the names in one directory.
 #[derive(Debug, Clone)]
-pub enum Within<'l> {
+pub enum DirectoryLines<'l> {
     /// The directory or one above it is excluded.
     Excluded,
     /// The lines that match a path that begins like this.
@@ -48,7 +48,7 @@ impl List {
             if pattern.is_empty() {
                 continue;
             }
-            let error = |why| Error { line, text: text.to_vec(), why: Why::Vserver(why) };
+            let error = |why| Error { line, text: text.to_vec(), why: LineProblem::Vserver(why) };
             let tokens = parse(pattern).map_err(error)?;
             list.push(Line { choice, pattern: pattern.to_vec(), tokens });
         }
@@ -58,42 +58,44 @@ impl List {
     /// What the list says about `path`; see the module.
     pub fn choose(&self, path: &Path) -> Option<Choice> {
         match self.within(path.parent()?) {
-            Within::Excluded => Some(Choice::Exclude),
-            Within::Lines(..) => first(&self.0, path.as_os_str().as_bytes()),
+            DirectoryLines::Excluded => Some(Choice::Exclude),
+            DirectoryLines::Lines(..) => first(&self.0, path.as_os_str().as_bytes()),
         }
     }
 
     /// What the list says about the names in the directory `dir`.
-    pub fn within(&self, dir: &Path) -> Within<'_> {
+    pub fn within(&self, dir: &Path) -> DirectoryLines<'_> {
         // vunify never asks for the root itself.
         let mut asked = dir.ancestors().filter(|dir| dir.parent().is_some());
         if asked.any(|dir| first(&self.0, dir.as_os_str().as_bytes()) == Some(Choice::Exclude)) {
-            return Within::Excluded;
+            return DirectoryLines::Excluded;
         }
         let mut prefix = dir.as_os_str().as_bytes().to_vec();
         if dir.parent().is_some() {
             prefix.push(b'/');
         }
         let lines = self.0.iter().filter(|line| tokens_after(&line.tokens, &prefix).is_some()).collect();
-        Within::Lines(prefix, lines)
+        DirectoryLines::Lines(prefix, lines)
     }
 
     /// Whether a `+` may match something below `dir`.
     pub fn may_include_below(&self, dir: &Path) -> bool {
         match self.within(dir) {
-            Within::Excluded => false,
-            Within::Lines(_, lines) => lines.iter().any(|line| line.choice == Choice::Include),
+            DirectoryLines::Excluded => false,
+            DirectoryLines::Lines(_, lines) => lines.iter().any(|line| line.choice == Choice::Include),
         }
     }
 }
 
-impl Within<'_> {
+impl DirectoryLines<'_> {
     /// What the list says about `name` in the directory.
     pub fn choose(&self, name: &OsStr) -> Option<Choice> {
         match self {
-            Within::Excluded => Some(Choice::Exclude),
-            Within::Lines(_, lines) if lines.is_empty() => None,
-            Within::Lines(prefix, lines) => first(lines.iter().copied(), &[prefix, name.as_bytes()].concat()),
+            DirectoryLines::Excluded => Some(Choice::Exclude),
+            DirectoryLines::Lines(_, lines) if lines.is_empty() => None,
+            DirectoryLines::Lines(prefix, lines) => {
+                first(lines.iter().copied(), &[prefix, name.as_bytes()].concat())
+            }
         }
     }
 }
@@ -277,7 +279,7 @@ mod tests {
             ("/x\n/[[=a=]]", Unusable::Class),
         ] {
             let error = List::read(text.as_bytes()).unwrap_err();
-            assert_eq!((error.line, error.why), (2, Why::Vserver(why)), "{text}");
+            assert_eq!((error.line, error.why), (2, LineProblem::Vserver(why)), "{text}");
         }
     }
 

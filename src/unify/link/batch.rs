@@ -15,7 +15,7 @@ use super::linked::{ChangedDir, Linked, Postponed};
 use super::linker::Linker;
 use super::plan::Work;
 use super::space::is_exhaustion;
-use super::window::Link;
+use super::window::LinkWindow;
 use crate::parallel;
 use crate::report::Reason;
 use crate::sys::file::handle::Handle;
@@ -25,19 +25,19 @@ use crate::sys::file::{extents, filesystem, times, xattr};
 use crate::sys::process::signal;
 use crate::sys::share::gate;
 use crate::sys::share::swap;
-use crate::unify::pool::journal::Intent;
-use crate::unify::pool::protection::Fence;
+use crate::unify::pool::journal::LinkIntent;
+use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::publish::Copied;
-use crate::unify::pool::settings::Share;
+use crate::unify::pool::settings::Sharing;
 use crate::unify::scan::catalog::{DirIndex, FileIndex};
-use crate::unify::scan::digest::{Dirs, is_gone, is_same, take_lease};
-use crate::unify::scan::unfit::Unfit;
+use crate::unify::scan::digest::{OpenDirs, is_gone, is_same, take_lease};
+use crate::unify::scan::not_unified::NotUnified;
 use crate::unify::{At, Error};
 
 /// Names linked in one window, at most: somebody may wait for its end.
-const WINDOW: usize = 64;
+const NAMES_PER_WINDOW: usize = 64;
 /// Names changed before the directories get their times back.
-const SLICE: usize = 4096;
+const NAMES_PER_SLICE: usize = 4096;
 
 /// Work whose fresh object, if it needed one, has been copied.
 struct Job<'w> {
@@ -62,8 +62,8 @@ impl Linker<'_> {
         for ((at, work), made) in works.iter().enumerate().zip(made) {
             let copy = match made {
                 Ok(Ok(copy)) => copy,
-                Ok(Err(unfit)) => {
-                    linked.left.extend(work.names.iter().map(|&at| (at, unfit)));
+                Ok(Err(not_unified)) => {
+                    linked.left.extend(work.names.iter().map(|&at| (at, not_unified)));
                     continue;
                 }
                 Err(reason) if is_exhaustion(&reason) => {
@@ -77,9 +77,11 @@ impl Linker<'_> {
             };
             jobs.push(Job { work, at, copy, first: self.run().numbers(work.names.len()) });
         }
-        let hardlinks = self.pool().settings.share == Share::Hardlink;
+        let hardlinks = self.pool().settings.share == Sharing::Hardlink;
         let intents = if hardlinks { self.intents(&jobs) } else { Vec::new() };
-        self.run().record(self.publisher.fence == Fence::Immutable, &intents).at(self.pool().path())?;
+        self.run()
+            .record(self.publisher.protection == PoolProtection::Immutable, &intents)
+            .at(self.pool().path())?;
         filesystem::sync(self.pool().runs()).at(self.pool().path())?;
         let blocked = signal::block();
         let mut slice: Vec<&Job<'_>> = Vec::new();
@@ -87,7 +89,7 @@ impl Linker<'_> {
         for job in &jobs {
             names += job.work.names.len();
             slice.push(job);
-            if names >= SLICE {
+            if names >= NAMES_PER_SLICE {
                 linked.absorb(self.slice(&slice));
                 slice.clear();
                 names = 0;
@@ -104,12 +106,12 @@ impl Linker<'_> {
     }
 
     /// Copies a file of the work into the pool, unless the object is there.
-    fn prepare(&self, work: &Work) -> io::Result<Result<Option<Copied>, Unfit>> {
+    fn prepare(&self, work: &Work) -> io::Result<Result<Option<Copied>, NotUnified>> {
         if work.existing.is_some() {
             return Ok(Ok(None));
         }
-        let mut reason = Unfit::Changed;
-        let mut dirs = Dirs::new(self.catalog);
+        let mut reason = NotUnified::Changed;
+        let mut dirs = OpenDirs::new(self.catalog);
         let mut inodes: Vec<&[FileIndex]> = work.inodes(self.catalog).collect();
         // Of equal files, one may have holes.
         inodes.sort_by_key(|names| self.catalog[names[0]].allocated);
@@ -124,11 +126,11 @@ impl Linker<'_> {
                 continue;
             }
             if take_lease(&source)?.is_none() {
-                reason = Unfit::Writer;
+                reason = NotUnified::Writer;
                 continue;
             }
-            if self.pool().settings.share == Share::Reflink && extents::of(&source)?.is_empty() {
-                reason = Unfit::Inline;
+            if self.pool().settings.share == Sharing::Reflink && extents::of(&source)?.is_empty() {
+                reason = NotUnified::Inline;
                 continue;
             }
             match self.publisher.copy(&source, &inode, &work.object) {
@@ -138,7 +140,7 @@ impl Linker<'_> {
                 }
                 Ok(Err(copy)) => {
                     let lost = Traits::of(&copy)? != Traits::of(&source)?;
-                    reason = if lost { Unfit::Flags } else { Unfit::Changed };
+                    reason = if lost { NotUnified::Flags } else { NotUnified::Changed };
                 }
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {}
                 Err(e) => return Err(e),
@@ -147,7 +149,7 @@ impl Linker<'_> {
         Ok(Err(reason))
     }
 
-    fn intents(&self, jobs: &[Job<'_>]) -> Vec<Intent> {
+    fn intents(&self, jobs: &[Job<'_>]) -> Vec<LinkIntent> {
         let mut handles: BTreeMap<DirIndex, Option<Handle>> = BTreeMap::new();
         let mut intents = Vec::new();
         for job in jobs {
@@ -157,7 +159,7 @@ impl Linker<'_> {
                 let handle = handles
                     .entry(file.dir)
                     .or_insert_with(|| Handle::of(self.catalog.open_dir(self.catalog.dir(file)).ok()?).ok());
-                intents.push(Intent {
+                intents.push(LinkIntent {
                     temporary: number,
                     object: job.work.object,
                     // Without one the guest's own inode cannot be given back to a writer after a kill.
@@ -175,7 +177,7 @@ impl Linker<'_> {
     /// Links some jobs; then their directories have the times they had.
     fn slice(&self, jobs: &[&Job<'_>]) -> Linked {
         // Names change only where inodes are shared.
-        let renames = self.pool().settings.share == Share::Hardlink;
+        let renames = self.pool().settings.share == Sharing::Hardlink;
         let files = jobs.iter().filter(|_| renames).flat_map(|job| &job.work.names);
         let dirs: BTreeSet<DirIndex> = files.map(|&at| self.catalog[at].dir).collect();
         let dirs: Vec<DirIndex> = dirs.into_iter().collect();
@@ -184,7 +186,7 @@ impl Linker<'_> {
         let chunks: Vec<&[&Job<'_>]> = jobs.chunks(32).collect();
         let mut linked = Linked::default();
         for part in parallel::map(self.threads, &chunks, |chunk| {
-            let mut dirs = Dirs::new(self.catalog);
+            let mut dirs = OpenDirs::new(self.catalog);
             let mut part = Linked::default();
             for job in *chunk {
                 self.work(job, &mut dirs, &mut part);
@@ -208,7 +210,7 @@ impl Linker<'_> {
         linked
     }
 
-    fn work(&self, job: &Job<'_>, dirs: &mut Dirs<'_>, linked: &mut Linked) {
+    fn work(&self, job: &Job<'_>, dirs: &mut OpenDirs<'_>, linked: &mut Linked) {
         let inodes: Vec<&[FileIndex]> = job.work.inodes(self.catalog).collect();
         let mut done = 0;
         match self.try_work(job, &inodes, dirs, linked, &mut done) {
@@ -227,7 +229,7 @@ impl Linker<'_> {
             linked.objects += 1;
             linked.copied += bytes;
             // Those of a copy that shares blocks are counted with what it shares.
-            linked.taken += if self.pool().settings.share == Share::Hardlink { allocated } else { 0 };
+            linked.taken += if self.pool().settings.share == Sharing::Hardlink { allocated } else { 0 };
         }
         (self.done)(job.work.names.len() as u64, 0);
     }
@@ -237,7 +239,7 @@ impl Linker<'_> {
         &self,
         job: &Job<'_>,
         inodes: &[&[FileIndex]],
-        dirs: &mut Dirs<'_>,
+        dirs: &mut OpenDirs<'_>,
         linked: &mut Linked,
         done: &mut usize,
     ) -> Result<(), swap::Error> {
@@ -246,25 +248,25 @@ impl Linker<'_> {
             Some(copy) => self.publisher.publish(&object, &copy.name)?,
             None => false,
         };
-        if self.pool().settings.share == Share::Reflink {
+        if self.pool().settings.share == Sharing::Reflink {
             *done = inodes.len();
             return share(self, job.work, &object, dirs, linked);
         }
         let mut shelf = self.publisher.open_shelf(&object)?;
         let mut shared = self.publisher.lock(&shelf, &object)?;
-        if self.publisher.fence != Fence::None && !shared.inode()?.immutable {
+        if self.publisher.protection != PoolProtection::None && !shared.inode()?.immutable {
             if !fresh {
                 // Who knows what it is by now: nobody gets it before it has been read again.
                 *done = inodes.len();
-                linked.left.extend(job.work.names.iter().map(|&at| (at, Unfit::Unprotected)));
+                linked.left.extend(job.work.names.iter().map(|&at| (at, NotUnified::Unprotected)));
                 return Ok(());
             }
-            self.publisher.fence.set(&shared)?;
+            self.publisher.protection.set(&shared)?;
         }
         // Protection keeps nobody out who has opened it before.
-        if self.publisher.fence != Fence::None && !fresh && take_lease(&shared)?.is_none() {
+        if self.publisher.protection != PoolProtection::None && !fresh && take_lease(&shared)?.is_none() {
             *done = inodes.len();
-            linked.left.extend(job.work.names.iter().map(|&at| (at, Unfit::Unprotected)));
+            linked.left.extend(job.work.names.iter().map(|&at| (at, NotUnified::Unprotected)));
             return Ok(());
         }
         let mut number = job.first;
@@ -273,11 +275,11 @@ impl Linker<'_> {
             let mut names = 0;
             let fits = |inode: &&&[FileIndex]| {
                 names += inode.len();
-                names <= WINDOW
+                names <= NAMES_PER_WINDOW
             };
             let chunk = &rest[..rest.iter().take_while(fits).count().max(1)];
             let own = chunk.iter().map(|names| dirs.file(&self.catalog[names[0]])).collect::<Vec<_>>();
-            let link = Link {
+            let link = LinkWindow {
                 linker: self,
                 object: &object,
                 shared: &shared,

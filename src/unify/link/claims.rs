@@ -5,10 +5,10 @@ use std::time::Duration;
 use crate::report::Reason;
 use crate::state::store::{Claim, claim};
 use crate::unify::scan::catalog::GuestIndex;
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 
 /// How long a guest's hook may keep us waiting before its guest is left for the next run.
-const PATIENCE: Duration = Duration::from_secs(2);
+const HOOK_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Guests in which nobody else begins or ends anything while this lives.
 #[derive(Debug, Default)]
@@ -19,10 +19,10 @@ pub struct Claims {
 }
 
 /// Claims these guests, as far as no package manager is at work in them.
-pub fn claim_all<'g>(guests: impl IntoIterator<Item = (GuestIndex, &'g Guest)>) -> Claims {
+pub fn claim_all<'g>(guests: impl IntoIterator<Item = (GuestIndex, &'g GuestTree)>) -> Claims {
     let mut claims = Claims::default();
     for (at, guest) in guests {
-        match claim(&guest.root, PATIENCE) {
+        match claim(&guest.root, HOOK_LOCK_TIMEOUT) {
             Ok(Claim::Busy) => {
                 let reason = "a package manager is at work in it, or was killed \
                               (then `cow-prepare --recover` in the guest helps)";

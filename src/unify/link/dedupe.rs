@@ -13,16 +13,16 @@ use crate::sys::share::swap::{self, Name};
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::ObjectName;
 use crate::unify::scan::catalog::{Catalog, FileIndex};
-use crate::unify::scan::digest::{Dirs, is_gone, is_same};
-use crate::unify::scan::unfit::Unfit;
+use crate::unify::scan::digest::{OpenDirs, is_gone, is_same};
+use crate::unify::scan::not_unified::NotUnified;
 
-/// What is to become of a file.
-enum Fate {
-    /// It has these blocks, and is to have the object's.
-    Shares(Vec<Extent>),
+/// Which blocks a file has.
+enum BlockState {
+    /// These of its own, and it is to have the object's.
+    Own(Vec<Extent>),
     /// It has the object's blocks already.
-    Known,
-    Left(Unfit),
+    Shared,
+    Left(NotUnified),
 }
 
 /// Lets every inode of the work share the object's blocks.
@@ -30,7 +30,7 @@ pub(super) fn share(
     linker: &Linker<'_>,
     work: &Work,
     object: &ObjectName,
-    dirs: &mut Dirs<'_>,
+    dirs: &mut OpenDirs<'_>,
     linked: &mut Linked,
 ) -> Result<(), swap::Error> {
     let shelf = linker.publisher.open_shelf(object)?;
@@ -39,12 +39,14 @@ pub(super) fn share(
     let mut before = Vec::new();
     for names in work.inodes(linker.catalog) {
         match share_one(linker, &object, &kept, work, names[0], dirs) {
-            Ok(Fate::Shares(blocks)) => {
+            Ok(BlockState::Own(blocks)) => {
                 before.push(blocks);
                 linked.names.extend(names);
             }
-            Ok(Fate::Known) => linked.known.extend(names),
-            Ok(Fate::Left(unfit)) => linked.left.extend(names.iter().map(|&at| (at, unfit))),
+            Ok(BlockState::Shared) => linked.known.extend(names),
+            Ok(BlockState::Left(not_unified)) => {
+                linked.left.extend(names.iter().map(|&at| (at, not_unified)))
+            }
             Err(e) => {
                 // It keeps what it has.
                 kept.extend(dirs.file(&linker.catalog[names[0]]).and_then(extents::of)?);
@@ -66,33 +68,39 @@ fn share_one(
     blocks: &[Extent],
     work: &Work,
     at: FileIndex,
-    dirs: &mut Dirs<'_>,
-) -> io::Result<Fate> {
+    dirs: &mut OpenDirs<'_>,
+) -> io::Result<BlockState> {
     let own = match dirs.file(&linker.catalog[at]) {
-        Err(e) if is_gone(&e) => return Ok(Fate::Left(Unfit::Changed)),
+        Err(e) if is_gone(&e) => return Ok(BlockState::Left(NotUnified::Changed)),
         own => own?,
     };
-    let fate = fate(linker.catalog, &own, blocks, work, at)?;
-    if let Fate::Shares(_) = fate
+    let state = state(linker.catalog, &own, blocks, work, at)?;
+    if let BlockState::Own(_) = state
         && !share_blocks(object, &own, linker.catalog[at].size)?
     {
-        return Ok(Fate::Left(Unfit::Changed));
+        return Ok(BlockState::Left(NotUnified::Changed));
     }
-    Ok(fate)
+    Ok(state)
 }
 
-/// What is to become of a file of the work, if the object has these blocks.
-fn fate(catalog: &Catalog, own: &OwnedFd, object: &[Extent], work: &Work, at: FileIndex) -> io::Result<Fate> {
+/// Which blocks a file of the work has, if the object has these.
+fn state(
+    catalog: &Catalog,
+    own: &OwnedFd,
+    object: &[Extent],
+    work: &Work,
+    at: FileIndex,
+) -> io::Result<BlockState> {
     if !is_same(&Inode::of(own)?, &catalog[at]) {
-        return Ok(Fate::Left(Unfit::Changed));
+        return Ok(BlockState::Left(NotUnified::Changed));
     }
     let blocks = extents::of(own)?;
     Ok(if blocks.is_empty() {
-        Fate::Left(Unfit::Inline)
+        BlockState::Left(NotUnified::Inline)
     } else if work.existing.is_some() && extents::is_within(&blocks, object) {
-        Fate::Known
+        BlockState::Shared
     } else {
-        Fate::Shares(blocks)
+        BlockState::Own(blocks)
     })
 }
 
@@ -102,7 +110,7 @@ pub(in crate::unify) fn would_free(
     pool: Option<&Pool>,
     work: &Work,
 ) -> io::Result<(u64, Vec<FileIndex>)> {
-    let mut dirs = Dirs::new(catalog);
+    let mut dirs = OpenDirs::new(catalog);
     let object = match (pool, work.existing) {
         (Some(pool), Some(object)) => match pool.shelf(object.name.shelf(), false)? {
             Some(shelf) => Some(extents::of(Name { dir: shelf.as_fd(), name: &object.name.file() }.open()?)?),
@@ -113,8 +121,8 @@ pub(in crate::unify) fn would_free(
     let (mut before, mut names) = (Vec::new(), Vec::new());
     for inode in work.inodes(catalog) {
         let own = dirs.file(&catalog[inode[0]])?;
-        if let Fate::Shares(blocks) =
-            fate(catalog, &own, object.as_deref().unwrap_or_default(), work, inode[0])?
+        if let BlockState::Own(blocks) =
+            state(catalog, &own, object.as_deref().unwrap_or_default(), work, inode[0])?
         {
             before.push(blocks);
             names.extend(inode);

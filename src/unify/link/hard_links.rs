@@ -11,7 +11,7 @@ use crate::state::store::STATE_DIR;
 use crate::sys::file::inode::InodeId;
 use crate::sys::path::resolve::is_absent;
 use crate::unify::scan::catalog::{Catalog, FileIndex};
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::names;
 
 /// Tells the guests that have names in this work; the caller keeps their hooks waiting.
@@ -39,7 +39,7 @@ pub(in crate::unify) fn note(catalog: &Catalog, step: &[Work]) {
 /// these were one file, so each inode stays one, as it is for whoever knows nothing of hard links.
 ///
 /// `false` where the guest is without our hooks.
-fn begin(guest: &Guest, guests: &[Guest]) -> io::Result<bool> {
+fn begin(guest: &GuestTree, guests: &[GuestTree]) -> io::Result<bool> {
     if HardLinks::read(&guest.root)?.are_known() {
         return Ok(true);
     }

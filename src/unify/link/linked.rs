@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::unify::pool::object::ObjectName;
 use crate::unify::scan::catalog::{DirIndex, FileIndex};
-use crate::unify::scan::unfit::Unfit;
+use crate::unify::scan::not_unified::NotUnified;
 
 /// What linking came to.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ pub struct Linked {
     /// Directories in which names have changed, in the order in which they have.
     pub dirs: Vec<ChangedDir>,
     /// Names that stay as they are for now.
-    pub left: Vec<(FileIndex, Unfit)>,
+    pub left: Vec<(FileIndex, NotUnified)>,
     /// Work that may go better when other work is done.
     pub postponed: Vec<Postponed>,
     /// Names that could not be linked, with the reason.

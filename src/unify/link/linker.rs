@@ -6,7 +6,7 @@ use super::linked::Linked;
 use crate::report::Reason;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::publish::Publisher;
-use crate::unify::pool::run::Run;
+use crate::unify::pool::run::RunDir;
 use crate::unify::scan::catalog::{Catalog, FileIndex};
 
 /// Links one catalog's files.
@@ -26,7 +26,7 @@ impl<'a> Linker<'a> {
         self.publisher.pool
     }
 
-    pub(super) fn run(&self) -> &'a Run<'a> {
+    pub(super) fn run(&self) -> &'a RunDir<'a> {
         self.publisher.run
     }
 

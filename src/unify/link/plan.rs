@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use crate::report::{Reason, Watch};
 use crate::unify::pool::identity::{self, Digest};
-use crate::unify::pool::object::{Index, Object, ObjectName};
+use crate::unify::pool::object::{Object, ObjectIndex, ObjectName};
 use crate::unify::scan::catalog::{Catalog, FileIndex, GuestIndex};
 use crate::unify::scan::digest::{Limits, Missed, digest};
-use crate::unify::scan::unfit::Unfit;
+use crate::unify::scan::not_unified::NotUnified;
 
 /// Equal files, and the object whose names they are to be.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Work {
 }
 
 /// Files read before their digests are noted.
-const STEP: usize = 1 << 14;
+const FILES_PER_STEP: usize = 1 << 14;
 
 /// How to plan.
 pub struct Planner<'a> {
@@ -71,7 +71,7 @@ impl Planner<'_> {
         // About the order of the disk.
         unread.sort_unstable_by_key(|&at| catalog[at].ino);
         self.watch.begin("reading", unread.len() as u64);
-        for step in unread.chunks(STEP) {
+        for step in unread.chunks(FILES_PER_STEP) {
             let read = digest(catalog, step, self.limits, self.threads, self.watch);
             for (&at, read) in step.iter().zip(read) {
                 match read {
@@ -80,9 +80,9 @@ impl Planner<'_> {
                         let dir = catalog[at].dir;
                         catalog[dir].fresh = true;
                     }
-                    Err(Missed::Unfit(unfit)) => catalog[at].unfit = Some(unfit),
+                    Err(Missed::NotUnified(not_unified)) => catalog[at].not_unified = Some(not_unified),
                     Err(Missed::Failed(e)) => {
-                        catalog[at].unfit = Some(Unfit::Unreadable);
+                        catalog[at].not_unified = Some(NotUnified::Unreadable);
                         catalog.unreadable.push((at, Reason(e).to_string()));
                     }
                 }
@@ -92,7 +92,7 @@ impl Planner<'_> {
     }
 
     /// Puts together what is equal, and wants to be one inode.
-    pub fn works(&self, catalog: &Catalog, index: &Index) -> Vec<Work> {
+    pub fn works(&self, catalog: &Catalog, index: &ObjectIndex) -> Vec<Work> {
         let mut works = Vec::new();
         for group in groups(catalog, &by_key(catalog)) {
             self.equal(catalog, index, group, &mut works);
@@ -118,13 +118,13 @@ impl Planner<'_> {
         known || group.iter().any(|at| differs(&at))
     }
 
-    fn equal(&self, catalog: &Catalog, index: &Index, group: &[FileIndex], works: &mut Vec<Work>) {
+    fn equal(&self, catalog: &Catalog, index: &ObjectIndex, group: &[FileIndex], works: &mut Vec<Work>) {
         let mut equal: Vec<(Digest, &[FileIndex])> = inodes(catalog, group)
             .filter_map(|names| Some((catalog.digest(&catalog[names[0]])?, names)))
             .filter(|(_, names)| {
                 let file = &catalog[names[0]];
                 let is_object = self.limits.links && index.holds(file.ino);
-                file.unfit.is_none() && !file.shares_blocks && !is_object
+                file.not_unified.is_none() && !file.shares_blocks && !is_object
             })
             .collect();
         equal.sort_unstable_by_key(|(digest, names)| (*digest, names[0]));
@@ -143,7 +143,8 @@ impl Planner<'_> {
 
 /// The files that nothing keeps as they are, those that may be equal side by side, and names of one inode in these.
 fn by_key(catalog: &Catalog) -> Vec<FileIndex> {
-    let mut order: Vec<FileIndex> = catalog.indices().filter(|&at| catalog[at].unfit.is_none()).collect();
+    let mut order: Vec<FileIndex> =
+        catalog.indices().filter(|&at| catalog[at].not_unified.is_none()).collect();
     order.sort_unstable_by_key(|&at| {
         let file = &catalog[at];
         (file.key, catalog.id(file), at)

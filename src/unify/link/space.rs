@@ -9,11 +9,11 @@ use crate::sys::file::filesystem;
 use crate::unify::scan::catalog::Catalog;
 
 /// Bytes that a copy takes beside its data: its inode, its name, its attributes.
-const BESIDE: u64 = 4096;
+const BYTES_PER_COPY: u64 = 4096;
 /// Bytes that the journal takes for one name.
-const JOURNAL: u64 = 512;
+const JOURNAL_BYTES_PER_NAME: u64 = 512;
 /// Inodes of a run's own: its directory, the journal and the one that replaces it.
-const RUN: u64 = 4;
+const INODES_PER_RUN: u64 = 4;
 
 /// What some work takes, until the files that it replaces are gone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,12 +29,12 @@ pub struct Cost {
 impl Cost {
     /// What this work takes.
     pub fn of(work: &Work, catalog: &Catalog, clones: bool) -> Cost {
-        let journal = work.names.len() as u64 * JOURNAL;
+        let journal = work.names.len() as u64 * JOURNAL_BYTES_PER_NAME;
         if work.existing.is_some() {
             return Cost { journal, ..Cost::default() };
         }
         let data = if clones { 0 } else { work.allocated(catalog) };
-        Cost { copies: data + BESIDE, journal, inodes: 2 }
+        Cost { copies: data + BYTES_PER_COPY, journal, inodes: 2 }
     }
 
     /// What both take.
@@ -77,7 +77,7 @@ impl FreeSpace {
     pub fn fits(&self, cost: Cost) -> bool {
         self.bytes.saturating_sub(self.reserve) >= cost.copies
             && self.bytes >= cost.copies.saturating_add(cost.journal)
-            && self.inodes >= cost.inodes + RUN
+            && self.inodes >= cost.inodes + INODES_PER_RUN
     }
 
     /// Whether as much is left for others.

@@ -19,8 +19,8 @@ use crate::unify::pool::identity::{self, Digest};
 use crate::unify::pool::object::ObjectName;
 use crate::unify::pool::run::{kept, temporary};
 use crate::unify::scan::catalog::FileIndex;
-use crate::unify::scan::digest::{Dirs, Quiet, is_gone, is_same, take_lease};
-use crate::unify::scan::unfit::Unfit;
+use crate::unify::scan::digest::{OpenDirs, Quiet, is_gone, is_same, take_lease};
+use crate::unify::scan::not_unified::NotUnified;
 
 /// A name that is to be the object's.
 struct Target {
@@ -43,7 +43,7 @@ struct Ready<'f> {
 
 /// As many names as an object gets. ext4 allows 65 000, btrfs 65 535: package managers need some for a moment, for what
 /// they replace, and so do we.
-const MOST_NAMES: usize = 64_000;
+const MAX_LINKS_PER_OBJECT: usize = 64_000;
 
 /// How far an inode's names have got.
 #[derive(Clone, Debug)]
@@ -56,7 +56,7 @@ enum Stage {
 }
 
 /// An object that is locked, and about to get names.
-pub(super) struct Link<'l> {
+pub(super) struct LinkWindow<'l> {
     pub linker: &'l Linker<'l>,
     pub object: &'l ObjectName,
     pub shared: &'l Shared,
@@ -69,14 +69,14 @@ pub(super) struct Link<'l> {
     pub unfinished: Cell<bool>,
 }
 
-impl Link<'_> {
+impl LinkWindow<'_> {
     /// Links inodes, in one window. How many of them are settled; fewer than all where the object is full.
     pub fn chunk(
         &self,
         inodes: &[&[FileIndex]],
         own: &[io::Result<OwnedFd>],
         mut number: u64,
-        dirs: &mut Dirs<'_>,
+        dirs: &mut OpenDirs<'_>,
         linked: &mut Linked,
     ) -> Result<usize, swap::Error> {
         let mut ready: Vec<Option<Ready<'_>>> = Vec::new();
@@ -84,19 +84,19 @@ impl Link<'_> {
         for (names, own) in inodes.iter().zip(own) {
             let looked = match own {
                 // Gone, or another file by now.
-                Err(e) if is_gone(e) => Ok(Err(Unfit::Changed)),
+                Err(e) if is_gone(e) => Ok(Err(NotUnified::Changed)),
                 Ok(own) => self.look(names, own, number, dirs, &mut compared),
                 Err(e) => Err(io::Error::new(e.kind(), Reason(e).to_string()).into()),
             };
             number += names.len() as u64;
             ready.push(match looked {
                 Ok(Ok(found)) => Some(found),
-                Ok(Err(unfit)) => {
-                    linked.left.extend(names.iter().map(|&at| (at, unfit)));
+                Ok(Err(not_unified)) => {
+                    linked.left.extend(names.iter().map(|&at| (at, not_unified)));
                     None
                 }
                 Err(swap::Error::Unchanged(e)) if is_gone(&e) => {
-                    linked.left.extend(names.iter().map(|&at| (at, Unfit::Changed)));
+                    linked.left.extend(names.iter().map(|&at| (at, NotUnified::Changed)));
                     None
                 }
                 Err(e) => {
@@ -118,10 +118,12 @@ impl Link<'_> {
                 (Some(_), Stage::Full) => return Ok(settled),
                 (Some(ready), Stage::Linked) => self.let_go(ready, linked)?,
                 (Some(_), Stage::Failed(Errno::STALE | Errno::NOENT)) => {
-                    linked.left.extend(names.iter().map(|&at| (at, Unfit::Changed)));
+                    linked.left.extend(names.iter().map(|&at| (at, NotUnified::Changed)));
                 }
                 (Some(_), Stage::Failed(e)) => self.fail(names, &io::Error::from(*e).into(), linked),
-                (Some(_), Stage::Waiting) => linked.left.extend(names.iter().map(|&at| (at, Unfit::Writer))),
+                (Some(_), Stage::Waiting) => {
+                    linked.left.extend(names.iter().map(|&at| (at, NotUnified::Writer)))
+                }
             }
             settled += 1;
         }
@@ -141,23 +143,24 @@ impl Link<'_> {
         names: &[FileIndex],
         own: &'f OwnedFd,
         number: u64,
-        dirs: &mut Dirs<'_>,
+        dirs: &mut OpenDirs<'_>,
         compared: &mut bool,
-    ) -> Result<Result<Ready<'f>, Unfit>, swap::Error> {
+    ) -> Result<Result<Ready<'f>, NotUnified>, swap::Error> {
         let catalog = self.linker.catalog;
-        let Some(quiet) = take_lease(own)? else { return Ok(Err(Unfit::Writer)) };
+        let Some(quiet) = take_lease(own)? else { return Ok(Err(NotUnified::Writer)) };
         let before = Inode::of(own)?;
         if !is_same(&before, &catalog[names[0]]) {
-            return Ok(Err(Unfit::Changed));
+            return Ok(Err(NotUnified::Changed));
         }
         let attributes = xattr::read(own)?;
         let equal = identity::same_metadata(&before, &self.inode, self.linker.pool().settings.mtime)
             && attributes == self.attributes
             && (*compared || self.has_content_of(own)?);
         if !equal {
-            return Err(
-                io::Error::other(Blame("damaged; `cow-unify verify GUEST...` repairs it".into())).into()
-            );
+            return Err(io::Error::other(ObjectError(
+                "damaged; `cow-unify verify GUEST...` repairs it".into(),
+            ))
+            .into());
         }
         *compared = true;
         let mut targets = Vec::with_capacity(names.len());
@@ -184,7 +187,7 @@ impl Link<'_> {
             }
             // Another inode would have no more room than one that has only its name in the pool.
             let is_empty = names <= 1;
-            if !is_empty && names + ready.names.len() > MOST_NAMES {
+            if !is_empty && names + ready.names.len() > MAX_LINKS_PER_OBJECT {
                 *stage = Stage::Full;
                 break;
             }
@@ -305,13 +308,13 @@ impl Link<'_> {
     /// Whether the object has the content of a guest's file. Of an error it says whose it is.
     fn has_content_of(&self, own: &OwnedFd) -> io::Result<bool> {
         root::same_content(own, self.shared).map_err(|e| match Digest::of_quiet(self.shared) {
-            Err(of_object) => io::Error::other(Blame(Reason(of_object).to_string())),
+            Err(of_object) => io::Error::other(ObjectError(Reason(of_object).to_string())),
             Ok(_) => e,
         })
     }
 
     fn fail(&self, names: &[FileIndex], error: &swap::Error, linked: &mut Linked) {
-        let is_objects = |e: &io::Error| e.get_ref().is_some_and(|e| e.is::<Blame>());
+        let is_objects = |e: &io::Error| e.get_ref().is_some_and(|e| e.is::<ObjectError>());
         if !matches!(error, swap::Error::Unchanged(e) if is_objects(e)) {
             return self.linker.fail(names, error, linked);
         }
@@ -319,11 +322,11 @@ impl Link<'_> {
         if !linked.failed.iter().any(|(failed, _)| *failed == path) {
             linked.failed.push((path, Reason(error).to_string()));
         }
-        linked.left.extend(names.iter().map(|&at| (at, Unfit::Damaged)));
+        linked.left.extend(names.iter().map(|&at| (at, NotUnified::Damaged)));
     }
 }
 
 /// What is wrong with the object, not with the guest's file.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Blame(String);
+struct ObjectError(String);

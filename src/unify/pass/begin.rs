@@ -1,6 +1,6 @@
 //! What every pass begins with: what an interrupted run left, and the pool's protection.
 
-use super::{Options, Pass, Passed};
+use super::{Pass, PassOptions, Passed};
 use crate::report::{Reason, Shown};
 use crate::state::pool_notice::PoolNotice;
 use crate::sys::file::handle::Handle;
@@ -11,20 +11,20 @@ use crate::unify::care::repair::Repairer;
 use crate::unify::care::verify::Verifier;
 use crate::unify::link::plan::Planner;
 use crate::unify::pool::directory::Pool;
-use crate::unify::pool::object::Index;
-use crate::unify::pool::protection::Fence;
+use crate::unify::pool::object::ObjectIndex;
+use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::recover;
-use crate::unify::pool::settings::Share;
+use crate::unify::pool::settings::Sharing;
 use crate::unify::scan::cache::Cache;
 use crate::unify::scan::digest::Limits;
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 
 impl Pass<'_> {
     /// Ends what an interrupted run left, tells the guests where the pool is, and looks at its protection; says what
     /// is in the pool.
-    pub(super) fn begin(&self, pool: &Pool, guests: &[Guest]) -> Result<(Passed, Index), Error> {
+    pub(super) fn begin(&self, pool: &Pool, guests: &[GuestTree]) -> Result<(Passed, ObjectIndex), Error> {
         self.announce(pool, guests);
-        let mut recovered = recover::recover(pool, self.options.patience)?;
+        let mut recovered = recover::recover(pool, self.options.lock_timeout)?;
         let failed = std::mem::take(&mut recovered.failed);
         if recovered.total() > 0 {
             // What was given back to a guest has only just changed, and would be left for the next run.
@@ -37,18 +37,18 @@ impl Pass<'_> {
     }
 
     /// Looks at the protection of all that is in the pool, and mends what is amiss.
-    fn check(&self, pool: &Pool, guests: &[Guest], passed: &mut Passed) -> Result<Index, Error> {
-        let Options { fence, threads, patience, reserve, .. } = *self.options;
+    fn check(&self, pool: &Pool, guests: &[GuestTree], passed: &mut Passed) -> Result<ObjectIndex, Error> {
+        let PassOptions { protection, threads, lock_timeout, reserve, .. } = *self.options;
         let watch = self.watch;
-        let index = if fence == Fence::None {
+        let index = if protection == PoolProtection::None {
             pool.index(threads)?
         } else {
             let files = pool.look_at_all(threads)?;
-            passed.verified = Verifier { pool, patience, threads, watch }.check(&files, fence)?;
+            passed.verified = Verifier { pool, lock_timeout, threads, watch }.check(&files, protection)?;
             if passed.verified.damaged.is_empty() && passed.verified.protected.is_empty() {
-                Index::of(&files)
+                ObjectIndex::of(&files)
             } else {
-                let repairer = Repairer { pool, guests, fence, patience, reserve, threads, watch };
+                let repairer = Repairer { pool, guests, protection, lock_timeout, reserve, threads, watch };
                 passed.repaired = repairer.repair()?;
                 pool.index(threads)?
             }
@@ -65,7 +65,7 @@ impl Pass<'_> {
     pub(super) fn planner(&self) -> Planner<'_> {
         // A directory that cannot be asked says nothing; then links are tried.
         let project = self.pool.and_then(|pool| traits::handed_on(pool.runs()).ok().flatten());
-        let links = self.settings.share == Share::Hardlink;
+        let links = self.settings.share == Sharing::Hardlink;
         Planner {
             limits: Limits { allow_setid: self.options.allow_setid, links, project },
             reference: self.options.reference,
@@ -75,11 +75,11 @@ impl Pass<'_> {
     }
 
     /// Tells guests where the pool is and how it unifies. A guest that does not know waits for the host.
-    fn announce(&self, pool: &Pool, guests: &[Guest]) {
-        let Options { fence, allow_setid, min_size, .. } = *self.options;
+    fn announce(&self, pool: &Pool, guests: &[GuestTree]) {
+        let PassOptions { protection, allow_setid, min_size, .. } = *self.options;
         let notice = Handle::of(pool.root()).map(|pool| PoolNotice {
             pool,
-            immutable: fence != Fence::None,
+            immutable: protection != PoolProtection::None,
             allow_setid,
             min_size,
         });

@@ -3,27 +3,27 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::listed::Listed;
+use super::listed::ListedFiles;
 use super::{Pass, Passed};
 use crate::report::{Reason, Shown};
 use crate::state::store::{Taken, take_spool};
 use crate::unify::Error;
 use crate::unify::pool::object::ObjectName;
-use crate::unify::pool::settings::Share;
-use crate::unify::scan::catalog::{Catalog, File, FileIndex, GuestIndex};
-use crate::unify::scan::guest::Guest;
+use crate::unify::pool::settings::Sharing;
+use crate::unify::scan::catalog::{Catalog, FileIndex, GuestIndex, PrivateFile};
+use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::marks;
-use crate::unify::scan::unfit::Unfit;
+use crate::unify::scan::not_unified::NotUnified;
 
 impl Pass<'_> {
     /// Unifies the files in the guests' spools with the pool, and with one another.
     ///
     /// # Errors
     /// As [`Pass::unify`].
-    pub fn changed(&self, guests: Vec<Guest>) -> Result<Passed, Error> {
+    pub fn changed(&self, guests: Vec<GuestTree>) -> Result<Passed, Error> {
         let Some(pool) = self.pool else { return Ok(Passed::default()) };
         let (mut passed, index) = self.begin(pool, &guests)?;
-        let mut listed = Listed::new(self, Some(&index));
+        let mut listed = ListedFiles::new(self, Some(&index));
         let mut taken: Vec<(PathBuf, Taken)> = Vec::new();
         listed.catalog.guests = guests;
         for guest in listed.catalog.guest_indices() {
@@ -41,7 +41,7 @@ impl Pass<'_> {
         let planner = self.planner();
         planner.read(&mut listed.catalog, |_| true);
         // What nobody has told of may have waited for just these: the private files that an earlier pass has seen.
-        let unmatched = |file: &&File| {
+        let unmatched = |file: &&PrivateFile| {
             let tag = file.key;
             listed
                 .catalog
@@ -57,9 +57,9 @@ impl Pass<'_> {
                 }
             }
         }
-        let Listed { mut catalog, unseen, .. } = listed;
+        let ListedFiles { mut catalog, unseen, .. } = listed;
         marks::mark_linked_elsewhere(&mut catalog);
-        if self.settings.share == Share::Hardlink {
+        if self.settings.share == Sharing::Hardlink {
             marks::mark_mount_points(&mut catalog);
             if self.options.immutable {
                 marks::mark_unable(&mut catalog);
@@ -95,19 +95,24 @@ impl Pass<'_> {
 /// The names that a later run looks at again, by their places in the catalog's files: what could not be done this time
 /// for a reason that may go away, and what is equal to files that wait for running programs.
 fn to_be_tried_again(catalog: &Catalog, passed: &Passed, linked: &HashSet<FileIndex>) -> Vec<FileIndex> {
-    let goes_away = |unfit: Unfit| {
-        use Unfit::{Changed, Damaged, InUse, Unprotected, Unreadable, Writer};
-        matches!(unfit, Changed | Damaged | InUse | Unprotected | Unreadable | Writer)
+    let goes_away = |not_unified: NotUnified| {
+        use NotUnified::{Changed, Damaged, InUse, Unprotected, Unreadable, Writer};
+        matches!(not_unified, Changed | Damaged | InUse | Unprotected | Unreadable | Writer)
     };
     let failed: HashSet<&Path> = passed.linked.failed.iter().map(|(path, _)| path.as_path()).collect();
-    let left: HashSet<FileIndex> =
-        passed.linked.left.iter().filter(|(_, unfit)| goes_away(*unfit)).map(|(at, _)| *at).collect();
+    let left: HashSet<FileIndex> = passed
+        .linked
+        .left
+        .iter()
+        .filter(|(_, not_unified)| goes_away(*not_unified))
+        .map(|(at, _)| *at)
+        .collect();
     let awaited: HashSet<u64> = passed.waiting.iter().map(|&at| catalog[at].key).collect();
     let again = |at: &FileIndex| {
         let file = &catalog[*at];
         !linked.contains(at)
             && (left.contains(at)
-                || file.unfit.is_some_and(goes_away)
+                || file.not_unified.is_some_and(goes_away)
                 || awaited.contains(&file.key)
                 || !failed.is_empty() && failed.contains(catalog.outer_path(file).as_path()))
     };

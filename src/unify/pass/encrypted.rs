@@ -10,9 +10,9 @@ use crate::parallel;
 use crate::sys::file::encryption::Encryption;
 use crate::unify::link::plan::Work;
 use crate::unify::pool::directory::Pool;
-use crate::unify::pool::settings::Share;
+use crate::unify::pool::settings::Sharing;
 use crate::unify::scan::catalog::{Catalog, DirIndex, FileIndex};
-use crate::unify::scan::unfit::Unfit;
+use crate::unify::scan::not_unified::NotUnified;
 use crate::unify::{At, Error};
 
 impl Pass<'_> {
@@ -48,7 +48,7 @@ impl Pass<'_> {
                 work.inodes(catalog).partition(|names| is_apart(names));
             let left: Vec<FileIndex> = left.concat();
             let names: Vec<FileIndex> = names.concat();
-            self.leave(catalog, left.into_iter().map(|at| (at, Unfit::Encrypted)), passed);
+            self.leave(catalog, left.into_iter().map(|at| (at, NotUnified::Encrypted)), passed);
             work.names = names;
         }
         works.retain(|work| work.is_worthwhile(catalog));
@@ -58,8 +58,8 @@ impl Pass<'_> {
     /// Whether an object can have a name in a directory, or its blocks in the directory's files.
     fn fits(&self, objects: &Encryption, dir: &Encryption) -> bool {
         match self.settings.share {
-            Share::Hardlink => objects.fits_into(dir),
-            Share::Reflink => objects == dir,
+            Sharing::Hardlink => objects.fits_into(dir),
+            Sharing::Reflink => objects == dir,
         }
     }
 }

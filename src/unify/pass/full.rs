@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::{Options, Pass, Passed};
+use super::{Pass, PassOptions, Passed};
 use crate::parallel;
 use crate::report::Reason;
 use crate::sys::file::inode::{Inode, InodeId};
@@ -15,19 +15,19 @@ use crate::unify::eligible::scope::{self, Eligible};
 use crate::unify::link::dedupe;
 use crate::unify::link::linked::{ChangedDir, Linked};
 use crate::unify::link::plan::Work;
-use crate::unify::pool::object::Index;
-use crate::unify::pool::protection::Fence;
-use crate::unify::pool::settings::Share;
+use crate::unify::pool::object::ObjectIndex;
+use crate::unify::pool::protection::PoolProtection;
+use crate::unify::pool::settings::Sharing;
 use crate::unify::pool::unprotected;
-use crate::unify::scan::cache::{Cache, Remembered};
+use crate::unify::scan::cache::{Cache, CachedDirs};
 use crate::unify::scan::catalog::{Catalog, DirIndex, FileIndex, GuestIndex};
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::marks;
-use crate::unify::scan::walk::{self, Wanted};
+use crate::unify::scan::walk::{self, ScanOptions};
 
 impl Pass<'_> {
     /// Says what there is to unify in these guests; writes nothing.
-    pub fn rehearse(&self, guests: Vec<Guest>) -> Result<Passed, Error> {
+    pub fn rehearse(&self, guests: Vec<GuestTree>) -> Result<Passed, Error> {
         let mut passed = Passed::default();
         // A cache that is not there is not made for this.
         let cache = match self.pool {
@@ -39,12 +39,12 @@ impl Pass<'_> {
             Some(pool) => {
                 let files = pool.look_at_all(self.options.threads)?;
                 passed.still_seen = pool.still_seen()?;
-                if unprotected::fence(pool, &files) != Fence::None {
+                if unprotected::protection(pool, &files) != PoolProtection::None {
                     passed.unprotected = pool.unprotected(&files).len() as u64;
                 }
-                Index::of(&files)
+                ObjectIndex::of(&files)
             }
-            None => Index::default(),
+            None => ObjectIndex::default(),
         };
         self.scan_all(&mut catalog, guests, cache.as_ref(), &index, &mut passed);
         let works = self.plan(&mut catalog, &index, &mut passed);
@@ -55,9 +55,9 @@ impl Pass<'_> {
         let works = self.leave_in_use(&catalog, works, &mut passed);
         for work in &works {
             let (freed, names) = match self.settings.share {
-                Share::Hardlink => (work.frees(&catalog), work.names.clone()),
+                Sharing::Hardlink => (work.frees(&catalog), work.names.clone()),
                 // What cannot be asked is not counted.
-                Share::Reflink => dedupe::would_free(&catalog, self.pool, work).unwrap_or_default(),
+                Sharing::Reflink => dedupe::would_free(&catalog, self.pool, work).unwrap_or_default(),
             };
             passed.names.extend(names.iter().map(|&at| catalog.outer_path(&catalog[at])));
             passed.would_free += freed;
@@ -69,7 +69,7 @@ impl Pass<'_> {
     ///
     /// # Errors
     /// Where nothing can be done at all. What fails for one file or guest is in the result.
-    pub fn unify(&self, guests: Vec<Guest>) -> Result<Passed, Error> {
+    pub fn unify(&self, guests: Vec<GuestTree>) -> Result<Passed, Error> {
         let Some(pool) = self.pool else { return Ok(Passed::default()) };
         let (mut passed, index) = self.begin(pool, &guests)?;
         let mut cache = self.cache(pool)?;
@@ -87,15 +87,15 @@ impl Pass<'_> {
     fn note_linked(&self, catalog: &mut Catalog, linked: &Linked) {
         let mut shares_blocks: Vec<FileIndex> = linked.known.clone();
         match self.settings.share {
-            Share::Hardlink => self.note_dirs(catalog, &linked.dirs),
-            Share::Reflink => shares_blocks.extend(&linked.names),
+            Sharing::Hardlink => self.note_dirs(catalog, &linked.dirs),
+            Sharing::Reflink => shares_blocks.extend(&linked.names),
         }
         for at in shares_blocks {
             catalog[at].shares_blocks = true;
             let dir = catalog[at].dir;
             catalog[dir].fresh = true;
         }
-        if self.settings.share == Share::Hardlink {
+        if self.settings.share == Sharing::Hardlink {
             catalog.remove(&linked.names.iter().copied().collect());
         }
     }
@@ -128,7 +128,7 @@ impl Pass<'_> {
         }
     }
 
-    fn plan(&self, catalog: &mut Catalog, index: &Index, passed: &mut Passed) -> Vec<Work> {
+    fn plan(&self, catalog: &mut Catalog, index: &ObjectIndex, passed: &mut Passed) -> Vec<Work> {
         passed.linked.failed.append(&mut catalog.unread);
         passed.shared_before = catalog.shared;
         passed.damaged = catalog.damaged;
@@ -143,17 +143,17 @@ impl Pass<'_> {
     fn scan_all(
         &self,
         catalog: &mut Catalog,
-        guests: Vec<Guest>,
+        guests: Vec<GuestTree>,
         cache: Option<&Cache>,
-        index: &Index,
+        index: &ObjectIndex,
         passed: &mut Passed,
     ) -> Vec<[u8; 32]> {
         let pool = self.pool.map(|pool| pool.inode().id);
         let borders: Vec<InodeId> =
             pool.into_iter().chain(guests.iter().map(|guest| guest.inode.id)).collect();
         let paths: Vec<PathBuf> = guests.iter().map(|guest| guest.root.path().to_path_buf()).collect();
-        let Options { scope, rules, never, .. } = self.options;
-        let wanted = Wanted {
+        let PassOptions { scope, rules, never, .. } = self.options;
+        let wanted = ScanOptions {
             index,
             share: self.settings.share,
             mtime: self.settings.mtime,
@@ -169,10 +169,10 @@ impl Pass<'_> {
             // A guest of whom nothing is known is scanned in full.
             let print = scope::fingerprint(&guest.root, *scope, rules, never).unwrap_or_default();
             prints.push(print);
-            let loaded = cache.map_or_else(|| Ok(Remembered::new()), |cache| cache.load(&guest, &print));
+            let loaded = cache.map_or_else(|| Ok(CachedDirs::new()), |cache| cache.load(&guest, &print));
             let mut remembered = loaded.unwrap_or_else(|e| {
                 log::warn!("the pool's cache: {e}");
-                Remembered::new()
+                CachedDirs::new()
             });
             for inner in paths.iter().filter_map(|inner| inner.strip_prefix(&path).ok()) {
                 if !inner.as_os_str().is_empty() {
@@ -190,7 +190,7 @@ impl Pass<'_> {
             }
             catalog.guests.push(guest);
         }
-        if self.settings.share == Share::Hardlink {
+        if self.settings.share == Sharing::Hardlink {
             marks::mark_linked_elsewhere(catalog);
             marks::mark_mount_points(catalog);
             if self.options.immutable {

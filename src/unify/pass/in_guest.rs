@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use super::listed::{Listed, found};
-use super::{InUse, Options, Pass, Passed};
+use super::listed::{ListedFiles, found};
+use super::{InUse, Pass, PassOptions, Passed};
 use crate::policy::Policy;
 use crate::report::{Shown, Silent};
 use crate::state::pool_notice::{POOL_NOTICE, PoolNotice};
@@ -17,9 +17,9 @@ use crate::unify::Error;
 use crate::unify::eligible::rules::Rules;
 use crate::unify::eligible::scope::Scope;
 use crate::unify::pool::directory::Pool;
-use crate::unify::pool::protection::Fence;
+use crate::unify::pool::protection::PoolProtection;
 use crate::unify::scan::catalog::GuestIndex;
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::marks;
 
 /// Makes these files of the guest names of objects the pool has. The caller holds the guest's lock.
@@ -44,7 +44,7 @@ pub fn unify(
     if !pool.reaches(&inode) {
         return none;
     }
-    let options = Options {
+    let options = PassOptions {
         scope: Scope::Owned,
         rules: Rules::default(),
         never: policy.never_unify.clone(),
@@ -52,9 +52,9 @@ pub fn unify(
         allow_setid: notice.allow_setid,
         reference: None,
         immutable: notice.immutable,
-        fence: if notice.immutable { Fence::Immutable } else { Fence::None },
+        protection: if notice.immutable { PoolProtection::Immutable } else { PoolProtection::None },
         threads: crate::parallel::processors(),
-        patience: policy.lock_timeout,
+        lock_timeout: policy.lock_timeout,
         reserve: policy.reserve,
         list: false,
         in_use: InUse::Replace,
@@ -67,8 +67,8 @@ pub fn unify(
         locked: true,
         programs: None,
     };
-    let guest = Guest { root: root.try_clone().map_err(at)?, inode };
-    let mut listed = Listed::new(&pass, None);
+    let guest = GuestTree { root: root.try_clone().map_err(at)?, inode };
+    let mut listed = ListedFiles::new(&pass, None);
     listed.catalog.guests.push(guest);
     listed.add(GuestIndex::new(0), paths.iter().map(PathBuf::as_path));
     let mut catalog = listed.catalog;

@@ -2,9 +2,9 @@
 
 use super::{InUse, Pass, Passed};
 use crate::unify::link::plan::Work;
-use crate::unify::pool::settings::Share;
+use crate::unify::pool::settings::Sharing;
 use crate::unify::scan::catalog::{Catalog, FileIndex};
-use crate::unify::scan::unfit::Unfit;
+use crate::unify::scan::not_unified::NotUnified;
 
 impl Pass<'_> {
     /// Takes out what running programs were loaded from, if that is to wait for them.
@@ -25,7 +25,7 @@ impl Pass<'_> {
         }
         works.retain(|work| work.is_worthwhile(catalog));
         if !passed.waiting.is_empty() {
-            passed.left.insert(Unfit::InUse, passed.waiting.len() as u64);
+            passed.left.insert(NotUnified::InUse, passed.waiting.len() as u64);
         }
         works
     }
@@ -41,7 +41,7 @@ impl Pass<'_> {
 
     /// Processes that were loaded from this name's inode, if names are to change their inodes.
     fn programs_of(&self, catalog: &Catalog, at: FileIndex) -> Vec<i32> {
-        let programs = self.programs.filter(|_| self.settings.share == Share::Hardlink);
+        let programs = self.programs.filter(|_| self.settings.share == Sharing::Hardlink);
         let inode = catalog.id(&catalog[at]);
         programs.map_or_else(Vec::new, |programs| programs.loaded_from(inode))
     }

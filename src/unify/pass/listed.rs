@@ -12,15 +12,15 @@ use crate::sys::path::resolve::{Place, Resolver, is_absent};
 use crate::unify::eligible::line::Choice;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::identity;
-use crate::unify::pool::object::{Index, ObjectName};
-use crate::unify::pool::settings::Share;
+use crate::unify::pool::object::{ObjectIndex, ObjectName};
+use crate::unify::pool::settings::Sharing;
 use crate::unify::scan::catalog::{Catalog, Dir, DirIndex, GuestIndex};
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::walk;
 use crate::unify::{At, Error};
 
 /// The objects there are for these files.
-pub(super) fn found(pool: &Pool, catalog: &Catalog) -> Result<Index, Error> {
+pub(super) fn found(pool: &Pool, catalog: &Catalog) -> Result<ObjectIndex, Error> {
     let mut objects = Vec::new();
     for file in &catalog.files {
         if let Some(digest) = catalog.digest(file) {
@@ -29,30 +29,30 @@ pub(super) fn found(pool: &Pool, catalog: &Catalog) -> Result<Index, Error> {
     }
     objects.sort_unstable();
     objects.dedup();
-    Ok(Index::new(objects, dirfd::inode_numbers(&pool.quarantine()?).at(pool.path())?))
+    Ok(ObjectIndex::new(objects, dirfd::inode_numbers(&pool.quarantine()?).at(pool.path())?))
 }
 
 /// Files that were named, not found by a scan.
-pub(super) struct Listed<'p> {
+pub(super) struct ListedFiles<'p> {
     pass: &'p Pass<'p>,
     pub(super) catalog: Catalog,
     /// What is in the pool, if that was looked at.
-    known: Option<&'p Index>,
+    known: Option<&'p ObjectIndex>,
     seen: HashSet<(GuestIndex, PathBuf)>,
     /// Paths that could not be looked at, by the paths of their guests.
     pub(super) unseen: HashMap<PathBuf, BTreeSet<PathBuf>>,
 }
 
-impl<'p> Listed<'p> {
+impl<'p> ListedFiles<'p> {
     /// Nothing is listed yet.
-    pub(super) fn new(pass: &'p Pass<'p>, known: Option<&'p Index>) -> Listed<'p> {
+    pub(super) fn new(pass: &'p Pass<'p>, known: Option<&'p ObjectIndex>) -> ListedFiles<'p> {
         let (seen, unseen) = (HashSet::new(), HashMap::new());
-        Listed { pass, catalog: Catalog::default(), known, seen, unseen }
+        ListedFiles { pass, catalog: Catalog::default(), known, seen, unseen }
     }
 
     /// Adds the files of a guest that are there, and that the rules allow. Nothing else is taken on trust.
     pub(super) fn add<'n>(&mut self, number: GuestIndex, paths: impl Iterator<Item = &'n Path>) {
-        let Listed { pass, catalog, known, seen, unseen } = self;
+        let ListedFiles { pass, catalog, known, seen, unseen } = self;
         let mut part = Catalog::default();
         let mut last: Option<(PathBuf, DirIndex)> = None;
         let guest = &catalog[number];
@@ -82,8 +82,8 @@ impl<'p> Listed<'p> {
             let Some((dir, at)) = &last else { continue };
             match guest.root.open_dir(dir).and_then(|fd| Inode::at(fd, &name)) {
                 Ok(inode) if known.is_some_and(|index| pass.is_object(index, &inode)) => {
-                    let set_aside = known.is_some_and(|index| index.is_set_aside(inode.id.ino));
-                    *(if set_aside { &mut part.damaged } else { &mut part.shared }) += 1;
+                    let quarantined = known.is_some_and(|index| index.is_quarantined(inode.id.ino));
+                    *(if quarantined { &mut part.damaged } else { &mut part.shared }) += 1;
                 }
                 Ok(inode) if inode.kind == Kind::Regular => pass.file(guest, &mut part, *at, &name, &inode),
                 Err(e) if !is_absent(&e) => log::warn!("{}: {}", Shown(&dir.join(&name)), Reason(e)),
@@ -95,7 +95,7 @@ impl<'p> Listed<'p> {
 }
 
 /// Adds a directory of a guest; `None` where it is none of it.
-fn open(guest: &Guest, number: GuestIndex, path: &Path, part: &mut Catalog) -> Option<DirIndex> {
+fn open(guest: &GuestTree, number: GuestIndex, path: &Path, part: &mut Catalog) -> Option<DirIndex> {
     let inode = Inode::of(guest.root.open_dir(path).ok()?).ok()?;
     let ours = inode.id.dev == guest.inode.id.dev && inode.mount == guest.inode.mount;
     ours.then(|| {
@@ -111,12 +111,12 @@ fn open(guest: &Guest, number: GuestIndex, path: &Path, part: &mut Catalog) -> O
 
 impl Pass<'_> {
     /// Whether a guest's file is an inode of the pool.
-    fn is_object(&self, index: &Index, inode: &Inode) -> bool {
-        self.settings.share == Share::Hardlink && index.holds(inode.id.ino)
+    fn is_object(&self, index: &ObjectIndex, inode: &Inode) -> bool {
+        self.settings.share == Sharing::Hardlink && index.holds(inode.id.ino)
     }
 
-    fn file(&self, guest: &Guest, part: &mut Catalog, dir: DirIndex, name: &OsStr, inode: &Inode) {
-        let unfit = walk::unfit(inode, guest, self.options.min_size, self.options.allow_setid);
-        part.add_file(dir, name, inode, identity::tag(inode, self.settings.mtime), unfit);
+    fn file(&self, guest: &GuestTree, part: &mut Catalog, dir: DirIndex, name: &OsStr, inode: &Inode) {
+        let not_unified = walk::not_unified(inode, guest, self.options.min_size, self.options.allow_setid);
+        part.add_file(dir, name, inode, identity::tag(inode, self.settings.mtime), not_unified);
     }
 }

@@ -29,15 +29,15 @@ use crate::unify::eligible::rules::Rules;
 use crate::unify::eligible::scope::Scope;
 use crate::unify::link::linked::Linked;
 use crate::unify::pool::directory::Pool;
-use crate::unify::pool::protection::Fence;
-use crate::unify::pool::recover::Recovered;
-use crate::unify::pool::settings::Settings;
+use crate::unify::pool::protection::PoolProtection;
+use crate::unify::pool::recover::RecoveredRuns;
+use crate::unify::pool::settings::PoolSettings;
 use crate::unify::scan::catalog::{Catalog, FileIndex, GuestIndex};
-use crate::unify::scan::unfit::Unfit;
+use crate::unify::scan::not_unified::NotUnified;
 
 /// What is to be done.
 #[derive(Debug)]
-pub struct Options {
+pub struct PassOptions {
     /// Which files.
     pub scope: Scope,
     /// What the command line includes and excludes.
@@ -51,13 +51,13 @@ pub struct Options {
     /// The guest that is the model: only files of the same path as one of its are unified.
     pub reference: Option<GuestIndex>,
     /// How shared inodes are fenced.
-    pub fence: Fence,
+    pub protection: PoolProtection,
     /// They are immutable, or will be once it is not only tried: who cannot clear the flag is not to have them.
     pub immutable: bool,
     /// How many threads look and read.
     pub threads: usize,
     /// How long to wait for the lock on one shared inode.
-    pub patience: Duration,
+    pub lock_timeout: Duration,
     /// Bytes to be left free on the filesystem.
     pub reserve: u64,
     /// The paths of what is linked are wanted.
@@ -79,7 +79,7 @@ pub enum InUse {
 #[derive(Debug, Default)]
 pub struct Passed {
     /// What an interrupted run had left.
-    pub recovered: Recovered,
+    pub recovered: RecoveredRuns,
     /// Private names that were looked at.
     pub looked_at: u64,
     /// Names seen that were the pool's before; those of directories that have not changed are not counted.
@@ -97,9 +97,9 @@ pub struct Passed {
     /// Bytes that a dry run would free, at most.
     pub would_free: u64,
     /// How many names stay private, by reason.
-    pub left: BTreeMap<Unfit, u64>,
+    pub left: BTreeMap<NotUnified, u64>,
     /// The paths of these names, if they are wanted.
-    pub left_names: Vec<(PathBuf, Unfit)>,
+    pub left_names: Vec<(PathBuf, NotUnified)>,
     /// Guests that were left out, with the reason.
     pub skipped: Vec<(PathBuf, String)>,
     /// Those of them in which a package manager is at work, by their places among the guests.
@@ -123,9 +123,9 @@ pub struct Pass<'a> {
     /// The pool; a rehearsal can do without.
     pub pool: Option<&'a Pool>,
     /// How files are shared in it.
-    pub settings: Settings,
+    pub settings: PoolSettings,
     /// What is to be done.
-    pub options: &'a Options,
+    pub options: &'a PassOptions,
     /// Told how far it has got.
     pub watch: &'a dyn Watch,
     /// The caller holds the locks of the guests.
@@ -137,8 +137,8 @@ pub struct Pass<'a> {
 impl Pass<'_> {
     /// Counts the files that stay as they are, and names those that could not be read.
     pub(super) fn note_left(&self, catalog: &Catalog, passed: &mut Passed) {
-        let unfit = catalog.indices().filter_map(|at| Some((at, catalog[at].unfit?)));
-        self.leave(catalog, unfit, passed);
+        let not_unified = catalog.indices().filter_map(|at| Some((at, catalog[at].not_unified?)));
+        self.leave(catalog, not_unified, passed);
         let path = |at: &FileIndex| catalog.outer_path(&catalog[*at]);
         let failed = catalog.unreadable.iter().map(|(at, reason)| (path(at), reason.clone()));
         passed.linked.failed.extend(failed);
@@ -148,13 +148,13 @@ impl Pass<'_> {
     pub(super) fn leave(
         &self,
         catalog: &Catalog,
-        names: impl Iterator<Item = (FileIndex, Unfit)>,
+        names: impl Iterator<Item = (FileIndex, NotUnified)>,
         passed: &mut Passed,
     ) {
-        for (at, unfit) in names {
-            *passed.left.entry(unfit).or_default() += 1;
+        for (at, not_unified) in names {
+            *passed.left.entry(not_unified).or_default() += 1;
             if self.options.list {
-                passed.left_names.push((catalog.outer_path(&catalog[at]), unfit));
+                passed.left_names.push((catalog.outer_path(&catalog[at]), not_unified));
             }
         }
     }

@@ -19,23 +19,23 @@ use crate::sys::path::root::Root;
 use crate::sys::share::lock;
 use crate::unify::pool::directory::{DEFAULT_NAME, Pool};
 use crate::unify::scan::cache::Cache;
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 
 /// The host's list, in its state directory: paths, each ended by a NUL byte.
-const FILE: &str = "pools";
+const LIST: &str = "pools";
 
 /// How long to wait for another run that adds to the list.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LIST_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The pool beside a guest, there or not.
-pub fn beside(guest: &Guest) -> PathBuf {
+pub fn beside(guest: &GuestTree) -> PathBuf {
     let path = guest.root.path();
     path.parent().unwrap_or(path).join(DEFAULT_NAME)
 }
 
 /// The pools in the host's list.
 pub fn listed() -> Vec<PathBuf> {
-    let read = || Root::open(Path::new("/"))?.read(&Path::new(STATE_DIR).join(FILE));
+    let read = || Root::open(Path::new("/"))?.read(&Path::new(STATE_DIR).join(LIST));
     // Without a list, what lies beside the guests must do.
     let text = read().unwrap_or_default();
     let paths = text.split(|&byte| byte == 0).filter(|path| !path.is_empty());
@@ -43,26 +43,26 @@ pub fn listed() -> Vec<PathBuf> {
 }
 
 /// Adds a pool to the host's list if not all of these guests lie beside it; takes out what is no pool any more.
-pub fn remember(pool: &Pool, guests: &[Guest]) -> io::Result<()> {
+pub fn remember(pool: &Pool, guests: &[GuestTree]) -> io::Result<()> {
     let is_listed = |all: &[PathBuf]| all.iter().any(|path| path == pool.path());
     if guests.iter().all(|guest| beside(guest) == pool.path()) || is_listed(&listed()) {
         return Ok(());
     }
     let dir = dirfd::make_dir(&Root::open(Path::new("/"))?, Path::new(STATE_DIR))?;
-    lock::exclusive(&dir, PATIENCE)?;
+    lock::exclusive(&dir, LIST_LOCK_TIMEOUT)?;
     let mut all = listed();
     all.retain(|path| matches!(Pool::open(path), Ok(Some(_))));
     all.push(pool.path().to_path_buf());
     let text = all.iter().flat_map(|path| [path.as_os_str().as_bytes(), &[0]].concat()).collect::<Vec<u8>>();
-    dirfd::replace_file(&dir, OsStr::new(FILE), &text)
+    dirfd::replace_file(&dir, OsStr::new(LIST), &text)
 }
 
 /// How many of these guests belong to a pool.
-pub fn members(pool: &Pool, guests: &[Guest]) -> usize {
+pub fn members(pool: &Pool, guests: &[GuestTree]) -> usize {
     let seen = seen(pool);
     let told = Handle::of(pool.root()).ok();
-    let told_of = |guest: &Guest| PoolNotice::of(&guest.root).map(|notice| notice.pool);
-    let is_member = |guest: &&Guest| {
+    let told_of = |guest: &GuestTree| PoolNotice::of(&guest.root).map(|notice| notice.pool);
+    let is_member = |guest: &&GuestTree| {
         seen.iter().any(|path| path == guest.root.path()) || told.is_some() && told == told_of(guest)
     };
     guests.iter().filter(is_member).count()

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::process::mounts::{self, Mount};
-use crate::unify::scan::guest::Guest;
+use crate::unify::scan::guest::GuestTree;
 
 /// What the programs of a system lie in.
 const PROGRAMS: [&str; 6] = ["", "usr", "bin", "sbin", "lib", "lib64"];
 
 /// The part of the running system that is in a guest, or is it, if there is one.
-pub fn part_of(guest: &Guest) -> Option<PathBuf> {
+pub fn part_of(guest: &GuestTree) -> Option<PathBuf> {
     let own = ["/", "/proc/1/root"].map(Path::new);
     let parts = own.iter().flat_map(|root| PROGRAMS.iter().map(move |dir| root.join(dir)));
     for part in parts {
@@ -27,7 +27,7 @@ fn id(path: &Path) -> Option<InodeId> {
 }
 
 /// Where a directory of the system is mounted that lies in the guest, which need not be above it by its path.
-fn mounted_from(guest: &Guest) -> Option<PathBuf> {
+fn mounted_from(guest: &GuestTree) -> Option<PathBuf> {
     let here = mounts::of("self").ok()?;
     let (device, inner) = mounts::place(&here, guest.inode.mount, guest.root.path())?;
     let is_part = |mount: &&Mount| {

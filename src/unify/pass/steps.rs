@@ -18,12 +18,12 @@ use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::ObjectName;
 use crate::unify::pool::publish::Publisher;
 use crate::unify::pool::recover;
-use crate::unify::pool::run::Run;
+use crate::unify::pool::run::RunDir;
 use crate::unify::scan::catalog::{Catalog, FileIndex, GuestIndex};
 use crate::unify::{At, Error};
 
 /// Names in one step: one journal, two flushes.
-const STEP: usize = 1 << 15;
+const NAMES_PER_STEP: usize = 1 << 15;
 
 /// Work that is not done yet, with what the system says of it; nothing where there is too little room to begin.
 type Waiting = (Work, Option<io::Error>);
@@ -101,7 +101,7 @@ impl Pass<'_> {
                 let cost = Cost::of(&work, catalog, clones);
                 if !room.fits(cost) {
                     left.push((work, None));
-                } else if step.is_empty() || names < STEP && room.fits_twice(all.and(cost)) {
+                } else if step.is_empty() || names < NAMES_PER_STEP && room.fits_twice(all.and(cost)) {
                     names += work.names.len();
                     all = all.and(cost);
                     step.push(work);
@@ -129,13 +129,13 @@ impl Pass<'_> {
         step: &[Work],
         passed: &mut Passed,
     ) -> Result<Vec<Postponed>, Error> {
-        let linked = Run::begin(pool).and_then(|run| {
+        let linked = RunDir::begin(pool).and_then(|run| {
             let linker = Linker {
                 publisher: Publisher {
                     pool,
                     run: &run,
-                    fence: self.options.fence,
-                    patience: self.options.patience,
+                    protection: self.options.protection,
+                    lock_timeout: self.options.lock_timeout,
                 },
                 catalog,
                 threads: crate::parallel::processors().min(self.options.threads),
@@ -145,7 +145,7 @@ impl Pass<'_> {
         });
         let unfinished = linked.as_ref().map_or(true, |linked| linked.unfinished);
         if unfinished {
-            let recovered = recover::recover(pool, self.options.patience)?;
+            let recovered = recover::recover(pool, self.options.lock_timeout)?;
             passed.linked.failed.extend(recovered.failed);
         }
         let before = passed.linked.names.len();

@@ -25,9 +25,9 @@ use std::time::Duration;
 
 use rustix::fs::OFlags;
 
-use super::object::{Index, Object, ObjectName, Stored};
-use super::protection::Fence;
-use super::settings::{SETTINGS, Settings, Share};
+use super::object::{Object, ObjectIndex, ObjectName, PoolFile};
+use super::protection::PoolProtection;
+use super::settings::{PoolSettings, SETTINGS, Sharing};
 use crate::parallel;
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::file::{extents, filesystem};
@@ -52,18 +52,18 @@ pub struct Pool {
     runs: OwnedFd,
     inode: Inode,
     /// How files are shared here.
-    pub settings: Settings,
+    pub settings: PoolSettings,
     /// Objects to be read again that could not be written down.
     pub(crate) unlisted: Mutex<HashSet<OsString>>,
 }
 
 /// While it lives, no other run works on the whole pool.
 #[derive(Debug)]
-pub struct Locked(#[allow(dead_code)] OwnedFd);
+pub struct PoolLock(#[allow(dead_code)] OwnedFd);
 
 impl Pool {
     /// Makes the pool `path`, where nothing is, an empty directory or a pool that was not made to its end; and opens it.
-    pub fn create(path: &Path, settings: Settings) -> Result<Pool, Error> {
+    pub fn create(path: &Path, settings: PoolSettings) -> Result<Pool, Error> {
         let parent = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -87,8 +87,8 @@ impl Pool {
     }
 
     /// Writes down how objects are protected from now on.
-    pub fn set_protection(&mut self, fence: Fence) -> Result<(), Error> {
-        self.settings.protection = Some(fence);
+    pub fn set_protection(&mut self, protection: PoolProtection) -> Result<(), Error> {
+        self.settings.protection = Some(protection);
         self.settings.write(&self.root).at(self.path())
     }
 
@@ -120,7 +120,7 @@ impl Pool {
         if inode.mode & 0o077 != 0 || inode.uid != rustix::process::geteuid().as_raw() {
             return Err(Error::Exposed { path: path.to_path_buf() });
         }
-        let settings = Settings::read(&text).at(path)?;
+        let settings = PoolSettings::read(&text).at(path)?;
         let open = |name: &str| root.open_dir(Path::new(name)).at(&path.join(name));
         let (objects, runs) = (open(OBJECTS)?, open(RUNS)?);
         let unlisted = Mutex::default();
@@ -162,14 +162,14 @@ impl Pool {
         self.path().join("cache.db")
     }
 
-    /// Takes the lock of the whole pool, waiting at most `patience`.
+    /// Takes the lock of the whole pool, waiting at most `lock_timeout`.
     ///
     /// # Errors
     /// [`Error::Busy`] where another run keeps it.
-    pub fn lock(&self, patience: Duration) -> Result<Locked, Error> {
+    pub fn lock(&self, lock_timeout: Duration) -> Result<PoolLock, Error> {
         let file = dirfd::open_lock_file(&self.root, OsStr::new("lock")).at(self.path())?;
-        match lock::exclusive(&file, patience) {
-            Ok(()) => Ok(Locked(file)),
+        match lock::exclusive(&file, lock_timeout) {
+            Ok(()) => Ok(PoolLock(file)),
             Err(e) if e.kind() == io::ErrorKind::TimedOut => {
                 Err(Error::Busy { path: self.path().to_path_buf() })
             }
@@ -223,18 +223,18 @@ impl Pool {
     }
 
     /// Reads the names of all objects.
-    pub fn index(&self, threads: usize) -> Result<Index, Error> {
+    pub fn index(&self, threads: usize) -> Result<ObjectIndex, Error> {
         let shelves: Vec<u8> = (0..=255).collect();
         let mut objects = Vec::new();
         for read in parallel::map(threads, &shelves, |shelf| self.read_shelf(*shelf)) {
             objects.extend(read?);
         }
-        let set_aside = dirfd::inode_numbers(&self.quarantine()?).at(self.path())?;
-        Ok(Index::new(objects, set_aside))
+        let quarantined = dirfd::inode_numbers(&self.quarantine()?).at(self.path())?;
+        Ok(ObjectIndex::new(objects, quarantined))
     }
 
     /// Looks at the inodes of all objects.
-    pub fn look(&self, threads: usize) -> Result<Vec<Stored>, Error> {
+    pub fn look(&self, threads: usize) -> Result<Vec<PoolFile>, Error> {
         let shelves: Vec<u8> = (0..=255).collect();
         let mut stored = Vec::new();
         for looked in parallel::map(threads, &shelves, |shelf| self.look_at_shelf(*shelf)) {
@@ -244,30 +244,30 @@ impl Pool {
     }
 
     /// Looks at the inodes of all objects, and of all that was set aside.
-    pub fn look_at_all(&self, threads: usize) -> Result<Vec<Stored>, Error> {
+    pub fn look_at_all(&self, threads: usize) -> Result<Vec<PoolFile>, Error> {
         let mut files = self.look(threads)?;
         files.extend(self.look_at_quarantine()?);
         Ok(files)
     }
 
-    fn look_at_shelf(&self, shelf: u8) -> Result<Vec<Stored>, Error> {
+    fn look_at_shelf(&self, shelf: u8) -> Result<Vec<PoolFile>, Error> {
         self.look_at(shelf, self.read_shelf(shelf)?.into_iter())
     }
 
     /// Looks at all inodes of an object.
-    pub fn inodes_of(&self, name: &ObjectName) -> Result<Vec<Stored>, Error> {
+    pub fn inodes_of(&self, name: &ObjectName) -> Result<Vec<PoolFile>, Error> {
         let shelf = self.read_shelf(name.shelf())?;
         self.look_at(name.shelf(), shelf.into_iter().filter(|object| object.name.same_object(name)))
     }
 
-    fn look_at(&self, shelf: u8, objects: impl Iterator<Item = Object>) -> Result<Vec<Stored>, Error> {
+    fn look_at(&self, shelf: u8, objects: impl Iterator<Item = Object>) -> Result<Vec<PoolFile>, Error> {
         let path = self.path().join(OBJECTS).join(format!("{shelf:02x}"));
         let Some(dir) = self.shelf(shelf, false).at(&path)? else { return Ok(Vec::new()) };
         look_in(&dir, &path, objects.map(|object| (object.name, object.name.file(), false)))
     }
 
     /// Looks at the inodes of all that verification has set aside.
-    pub fn look_at_quarantine(&self) -> Result<Vec<Stored>, Error> {
+    pub fn look_at_quarantine(&self) -> Result<Vec<PoolFile>, Error> {
         let (dir, path) = (self.quarantine()?, self.path().join(QUARANTINE));
         let names = dirfd::names(&dir).at(&path)?;
         let parsed = |file: OsString| Some((ObjectName::parse_quarantined(&file)?, file, true));
@@ -280,16 +280,16 @@ impl Pool {
     }
 
     /// The directory that a file of the pool lies in.
-    pub fn dir_of(&self, stored: &Stored) -> io::Result<OwnedFd> {
-        if stored.set_aside {
+    pub fn dir_of(&self, stored: &PoolFile) -> io::Result<OwnedFd> {
+        if stored.quarantined {
             return self.root.open_dir(Path::new(QUARANTINE));
         }
         self.shelf(stored.name.shelf(), false)?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// The path of a file of the pool, for messages.
-    pub fn path_of(&self, stored: &Stored) -> PathBuf {
-        if stored.set_aside {
+    pub fn path_of(&self, stored: &PoolFile) -> PathBuf {
+        if stored.quarantined {
             self.path().join(QUARANTINE).join(&stored.file)
         } else {
             self.object_path(&stored.name)
@@ -302,8 +302,8 @@ impl Pool {
     }
 
     /// Whether no guest has a file of the pool, or its blocks.
-    pub fn is_unused(&self, stored: &Stored) -> io::Result<bool> {
-        if self.settings.share == Share::Hardlink {
+    pub fn is_unused(&self, stored: &PoolFile) -> io::Result<bool> {
+        if self.settings.share == Sharing::Hardlink {
             return Ok(stored.is_unused());
         }
         extents::is_alone(Name { dir: self.dir_of(stored)?.as_fd(), name: &stored.file }.open()?)
@@ -335,7 +335,7 @@ pub fn may_change(dir: impl AsFd, path: &Path, protected: bool) -> Result<(), Er
     capable.map_err(|source| Error::Capability { path: path.to_path_buf(), source })
 }
 
-fn furnish(dir: &OwnedFd, settings: Settings) -> io::Result<()> {
+fn furnish(dir: &OwnedFd, settings: PoolSettings) -> io::Result<()> {
     for name in [OBJECTS, RUNS, QUARANTINE] {
         dirfd::make_dir_at(dir, OsStr::new(name))?;
     }
@@ -359,11 +359,13 @@ fn look_in(
     dir: &OwnedFd,
     path: &Path,
     files: impl Iterator<Item = (ObjectName, OsString, bool)>,
-) -> Result<Vec<Stored>, Error> {
+) -> Result<Vec<PoolFile>, Error> {
     let mut stored = Vec::new();
-    for (name, file, set_aside) in files {
+    for (name, file, quarantined) in files {
         match Inode::at(dir, &file) {
-            Ok(inode) if inode.kind == Kind::Regular => stored.push(Stored { name, file, set_aside, inode }),
+            Ok(inode) if inode.kind == Kind::Regular => {
+                stored.push(PoolFile { name, file, quarantined, inode })
+            }
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e).at(&path.join(&file)),

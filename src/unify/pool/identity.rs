@@ -65,10 +65,10 @@ pub fn salt(by_path: bool, path: impl FnOnce() -> PathBuf) -> u64 {
 }
 
 /// Bytes read at a time: as much as stays in a processor's own cache until it is hashed.
-const PIECE: usize = 1 << 16;
+const BYTES_PER_READ: usize = 1 << 16;
 /// Of a file that has so many zero bytes in a row, from a multiple of that on, these are counted and not hashed: a hole
 /// costs nothing, however large.
-const EMPTY: u64 = 64 << 20;
+const BYTES_PER_EMPTY_BLOCK: u64 = 64 << 20;
 
 /// The first bytes of a BLAKE3 digest, as a number.
 pub fn short(data: &[u8]) -> u64 {
@@ -116,17 +116,17 @@ impl Digest {
 #[derive(Default)]
 struct Content {
     hasher: blake3::Hasher,
-    /// Which blocks of [`EMPTY`] bytes are.
+    /// Which blocks of [`BYTES_PER_EMPTY_BLOCK`] bytes are.
     empty: Vec<u8>,
 }
 
 impl Content {
     fn of(mut self, file: impl AsFd, size: u64, go_on: &impl Fn() -> bool) -> io::Result<Option<[u8; 32]>> {
-        let mut buffer = vec![0; usize::try_from(size).unwrap_or(PIECE).min(PIECE)];
+        let mut buffer = vec![0; usize::try_from(size).unwrap_or(BYTES_PER_READ).min(BYTES_PER_READ)];
         let mut at = 0;
         while at < size {
-            let end = (at + EMPTY).min(size);
-            let may_be_empty = end - at == EMPTY;
+            let end = (at + BYTES_PER_EMPTY_BLOCK).min(size);
+            let may_be_empty = end - at == BYTES_PER_EMPTY_BLOCK;
             let hole = may_be_empty && root::next_data(&file, at)? >= end;
             match if hole { Some(true) } else { self.block(&file, at, end, &mut buffer, go_on)? } {
                 Some(true) if may_be_empty => self.empty.extend_from_slice(&at.to_le_bytes()),
@@ -157,17 +157,17 @@ impl Content {
         buffer: &mut [u8],
         go_on: &impl Fn() -> bool,
     ) -> io::Result<Option<bool>> {
-        let mut empty = end - start == EMPTY;
+        let mut empty = end - start == BYTES_PER_EMPTY_BLOCK;
         let mut at = start;
         while at < end {
-            let want = usize::try_from(end - at).unwrap_or(PIECE).min(buffer.len());
+            let want = usize::try_from(end - at).unwrap_or(BYTES_PER_READ).min(buffer.len());
             if fill(&file, &mut buffer[..want], at)? < want {
                 return Ok(None);
             }
             if empty && buffer[..want].iter().any(|&byte| byte != 0) {
                 empty = false;
-                for _ in 0..(at - start) / PIECE as u64 {
-                    self.hasher.update(&[0; PIECE]);
+                for _ in 0..(at - start) / BYTES_PER_READ as u64 {
+                    self.hasher.update(&[0; BYTES_PER_READ]);
                 }
             }
             if !empty {
@@ -287,32 +287,36 @@ mod tests {
             let mut file = tempfile::tempfile().unwrap();
             for block in 0..3 {
                 let byte = u8::from(!zeros.contains(&block)) * 7;
-                file.write_all(&vec![byte; EMPTY as usize]).unwrap();
+                file.write_all(&vec![byte; BYTES_PER_EMPTY_BLOCK as usize]).unwrap();
             }
             file
         };
         let with_hole = tempfile::tempfile().unwrap();
-        with_hole.set_len(3 * EMPTY).unwrap();
+        with_hole.set_len(3 * BYTES_PER_EMPTY_BLOCK).unwrap();
         for at in [0, 2] {
-            std::os::unix::fs::FileExt::write_all_at(&with_hole, &vec![7; EMPTY as usize], at * EMPTY)
-                .unwrap();
+            std::os::unix::fs::FileExt::write_all_at(
+                &with_hole,
+                &vec![7; BYTES_PER_EMPTY_BLOCK as usize],
+                at * BYTES_PER_EMPTY_BLOCK,
+            )
+            .unwrap();
         }
         assert_eq!(digest(&with_hole), digest(&written(&[1])));
         assert_ne!(digest(&with_hole), digest(&written(&[2])));
         let plain = written(&[]);
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&vec![7; 3 * EMPTY as usize]);
+        hasher.update(&vec![7; 3 * BYTES_PER_EMPTY_BLOCK as usize]);
         assert_eq!(digest(&plain), <[u8; 32]>::from(hasher.finalize()));
         let huge = tempfile::tempfile().unwrap();
         huge.set_len(1 << 40).unwrap();
         let huger = tempfile::tempfile().unwrap();
-        huger.set_len((1 << 40) + EMPTY).unwrap();
+        huger.set_len((1 << 40) + BYTES_PER_EMPTY_BLOCK).unwrap();
         assert_ne!(digest(&huge), digest(&huger));
         // A byte after many zeros, within a block.
         let late = tempfile::tempfile().unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&late, b"x", EMPTY - 1).unwrap();
-        let mut zeros = vec![0; EMPTY as usize];
-        zeros[EMPTY as usize - 1] = b'x';
+        std::os::unix::fs::FileExt::write_all_at(&late, b"x", BYTES_PER_EMPTY_BLOCK - 1).unwrap();
+        let mut zeros = vec![0; BYTES_PER_EMPTY_BLOCK as usize];
+        zeros[BYTES_PER_EMPTY_BLOCK as usize - 1] = b'x';
         assert_eq!(digest(&late), <[u8; 32]>::from(blake3::hash(&zeros)));
     }
 

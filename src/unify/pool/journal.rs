@@ -13,7 +13,7 @@ const MAGIC: &[u8] = b"cow-hooks journal 1\n";
 
 /// A name that is to become a name of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Intent {
+pub struct LinkIntent {
     /// Number of the names in the run's directory: of the link that takes its place, and of the inode that loses it.
     pub temporary: u64,
     /// The object, whatever its index.
@@ -31,7 +31,7 @@ pub struct Intent {
 }
 
 /// What is written before these names change; `protect` says that their objects are immutable.
-pub(super) fn encode(protect: bool, intents: &[Intent]) -> Vec<u8> {
+pub(super) fn encode(protect: bool, intents: &[LinkIntent]) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     out.push(u8::from(protect));
     for intent in intents {
@@ -49,7 +49,7 @@ pub(super) fn encode(protect: bool, intents: &[Intent]) -> Vec<u8> {
 }
 
 /// Reads a journal; `None` where it is not whole.
-pub(super) fn decode(data: &[u8]) -> Option<(bool, Vec<Intent>)> {
+pub(super) fn decode(data: &[u8]) -> Option<(bool, Vec<LinkIntent>)> {
     let body = data.strip_prefix(MAGIC)?.strip_suffix(MAGIC)?;
     let (&protect, mut rest) = body.split_first()?;
     let mut intents = Vec::new();
@@ -64,7 +64,7 @@ pub(super) fn decode(data: &[u8]) -> Option<(bool, Vec<Intent>)> {
             let (length, tail) = rest.split_first_chunk()?;
             (*field, rest) = tail.split_at_checked(u32::from_le_bytes(*length) as usize)?;
         }
-        intents.push(Intent {
+        intents.push(LinkIntent {
             temporary: numbers[0],
             ino: numbers[1],
             size: numbers[2],
@@ -91,7 +91,7 @@ mod tests {
             protect: bool,
             cut in 1usize..60,
         ) {
-            let intents: Vec<Intent> = rows.into_iter().map(|(number, content, bytes)| Intent {
+            let intents: Vec<LinkIntent> = rows.into_iter().map(|(number, content, bytes)| LinkIntent {
                 temporary: number,
                 object: ObjectName { tag: number, digest: Digest { content, xattrs: 3 }, salt: number / 2, index: 9 },
                 dir: Handle::from_bytes(&bytes),

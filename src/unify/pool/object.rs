@@ -76,7 +76,7 @@ impl ObjectName {
     }
 
     /// The name in quarantine of the object that had the inode number `ino`: several may have been the same one.
-    pub fn quarantined(&self, ino: u64) -> OsString {
+    pub fn quarantine_name(&self, ino: u64) -> OsString {
         format!("{:02x}{self}@{ino}", self.shelf()).into()
     }
 
@@ -117,18 +117,18 @@ pub struct Object {
 
 /// An object as it lies in the pool, or in quarantine.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub struct PoolFile {
     /// What it is, or was.
     pub name: ObjectName,
     /// The name of its file.
     pub file: OsString,
     /// It lies in quarantine.
-    pub set_aside: bool,
+    pub quarantined: bool,
     /// Its inode.
     pub inode: Inode,
 }
 
-impl Stored {
+impl PoolFile {
     /// Whether no guest has a link to it.
     pub fn is_unused(&self) -> bool {
         self.inode.nlink == 1
@@ -137,38 +137,38 @@ impl Stored {
 
 /// All objects, to be asked which inodes are the pool's and what there is for a file.
 #[derive(Debug, Default)]
-pub struct Index {
+pub struct ObjectIndex {
     /// By key, name and index.
     objects: Vec<Object>,
     inodes: HashSet<u64>,
-    set_aside: HashSet<u64>,
+    quarantined: HashSet<u64>,
 }
 
-impl Index {
+impl ObjectIndex {
     /// An index of these objects.
-    pub fn new(mut objects: Vec<Object>, set_aside: HashSet<u64>) -> Index {
+    pub fn new(mut objects: Vec<Object>, quarantined: HashSet<u64>) -> ObjectIndex {
         objects.sort_unstable_by_key(|object| (object.name.key(), object.name));
         let inodes = objects.iter().map(|object| object.ino).collect();
-        Index { objects, inodes, set_aside }
+        ObjectIndex { objects, inodes, quarantined }
     }
 
     /// An index of files of the pool that were looked at.
-    pub fn of(files: &[Stored]) -> Index {
-        let (set_aside, objects): (Vec<&Stored>, Vec<&Stored>) =
-            files.iter().partition(|file| file.set_aside);
-        let ino = |file: &Stored| file.inode.id.ino;
+    pub fn of(files: &[PoolFile]) -> ObjectIndex {
+        let (quarantined, objects): (Vec<&PoolFile>, Vec<&PoolFile>) =
+            files.iter().partition(|file| file.quarantined);
+        let ino = |file: &PoolFile| file.inode.id.ino;
         let objects = objects.into_iter().map(|file| Object { name: file.name, ino: ino(file) });
-        Index::new(objects.collect(), set_aside.into_iter().map(ino).collect())
+        ObjectIndex::new(objects.collect(), quarantined.into_iter().map(ino).collect())
     }
 
     /// Whether the inode of this number is an object, or was one and is in quarantine.
     pub fn holds(&self, ino: u64) -> bool {
-        self.inodes.contains(&ino) || self.set_aside.contains(&ino)
+        self.inodes.contains(&ino) || self.quarantined.contains(&ino)
     }
 
     /// Whether the inode of this number is in quarantine.
-    pub fn is_set_aside(&self, ino: u64) -> bool {
-        !self.set_aside.is_empty() && self.set_aside.contains(&ino)
+    pub fn is_quarantined(&self, ino: u64) -> bool {
+        !self.quarantined.is_empty() && self.quarantined.contains(&ino)
     }
 
     /// Whether there is any object with this key.
@@ -209,13 +209,13 @@ mod tests {
         let names =
             [name(1, 0, 0, 0), name(1, 0, 0, 10), name(1, 0, 0, 2), name(1, 1, 0, 3), name(2, 0, 0, 4)];
         let objects = names.iter().zip(1..).map(|(name, ino)| Object { name: *name, ino }).collect();
-        let index = Index::new(objects, HashSet::from([99]));
+        let index = ObjectIndex::new(objects, HashSet::from([99]));
         assert_eq!(index.newest(&name(1, 0, 0, 0)).map(|object| object.name.index), Some(10));
         assert_eq!(index.newest(&name(3, 0, 0, 0)), None);
         assert_eq!(index.newest(&name(1, 0, 8, 0)), None);
         assert!(index.knows(1) && !index.knows(3));
         assert!(index.holds(1) && index.holds(99) && !index.holds(77));
-        assert!(index.is_set_aside(99) && !index.is_set_aside(1));
+        assert!(index.is_quarantined(99) && !index.is_quarantined(1));
     }
 
     #[test]
@@ -233,7 +233,7 @@ mod tests {
             let name = name(tag, first, salt, index);
             prop_assert_eq!(ObjectName::parse(first, &name.to_string()), Some(name));
             prop_assert_eq!(ObjectName::parse_whole(&name.whole()), Some(name));
-            prop_assert_eq!(ObjectName::parse_quarantined(&name.quarantined(tag)), Some(name));
+            prop_assert_eq!(ObjectName::parse_quarantined(&name.quarantine_name(tag)), Some(name));
             prop_assert_eq!(ObjectName::parse_quarantined(&name.whole()), None);
         }
     }

@@ -8,7 +8,7 @@ use crate::sys::share::swap::Shared;
 /// How shared inodes are fenced on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Fence {
+pub enum PoolProtection {
     /// `+i`.
     Immutable,
     /// Linux-VServer's "immutable, but may be unlinked".
@@ -17,22 +17,22 @@ pub enum Fence {
     None,
 }
 
-impl Fence {
+impl PoolProtection {
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
-            Fence::Immutable => "immutable",
-            Fence::Iunlink => "iunlink",
-            Fence::None => "none",
+            PoolProtection::Immutable => "immutable",
+            PoolProtection::Iunlink => "iunlink",
+            PoolProtection::None => "none",
         }
     }
 
     /// Fences a shared inode.
     pub(in crate::unify) fn set(self, shared: &Shared) -> io::Result<()> {
         match self {
-            Fence::Immutable => shared.protect(),
-            Fence::Iunlink => iunlink::set(shared),
-            Fence::None => Ok(()),
+            PoolProtection::Immutable => shared.protect(),
+            PoolProtection::Iunlink => iunlink::set(shared),
+            PoolProtection::None => Ok(()),
         }
     }
 }

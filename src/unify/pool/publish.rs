@@ -9,8 +9,8 @@ use rustix::io::Errno;
 
 use super::directory::Pool;
 use super::object::ObjectName;
-use super::protection::Fence;
-use super::run::{Run, temporary};
+use super::protection::PoolProtection;
+use super::run::{RunDir, temporary};
 use crate::sys::file::filesystem;
 use crate::sys::file::inode::Inode;
 use crate::sys::share::copy::Copier;
@@ -22,11 +22,11 @@ pub struct Publisher<'a> {
     /// The pool.
     pub pool: &'a Pool,
     /// This run's place in it.
-    pub run: &'a Run<'a>,
+    pub run: &'a RunDir<'a>,
     /// How objects are protected.
-    pub fence: Fence,
+    pub protection: PoolProtection,
     /// How long to wait for the lock on one object, at most.
-    pub patience: Duration,
+    pub lock_timeout: Duration,
 }
 
 /// A file in the run's directory that is what an object must be.
@@ -71,8 +71,8 @@ impl Publisher<'_> {
             Err(e) => return Err(e.into()),
         };
         copy.unlink()?;
-        if fresh && self.fence != Fence::None {
-            self.fence.set(&self.lock(&shelf, object)?)?;
+        if fresh && self.protection != PoolProtection::None {
+            self.protection.set(&self.lock(&shelf, object)?)?;
         }
         Ok(fresh)
     }
@@ -95,6 +95,6 @@ impl Publisher<'_> {
 
     /// Opens an object, and locks it if no guest's user holds the lock for longer than we wait.
     pub fn lock(&self, shelf: impl AsFd, object: &ObjectName) -> io::Result<Shared> {
-        Shared::try_lock_at(shelf, &object.file(), self.patience)
+        Shared::try_lock_at(shelf, &object.file(), self.lock_timeout)
     }
 }

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::directory::Pool;
-use super::journal::{Intent, decode};
-use super::object::Stored;
-use super::protection::Fence;
+use super::journal::{LinkIntent, decode};
+use super::object::PoolFile;
+use super::protection::PoolProtection;
 use super::run::{JOURNAL, claim, is_kept, kept, temporary};
 use crate::report::{Reason, Shown};
 use crate::sys::file::filesystem;
@@ -23,7 +23,7 @@ use crate::unify::{At, Error};
 
 /// What ending killed runs came to.
 #[derive(Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Recovered {
+pub struct RecoveredRuns {
     /// Names that became names of their object.
     pub done: u64,
     /// Names that have their own inode again.
@@ -37,7 +37,7 @@ pub struct Recovered {
     pub failed: Vec<(PathBuf, String)>,
 }
 
-impl Recovered {
+impl RecoveredRuns {
     /// How much there was to do.
     pub fn total(&self) -> u64 {
         self.done + self.undone + self.protected + self.removed
@@ -45,11 +45,11 @@ impl Recovered {
 }
 
 /// Ends what killed runs began: every name has its own inode or the object's, every object is protected, nothing is left.
-pub fn recover(pool: &Pool, patience: Duration) -> Result<Recovered, Error> {
-    let mut recovered = Recovered::default();
+pub fn recover(pool: &Pool, lock_timeout: Duration) -> Result<RecoveredRuns, Error> {
+    let mut recovered = RecoveredRuns::default();
     for name in dirfd::names(pool.runs()).at(pool.path())? {
         let Some(dir) = claim(pool, &name).at(pool.path())? else { continue };
-        if let Err(e) = (Ending { pool, dir: &dir, patience }).end(&mut recovered) {
+        if let Err(e) = (Ending { pool, dir: &dir, lock_timeout }).end(&mut recovered) {
             let path = pool.path().join("runs").join(&name);
             recovered.failed.push((path, Reason(e).to_string()));
             continue;
@@ -67,11 +67,11 @@ pub fn recover(pool: &Pool, patience: Duration) -> Result<Recovered, Error> {
 struct Ending<'a> {
     pool: &'a Pool,
     dir: &'a OwnedFd,
-    patience: Duration,
+    lock_timeout: Duration,
 }
 
 impl Ending<'_> {
-    fn end(&self, recovered: &mut Recovered) -> io::Result<()> {
+    fn end(&self, recovered: &mut RecoveredRuns) -> io::Result<()> {
         let journal = match read_at(self.dir, OsStr::new(JOURNAL)) {
             Ok(journal) => decode(&journal),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
@@ -81,14 +81,15 @@ impl Ending<'_> {
         let mut trouble = None;
         // A journal that was never whole speaks of nothing that was begun.
         if let Some((protect, intents)) = journal {
-            let set_aside = self.pool.look_at_quarantine().map_err(io::Error::other)?;
+            let quarantined = self.pool.look_at_quarantine().map_err(io::Error::other)?;
             for family in intents.chunk_by(|a, b| a.object.same_object(&b.object)) {
                 let objects = self.pool.inodes_of(&family[0].object).map_err(io::Error::other)?;
                 if protect {
                     let damaged =
-                        set_aside.iter().filter(|stored| stored.name.same_object(&family[0].object));
-                    let files: Vec<Stored> = objects.iter().chain(damaged).cloned().collect();
-                    let protected = self.pool.protect(&files, Fence::Immutable, self.patience, 1);
+                        quarantined.iter().filter(|stored| stored.name.same_object(&family[0].object));
+                    let files: Vec<PoolFile> = objects.iter().chain(damaged).cloned().collect();
+                    let protected =
+                        self.pool.protect(&files, PoolProtection::Immutable, self.lock_timeout, 1);
                     let protected = protected.map_err(io::Error::other)?;
                     recovered.protected += protected.files.len() as u64;
                     if let Some((path, reason)) = protected.failed.first() {
@@ -112,7 +113,7 @@ impl Ending<'_> {
                 return Err(io::Error::other("a guest's file has its last name here"));
             }
             if name != JOURNAL {
-                swap::unlink_shared(left, self.patience).map_err(io::Error::other)?;
+                swap::unlink_shared(left, self.lock_timeout).map_err(io::Error::other)?;
                 recovered.removed += 1;
             }
         }
@@ -123,9 +124,9 @@ impl Ending<'_> {
 
     fn end_one(
         &self,
-        intent: &Intent,
-        objects: &[Stored],
-        recovered: &mut Recovered,
+        intent: &LinkIntent,
+        objects: &[PoolFile],
+        recovered: &mut RecoveredRuns,
     ) -> Result<(), swap::Error> {
         let (temporary, kept) = (temporary(intent.temporary), kept(intent.temporary));
         let temporary = Name { dir: self.dir.as_fd(), name: &temporary };
@@ -133,7 +134,7 @@ impl Ending<'_> {
         // A link of an object that has not come to its place.
         let is_waiting = temporary.inode()?.is_some();
         if is_waiting {
-            swap::unlink_shared(temporary, self.patience)?;
+            swap::unlink_shared(temporary, self.lock_timeout)?;
         }
         let Some(own) = kept.inode()? else {
             recovered.undone += u64::from(is_waiting);
@@ -147,11 +148,11 @@ impl Ending<'_> {
             recovered.undone += 1;
         }
         // In a window if need be: its guest may have protected it meanwhile.
-        swap::unlink_shared(kept, self.patience).map(drop)
+        swap::unlink_shared(kept, self.lock_timeout).map(drop)
     }
 
     /// Whether nobody has changed a guest's own inode since its name was taken.
-    fn was_left_alone(&self, intent: &Intent, kept: Name<'_>, own: &Inode) -> io::Result<bool> {
+    fn was_left_alone(&self, intent: &LinkIntent, kept: Name<'_>, own: &Inode) -> io::Result<bool> {
         let file = match kept.open() {
             // Another process has a lease on it: it may write at any time.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -162,12 +163,17 @@ impl Ending<'_> {
     }
 
     /// Gives a guest's own inode its name back, if that is the object's still. Tells whether it is.
-    fn give_back(&self, intent: &Intent, kept: Name<'_>, objects: &[Stored]) -> Result<bool, swap::Error> {
+    fn give_back(
+        &self,
+        intent: &LinkIntent,
+        kept: Name<'_>,
+        objects: &[PoolFile],
+    ) -> Result<bool, swap::Error> {
         let Ok(dir) = intent.dir.open(self.dir) else { return Ok(false) };
         let name = Name { dir: dir.as_fd(), name: &intent.name };
         let is_object = |inode: &Inode| objects.iter().any(|object| object.inode.id == inode.id);
         let Some(now) = name.inode()?.filter(is_object) else { return Ok(false) };
-        let shared = Shared::try_lock_at(name.dir, name.name, self.patience)?;
+        let shared = Shared::try_lock_at(name.dir, name.name, self.lock_timeout)?;
         shared.persist(|| kept.displace(name, now.id, None))?;
         Ok(true)
     }

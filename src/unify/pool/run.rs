@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::directory::Pool;
-use super::journal::{Intent, encode};
+use super::journal::{LinkIntent, encode};
 use crate::sys::file::inode::Inode;
 use crate::sys::path::dirfd;
 use crate::sys::share::lock;
@@ -26,16 +26,16 @@ pub(super) const JOURNAL: &str = "journal";
 const KEPT: &str = ".kept";
 /// A run's own directory. It goes with the value, unless something is left in it for the next run to end.
 #[derive(Debug)]
-pub struct Run<'p> {
+pub struct RunDir<'p> {
     pool: &'p Pool,
     name: OsString,
     dir: OwnedFd,
     next: AtomicU64,
 }
 
-impl<'p> Run<'p> {
+impl<'p> RunDir<'p> {
     /// Begins a run.
-    pub fn begin(pool: &'p Pool) -> Result<Run<'p>, Error> {
+    pub fn begin(pool: &'p Pool) -> Result<RunDir<'p>, Error> {
         let at = pool.path();
         for number in 0.. {
             let name = OsString::from(format!("{}-{number}", std::process::id()));
@@ -44,7 +44,7 @@ impl<'p> Run<'p> {
                 made => made.at(at)?,
             }
             if let Some(dir) = claim(pool, &name).at(at)? {
-                return Ok(Run { pool, name, dir, next: AtomicU64::new(0) });
+                return Ok(RunDir { pool, name, dir, next: AtomicU64::new(0) });
             }
         }
         Err(io::Error::from(io::ErrorKind::AlreadyExists)).at(at)
@@ -61,7 +61,7 @@ impl<'p> Run<'p> {
     }
 
     /// Writes down what is about to be changed. The caller flushes the filesystem before it begins.
-    pub fn record(&self, protect: bool, intents: &[Intent]) -> io::Result<()> {
+    pub fn record(&self, protect: bool, intents: &[LinkIntent]) -> io::Result<()> {
         dirfd::replace_file(&self.dir, OsStr::new(JOURNAL), &encode(protect, intents))
     }
 
@@ -71,7 +71,7 @@ impl<'p> Run<'p> {
     }
 }
 
-impl Drop for Run<'_> {
+impl Drop for RunDir<'_> {
     fn drop(&mut self) {
         // Where something is left in it, the next run sees to that.
         let _ = dirfd::remove_dir(self.pool.runs(), &self.name);

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use serde::{Deserialize, Serialize};
 
 use super::identity::Mtime;
-use super::protection::Fence;
+use super::protection::PoolProtection;
 use crate::sys::path::dirfd;
 
 /// The file in the pool's directory.
@@ -16,7 +16,7 @@ pub(super) const SETTINGS: &str = "pool.toml";
 /// How equal files share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Share {
+pub enum Sharing {
     /// One inode: disk and page cache are used once; the inode must be protected.
     #[default]
     Hardlink,
@@ -27,19 +27,19 @@ pub enum Share {
 /// How files are shared in a pool, chosen when it is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct PoolSettings {
     /// How equal files share.
-    pub share: Share,
+    pub share: Sharing,
     /// Whether times of modification must agree.
     pub mtime: Mtime,
     /// How objects are protected; earlier versions did not write it down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protection: Option<Fence>,
+    pub protection: Option<PoolProtection>,
 }
 
-impl Settings {
-    /// Reads what [`Settings::write`] wrote.
-    pub(super) fn read(text: &[u8]) -> io::Result<Settings> {
+impl PoolSettings {
+    /// Reads what [`PoolSettings::write`] wrote.
+    pub(super) fn read(text: &[u8]) -> io::Result<PoolSettings> {
         let text = std::str::from_utf8(text).map_err(io::Error::other)?;
         toml::from_str(text).map_err(|e| io::Error::other(format!("{SETTINGS}: {}", e.message())))
     }

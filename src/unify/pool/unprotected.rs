@@ -13,8 +13,8 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::directory::Pool;
-use super::object::Stored;
-use super::protection::Fence;
+use super::object::PoolFile;
+use super::protection::PoolProtection;
 use crate::parallel;
 use crate::report::{Reason, Shown};
 use crate::sys::file::filesystem;
@@ -29,8 +29,14 @@ use crate::unify::{At, Error};
 const SUSPECTS: &str = "suspects";
 
 /// How a pool is protected, if it should be: as is written down, or as one of its files shows.
-pub fn fence(pool: &Pool, files: &[Stored]) -> Fence {
-    let shown = || if files.iter().any(|file| file.inode.immutable) { Fence::Immutable } else { Fence::None };
+pub fn protection(pool: &Pool, files: &[PoolFile]) -> PoolProtection {
+    let shown = || {
+        if files.iter().any(|file| file.inode.immutable) {
+            PoolProtection::Immutable
+        } else {
+            PoolProtection::None
+        }
+    };
     pool.settings.protection.unwrap_or_else(shown)
 }
 
@@ -54,8 +60,8 @@ pub struct Suspects {
 
 impl Suspects {
     /// Whether this is one of them.
-    pub fn holds(&self, stored: &Stored) -> bool {
-        !self.names.is_empty() && !stored.set_aside && self.names.contains(&stored.name.whole())
+    pub fn holds(&self, stored: &PoolFile) -> bool {
+        !self.names.is_empty() && !stored.quarantined && self.names.contains(&stored.name.whole())
     }
 }
 
@@ -63,11 +69,11 @@ impl Pool {
     /// Those of these files that are not protected.
     ///
     /// One whose names a guest changes just now is not either, for microseconds: hence the second look.
-    pub fn unprotected<'s>(&self, files: &'s [Stored]) -> Vec<&'s Stored> {
-        let mut unprotected: Vec<&Stored> = files.iter().filter(|file| !file.inode.immutable).collect();
+    pub fn unprotected<'s>(&self, files: &'s [PoolFile]) -> Vec<&'s PoolFile> {
+        let mut unprotected: Vec<&PoolFile> = files.iter().filter(|file| !file.inode.immutable).collect();
         if !unprotected.is_empty() {
             std::thread::sleep(TICK);
-            let look = |file: &Stored| Inode::at(self.dir_of(file)?, &file.file);
+            let look = |file: &PoolFile| Inode::at(self.dir_of(file)?, &file.file);
             unprotected.retain(|file| look(file).is_ok_and(|now| now.id == file.inode.id && !now.immutable));
         }
         unprotected
@@ -76,26 +82,27 @@ impl Pool {
     /// Protects those of these files that are not, and remembers the objects among them as suspects.
     pub fn protect(
         &self,
-        files: &[Stored],
-        fence: Fence,
-        patience: Duration,
+        files: &[PoolFile],
+        protection: PoolProtection,
+        lock_timeout: Duration,
         threads: usize,
     ) -> Result<Protected, Error> {
         let mut protected = Protected::default();
         let unprotected = self.unprotected(files);
-        if unprotected.is_empty() || fence == Fence::None {
+        if unprotected.is_empty() || protection == PoolProtection::None {
             return Ok(protected);
         }
-        let objects = unprotected.iter().filter(|file| !file.set_aside).map(|file| file.name.whole());
+        let objects = unprotected.iter().filter(|file| !file.quarantined).map(|file| file.name.whole());
         self.suspect(objects.collect());
-        let done = parallel::map(threads, &unprotected, |file| self.protect_one(file, fence, patience));
+        let done =
+            parallel::map(threads, &unprotected, |file| self.protect_one(file, protection, lock_timeout));
         for (file, done) in unprotected.iter().zip(done) {
             match done {
                 Ok(true) => protected.files.push(self.path_of(file)),
                 Ok(false) => {}
                 Err(e) => {
                     protected.failed.push((self.path_of(file), Reason(e).to_string()));
-                    protected.open.extend((!file.set_aside).then(|| file.name.whole()));
+                    protected.open.extend((!file.quarantined).then(|| file.name.whole()));
                 }
             }
         }
@@ -103,9 +110,14 @@ impl Pool {
     }
 
     /// Protects a file, unless it is, or is another one by now. Returns whether it was not.
-    fn protect_one(&self, stored: &Stored, fence: Fence, patience: Duration) -> io::Result<bool> {
+    fn protect_one(
+        &self,
+        stored: &PoolFile,
+        protection: PoolProtection,
+        lock_timeout: Duration,
+    ) -> io::Result<bool> {
         // Without the lock, too: a guest's user can hold it, and that must not keep a file open to changes.
-        let shared = match Shared::try_lock_at(self.dir_of(stored)?, &stored.file, patience) {
+        let shared = match Shared::try_lock_at(self.dir_of(stored)?, &stored.file, lock_timeout) {
             Err(e) if is_absent(&e) => return Ok(false),
             locked => locked?,
         };
@@ -113,7 +125,7 @@ impl Pool {
         if now.immutable || now.id != stored.inode.id || now.nlink == 0 {
             return Ok(false);
         }
-        fence.set(&shared).map(|()| true)
+        protection.set(&shared).map(|()| true)
     }
 
     /// Remembers objects that are to be read again; on the disk when this returns, if there is room.

@@ -9,28 +9,28 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, Transaction, params};
 
-use super::catalog::{Catalog, DirIndex, File};
-use super::guest::Guest;
+use super::catalog::{Catalog, DirIndex, PrivateFile};
+use super::guest::GuestTree;
 use crate::report::Shown;
 use crate::sys::file::filesystem;
 use crate::unify::pool::identity::Digest;
 
-const SCHEMA: i64 = 1;
+const SCHEMA_VERSION: i64 = 1;
 
 /// A directory as it was.
 #[derive(Debug, Default)]
-pub struct Row {
+pub struct CachedDir {
     /// Inode number.
     pub ino: u64,
     /// Time of its last change, in nanoseconds.
     pub ctime: i64,
     /// Its files that are none of the pool's.
-    pub private: Vec<Private>,
+    pub private: Vec<CachedFile>,
 }
 
 /// A private file as it was.
 #[derive(Debug)]
-pub struct Private {
+pub struct CachedFile {
     /// Name in its directory.
     pub name: OsString,
     /// Inode number.
@@ -44,7 +44,7 @@ pub struct Private {
 }
 
 /// The directories of a guest as they were, by path.
-pub type Remembered = HashMap<PathBuf, Row>;
+pub type CachedDirs = HashMap<PathBuf, CachedDir>;
 
 /// The database.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl Cache {
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "NORMAL")?;
         let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        if version != SCHEMA {
+        if version != SCHEMA_VERSION {
             db.execute_batch(&format!(
                 "BEGIN;
                  DROP TABLE IF EXISTS private; DROP TABLE IF EXISTS directory; DROP TABLE IF EXISTS guest;
@@ -98,7 +98,7 @@ impl Cache {
                      key INTEGER NOT NULL, content BLOB, xattrs INTEGER, shares_blocks INTEGER NOT NULL,
                      PRIMARY KEY (directory, name)) WITHOUT ROWID;
                  CREATE INDEX private_key ON private (key);
-                 PRAGMA user_version = {SCHEMA};
+                 PRAGMA user_version = {SCHEMA_VERSION};
                  COMMIT;"
             ))?;
         }
@@ -117,15 +117,15 @@ impl Cache {
     }
 
     /// What is remembered of a guest, if it was seen with the same fingerprint; else nothing.
-    pub fn load(&self, guest: &Guest, fingerprint: &[u8]) -> rusqlite::Result<Remembered> {
-        let Some(id) = find(&self.0, guest, fingerprint)? else { return Ok(Remembered::new()) };
-        let mut rows: HashMap<i64, (PathBuf, Row)> = HashMap::new();
+    pub fn load(&self, guest: &GuestTree, fingerprint: &[u8]) -> rusqlite::Result<CachedDirs> {
+        let Some(id) = find(&self.0, guest, fingerprint)? else { return Ok(CachedDirs::new()) };
+        let mut rows: HashMap<i64, (PathBuf, CachedDir)> = HashMap::new();
         let mut directories =
             self.0.prepare_cached("SELECT id, path, ino, ctime FROM directory WHERE guest = ?1")?;
         let mut found = directories.query([id])?;
         while let Some(row) = found.next()? {
             let path = PathBuf::from(bytes(row, 1)?);
-            let dir = Row { ino: unsigned(row, 2)?, ctime: row.get(3)?, private: Vec::new() };
+            let dir = CachedDir { ino: unsigned(row, 2)?, ctime: row.get(3)?, private: Vec::new() };
             rows.insert(row.get(0)?, (path, dir));
         }
         let mut private = self.0.prepare_cached(
@@ -137,7 +137,7 @@ impl Cache {
             let Some((_, dir)) = rows.get_mut(&row.get(0)?) else { continue };
             let content: Option<[u8; 32]> = row.get(4)?;
             let xattrs: Option<i64> = row.get(5)?;
-            dir.private.push(Private {
+            dir.private.push(CachedFile {
                 name: bytes(row, 1)?,
                 ino: unsigned(row, 2)?,
                 ctime: row.get(3)?,
@@ -236,7 +236,12 @@ fn is_full(error: &rusqlite::Error) -> bool {
 }
 
 /// Remembers one private file.
-fn keep(transaction: &Transaction<'_>, row: i64, catalog: &Catalog, file: &File) -> rusqlite::Result<()> {
+fn keep(
+    transaction: &Transaction<'_>,
+    row: i64,
+    catalog: &Catalog,
+    file: &PrivateFile,
+) -> rusqlite::Result<()> {
     let digest = catalog.digest(file);
     transaction
         .prepare_cached("INSERT OR REPLACE INTO private VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
@@ -254,7 +259,7 @@ fn keep(transaction: &Transaction<'_>, row: i64, catalog: &Catalog, file: &File)
 }
 
 /// The row of a guest that was seen as it is, under this fingerprint.
-fn find(db: &Connection, guest: &Guest, fingerprint: &[u8]) -> rusqlite::Result<Option<i64>> {
+fn find(db: &Connection, guest: &GuestTree, fingerprint: &[u8]) -> rusqlite::Result<Option<i64>> {
     let (dev, ino) = identity(guest);
     db.prepare_cached("SELECT id FROM guest WHERE path = ?1 AND dev = ?2 AND ino = ?3 AND fingerprint = ?4")?
         .query_row(
@@ -265,13 +270,13 @@ fn find(db: &Connection, guest: &Guest, fingerprint: &[u8]) -> rusqlite::Result<
 }
 
 /// What a guest's root is, also when its filesystem is mounted again.
-fn identity(guest: &Guest) -> (u64, u64) {
+fn identity(guest: &GuestTree) -> (u64, u64) {
     let filesystem = guest.root.open_dir(Path::new("/")).and_then(filesystem::identity);
     (filesystem.unwrap_or(guest.inode.id.dev), guest.inode.id.ino)
 }
 
 /// Forgets what is known under a guest's path, and begins anew.
-fn begin(transaction: &Transaction<'_>, guest: &Guest, fingerprint: &[u8]) -> rusqlite::Result<i64> {
+fn begin(transaction: &Transaction<'_>, guest: &GuestTree, fingerprint: &[u8]) -> rusqlite::Result<i64> {
     let path = guest.root.path().as_os_str().as_bytes();
     let old = "(SELECT id FROM guest WHERE path = ?1)";
     for statement in [

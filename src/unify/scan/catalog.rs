@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use rustix::fs::OFlags;
 
-use super::guest::Guest;
-use super::unfit::Unfit;
+use super::guest::GuestTree;
+use super::not_unified::NotUnified;
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::unify::pool::identity::Digest;
 
@@ -56,7 +56,7 @@ pub struct Dir {
 
 /// One name of a file that is not the pool's yet.
 #[derive(Clone, Copy, Debug)]
-pub struct File {
+pub struct PrivateFile {
     /// Files that may be equal have equal keys.
     pub key: u64,
     /// Inode number; its device is that of the guest's root.
@@ -78,7 +78,7 @@ pub struct File {
     name: u32,
     name_len: u16,
     /// Why it stays as it is.
-    pub unfit: Option<Unfit>,
+    pub not_unified: Option<NotUnified>,
     /// It shares the blocks of its object already.
     pub shares_blocks: bool,
 }
@@ -87,11 +87,11 @@ pub struct File {
 #[derive(Debug, Default)]
 pub struct Catalog {
     /// The guests, as they were given.
-    pub guests: Vec<Guest>,
+    pub guests: Vec<GuestTree>,
     /// Directories with such files, and those whose names were read.
     pub dirs: Vec<Dir>,
     /// The files.
-    pub files: Vec<File>,
+    pub files: Vec<PrivateFile>,
     /// Known digests.
     pub digests: Vec<Digest>,
     /// Files that could not be read, with the reason.
@@ -108,9 +108,9 @@ pub struct Catalog {
 }
 
 impl Index<GuestIndex> for Catalog {
-    type Output = Guest;
+    type Output = GuestTree;
 
-    fn index(&self, at: GuestIndex) -> &Guest {
+    fn index(&self, at: GuestIndex) -> &GuestTree {
         &self.guests[at.0 as usize]
     }
 }
@@ -130,15 +130,15 @@ impl IndexMut<DirIndex> for Catalog {
 }
 
 impl Index<FileIndex> for Catalog {
-    type Output = File;
+    type Output = PrivateFile;
 
-    fn index(&self, at: FileIndex) -> &File {
+    fn index(&self, at: FileIndex) -> &PrivateFile {
         &self.files[at.0 as usize]
     }
 }
 
 impl IndexMut<FileIndex> for Catalog {
-    fn index_mut(&mut self, at: FileIndex) -> &mut File {
+    fn index_mut(&mut self, at: FileIndex) -> &mut PrivateFile {
         &mut self.files[at.0 as usize]
     }
 }
@@ -172,9 +172,9 @@ impl Catalog {
         name: &OsStr,
         inode: &Inode,
         key: u64,
-        unfit: Option<Unfit>,
+        not_unified: Option<NotUnified>,
     ) -> FileIndex {
-        self.files.push(File {
+        self.files.push(PrivateFile {
             key,
             ino: inode.id.ino,
             size: inode.size,
@@ -186,7 +186,7 @@ impl Catalog {
             digest: None,
             name: self.names.len() as u32,
             name_len: name.len() as u16,
-            unfit,
+            not_unified,
             shares_blocks: false,
         });
         self.names.extend_from_slice(name.as_bytes());
@@ -204,7 +204,7 @@ impl Catalog {
     }
 
     /// What is known of a file.
-    pub fn digest(&self, file: &File) -> Option<Digest> {
+    pub fn digest(&self, file: &PrivateFile) -> Option<Digest> {
         file.digest.map(|at| self.digests[at.get() as usize])
     }
 
@@ -224,7 +224,7 @@ impl Catalog {
         self.dirs.extend(part.dirs);
         self.names.extend(part.names);
         self.digests.extend(part.digests);
-        self.files.extend(part.files.into_iter().map(|file| File {
+        self.files.extend(part.files.into_iter().map(|file| PrivateFile {
             dir: DirIndex(file.dir.0 + dirs),
             name: file.name + names,
             digest: file.digest.and_then(|at| at.checked_add(digests)),
@@ -237,35 +237,35 @@ impl Catalog {
     }
 
     /// The last component of a file's path.
-    pub fn name(&self, file: &File) -> &OsStr {
+    pub fn name(&self, file: &PrivateFile) -> &OsStr {
         let start = file.name as usize;
         OsStr::from_bytes(&self.names[start..start + usize::from(file.name_len)])
     }
 
     /// The directory of a file.
-    pub fn dir(&self, file: &File) -> &Dir {
+    pub fn dir(&self, file: &PrivateFile) -> &Dir {
         &self[file.dir]
     }
 
     /// Which inode a file is.
-    pub fn id(&self, file: &File) -> InodeId {
+    pub fn id(&self, file: &PrivateFile) -> InodeId {
         let guest = &self[self.dir(file).guest];
         InodeId { dev: guest.inode.id.dev, ino: file.ino }
     }
 
     /// Which inode the directory of a file is.
-    pub fn dir_id(&self, file: &File) -> InodeId {
+    pub fn dir_id(&self, file: &PrivateFile) -> InodeId {
         let dir = self.dir(file);
         InodeId { dev: self[dir.guest].inode.id.dev, ino: dir.ino }
     }
 
     /// The path of a file, from its guest's root.
-    pub fn path(&self, file: &File) -> PathBuf {
+    pub fn path(&self, file: &PrivateFile) -> PathBuf {
         self.dir(file).path.join(self.name(file))
     }
 
     /// The path of a file, from the caller's root: for messages.
-    pub fn outer_path(&self, file: &File) -> PathBuf {
+    pub fn outer_path(&self, file: &PrivateFile) -> PathBuf {
         let root = self[self.dir(file).guest].root.path();
         root.join(crate::sys::path::root::relative(&self.path(file)))
     }

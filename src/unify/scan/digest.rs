@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use super::catalog::{Catalog, DirIndex, File, FileIndex};
-use super::unfit::Unfit;
+use super::catalog::{Catalog, DirIndex, FileIndex, PrivateFile};
+use super::not_unified::NotUnified;
 use crate::parallel;
 use crate::report::Watch;
 use crate::sys::file::inode::Inode;
@@ -19,7 +19,7 @@ use crate::sys::share::swap::Name;
 use crate::unify::pool::identity::Digest;
 
 /// Files read by one thread in one go.
-const CHUNK: usize = 32;
+const FILES_PER_CHUNK: usize = 32;
 
 /// What reading a file came to.
 pub type Read = Result<Digest, Missed>;
@@ -28,7 +28,7 @@ pub type Read = Result<Digest, Missed>;
 #[derive(Debug)]
 pub enum Missed {
     /// It is not to be unified now.
-    Unfit(Unfit),
+    NotUnified(NotUnified),
     /// It cannot be read.
     Failed(io::Error),
 }
@@ -52,9 +52,9 @@ pub fn digest(
     threads: usize,
     watch: &dyn Watch,
 ) -> Vec<Read> {
-    let chunks: Vec<&[FileIndex]> = files.chunks(CHUNK).collect();
+    let chunks: Vec<&[FileIndex]> = files.chunks(FILES_PER_CHUNK).collect();
     let read = parallel::map(threads, &chunks, |chunk| {
-        let mut dirs = Dirs::new(catalog);
+        let mut dirs = OpenDirs::new(catalog);
         let mut bytes = 0;
         let results = chunk.iter().map(|&at| {
             let file = &catalog[at];
@@ -63,14 +63,14 @@ pub fn digest(
                 let project = if limits.links { Traits::of(&opened)?.project } else { 0 };
                 let strange = |handed_on: Option<u32>| handed_on.is_some_and(|only| only != project);
                 if limits.links && (strange(limits.project) || strange(dirs.handed_on(file)?)) {
-                    return Ok(Err(Unfit::Project));
+                    return Ok(Err(NotUnified::Project));
                 }
                 read(&opened, file, limits.allow_setid)
             });
             match result {
-                Ok(read) => read.map_err(Missed::Unfit),
+                Ok(read) => read.map_err(Missed::NotUnified),
                 // Looked at again in the next run.
-                Err(e) if is_gone(&e) => Err(Missed::Unfit(Unfit::Changed)),
+                Err(e) if is_gone(&e) => Err(Missed::NotUnified(NotUnified::Changed)),
                 Err(e) => Err(Missed::Failed(e)),
             }
         });
@@ -84,20 +84,20 @@ pub fn digest(
 /// Under a lease: it proves that there was no writer when the reading began. One who has come since and changed
 /// anything shows in the time of change, which is that of the scan or not; hence a file that has only just changed waits
 /// for the next run.
-fn read(opened: &OwnedFd, file: &File, allow_setid: bool) -> io::Result<Result<Digest, Unfit>> {
-    let Some(lease) = take_lease(opened)? else { return Ok(Err(Unfit::Writer)) };
+fn read(opened: &OwnedFd, file: &PrivateFile, allow_setid: bool) -> io::Result<Result<Digest, NotUnified>> {
+    let Some(lease) = take_lease(opened)? else { return Ok(Err(NotUnified::Writer)) };
     if !is_settled(file.ctime) {
-        return Ok(Err(Unfit::Changed));
+        return Ok(Err(NotUnified::Changed));
     }
     let xattrs = crate::sys::file::xattr::read(opened)?;
     if has_capabilities(&xattrs) && !allow_setid {
-        return Ok(Err(Unfit::Capabilities));
+        return Ok(Err(NotUnified::Capabilities));
     }
     // A writer that comes is not kept waiting for the end of a large file.
     let Some(digest) = Digest::of(opened, file.size, &xattrs, || lease.holds())? else {
-        return Ok(Err(Unfit::Writer));
+        return Ok(Err(NotUnified::Writer));
     };
-    Ok(if is_same(&Inode::of(opened)?, file) { Ok(digest) } else { Err(Unfit::Changed) })
+    Ok(if is_same(&Inode::of(opened)?, file) { Ok(digest) } else { Err(NotUnified::Changed) })
 }
 
 /// Whether file capabilities are among the attributes (`capabilities(7)`).
@@ -106,7 +106,7 @@ pub fn has_capabilities(xattrs: &Xattrs) -> bool {
 }
 
 /// Whether an inode is the one a scan saw, unchanged.
-pub fn is_same(inode: &Inode, file: &File) -> bool {
+pub fn is_same(inode: &Inode, file: &PrivateFile) -> bool {
     inode.id.ino == file.ino && inode.size == file.size && inode.ctime.nanoseconds() == file.ctime
 }
 
@@ -139,19 +139,19 @@ pub fn take_lease(file: &impl AsFd) -> io::Result<Option<Quiet<'_>>> {
 }
 
 /// Directories of a catalog, kept open: files come in runs of neighbours, of as many guests as there are.
-pub struct Dirs<'c> {
+pub struct OpenDirs<'c> {
     catalog: &'c Catalog,
     open: HashMap<DirIndex, (Rc<OwnedFd>, Option<Option<u32>>)>,
 }
 
-impl<'c> Dirs<'c> {
+impl<'c> OpenDirs<'c> {
     /// None is open yet.
-    pub fn new(catalog: &'c Catalog) -> Dirs<'c> {
-        Dirs { catalog, open: HashMap::new() }
+    pub fn new(catalog: &'c Catalog) -> OpenDirs<'c> {
+        OpenDirs { catalog, open: HashMap::new() }
     }
 
     /// The directory of a file.
-    pub fn of(&mut self, file: &File) -> io::Result<Rc<OwnedFd>> {
+    pub fn of(&mut self, file: &PrivateFile) -> io::Result<Rc<OwnedFd>> {
         if !self.open.contains_key(&file.dir) {
             if self.open.len() >= 64 {
                 self.open.clear();
@@ -164,7 +164,7 @@ impl<'c> Dirs<'c> {
     }
 
     /// The project that the directory of a file gives all that is made in it.
-    pub fn handed_on(&mut self, file: &File) -> io::Result<Option<u32>> {
+    pub fn handed_on(&mut self, file: &PrivateFile) -> io::Result<Option<u32>> {
         let dir = self.of(file)?;
         match self.open.get_mut(&file.dir) {
             Some((_, Some(known))) => Ok(*known),
@@ -174,7 +174,7 @@ impl<'c> Dirs<'c> {
     }
 
     /// Opens a file.
-    pub fn file(&mut self, file: &File) -> io::Result<OwnedFd> {
+    pub fn file(&mut self, file: &PrivateFile) -> io::Result<OwnedFd> {
         let name = self.catalog.name(file);
         Name { dir: self.of(file)?.as_fd(), name }.open()
     }

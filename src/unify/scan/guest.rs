@@ -5,24 +5,24 @@ use std::path::Path;
 use crate::sys::file::inode::Inode;
 use crate::sys::path::root::Root;
 use crate::sys::process::mounts;
-use crate::unify::pool::settings::Share;
+use crate::unify::pool::settings::Sharing;
 use crate::unify::{At, Error};
 
 /// A guest.
 #[derive(Debug)]
-pub struct Guest {
+pub struct GuestTree {
     /// Its root.
     pub root: Root,
     /// The root directory as it was opened.
     pub inode: Inode,
 }
 
-impl Guest {
+impl GuestTree {
     /// Opens a guest; its path is canonical then.
-    pub fn open(path: &Path) -> Result<Guest, Error> {
+    pub fn open(path: &Path) -> Result<GuestTree, Error> {
         let path = std::fs::canonicalize(path).at(path)?;
         let root = Root::open(&path).at(&path)?;
-        Ok(Guest { inode: Inode::of(&root).at(&path)?, root })
+        Ok(GuestTree { inode: Inode::of(&root).at(&path)?, root })
     }
 
     /// Whether a pool at `path`, canonical and perhaps not there yet, is out of the guest's reach.
@@ -49,9 +49,9 @@ impl Guest {
     }
 
     /// Whether a guest can share with a pool at `path`, which need not be there yet.
-    pub fn check_reach(&self, path: &Path, share: Share) -> Result<(), Error> {
+    pub fn check_reach(&self, path: &Path, share: Sharing) -> Result<(), Error> {
         let (_, near) = nearest(path)?;
-        if share == Share::Hardlink && (near.id.dev, near.mount) != (self.inode.id.dev, self.inode.mount) {
+        if share == Sharing::Hardlink && (near.id.dev, near.mount) != (self.inode.id.dev, self.inode.mount) {
             let reason = "on another filesystem, mount or subvolume than the pool, so no hard link can join them; \
              give it a pool of its own there (--pool), or share blocks with --share reflink where the filesystem can";
             return Err(Error::Guest { path: self.root.path().to_path_buf(), reason: reason.to_owned() });

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::catalog::{Catalog, File, FileIndex, GuestIndex};
-use super::unfit::Unfit;
+use super::catalog::{Catalog, FileIndex, GuestIndex, PrivateFile};
+use super::not_unified::NotUnified;
 use crate::report::{Reason, Shown};
 use crate::state::store::is_unable;
 use crate::sys::file::inode::InodeId;
@@ -22,26 +22,26 @@ pub fn mark_unable(catalog: &mut Catalog) {
     }
     for at in catalog.indices() {
         if unable.contains(&catalog.dir(&catalog[at]).guest) {
-            catalog[at].unfit.get_or_insert(Unfit::Unable);
+            catalog[at].not_unified.get_or_insert(NotUnified::Unable);
         }
     }
 }
 
 /// Marks the files on whose names something is mounted where only some processes see it, under all their names.
 pub fn mark_mount_points(catalog: &mut Catalog) {
-    if catalog.files.iter().all(|file| file.unfit.is_some()) {
+    if catalog.files.iter().all(|file| file.not_unified.is_some()) {
         return;
     }
     let mounted = MountPoints::look().unwrap_or_else(|e| {
         log::warn!("what is mounted in guests cannot be seen: {}", Reason(e));
         MountPoints::default()
     });
-    let is_mounted = |file: &&File| mounted.are_on(catalog.name(file), || Some(catalog.dir_id(file)));
+    let is_mounted = |file: &&PrivateFile| mounted.are_on(catalog.name(file), || Some(catalog.dir_id(file)));
     let ids: HashSet<InodeId> =
         catalog.files.iter().filter(is_mounted).map(|file| catalog.id(file)).collect();
     for at in catalog.indices() {
         if !ids.is_empty() && ids.contains(&catalog.id(&catalog[at])) {
-            catalog[at].unfit.get_or_insert(Unfit::MountPoint);
+            catalog[at].not_unified.get_or_insert(NotUnified::MountPoint);
         }
     }
 }
@@ -60,8 +60,8 @@ pub fn mark_several_names(catalog: &mut Catalog) {
     }
     for at in catalog.indices() {
         let file = &catalog[at];
-        if file.unfit.is_none() && file.nlink > 1 && several.contains(&catalog.id(file)) {
-            catalog[at].unfit = Some(Unfit::SeveralNames);
+        if file.not_unified.is_none() && file.nlink > 1 && several.contains(&catalog.id(file)) {
+            catalog[at].not_unified = Some(NotUnified::SeveralNames);
         }
     }
 }
@@ -81,11 +81,11 @@ pub fn mark_linked_elsewhere(catalog: &mut Catalog) {
         })
         .collect();
     for at in apart {
-        let unfit = &mut catalog[at].unfit;
-        match unfit {
-            None => *unfit = Some(Unfit::LinkedElsewhere),
+        let not_unified = &mut catalog[at].not_unified;
+        match not_unified {
+            None => *not_unified = Some(NotUnified::LinkedElsewhere),
             // The administrator's own has no names that nobody knows of.
-            Some(Unfit::Protected) => *unfit = Some(Unfit::OtherPool),
+            Some(NotUnified::Protected) => *not_unified = Some(NotUnified::OtherPool),
             Some(_) => {}
         }
     }

@@ -1,7 +1,7 @@
 //! Finds the files of guests that may be unified, and reads those of which at least two could be equal.
 //!
 //! [`walk`] finds the files of a [`guest`], with the help of the [`cache`]; a [`catalog`] holds them; [`marks`] says which
-//! stay as they are, and [`unfit`] why; [`digest`] reads them. [`names`] goes through all names, whatever they are.
+//! stay as they are, and [`not_unified`] why; [`digest`] reads them. [`names`] goes through all names, whatever they are.
 
 pub mod cache;
 pub mod catalog;
@@ -9,5 +9,5 @@ pub mod digest;
 pub mod guest;
 pub mod marks;
 pub mod names;
-pub mod unfit;
+pub mod not_unified;
 pub mod walk;

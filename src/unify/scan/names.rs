@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::guest::Guest;
+use super::guest::GuestTree;
 use crate::report::Reason;
 use crate::sys::file::inode::{InodeId, Kind};
 use crate::sys::path::root::relative;
@@ -10,7 +10,7 @@ use crate::sys::path::tree::{self, Descend, TreeEntry};
 use crate::unify::pool::directory::Pool;
 
 /// Directories that are none of a guest's although they may lie in it: the pool, other guests.
-pub fn borders(pool: &Pool, guests: &[Guest]) -> Vec<InodeId> {
+pub fn borders(pool: &Pool, guests: &[GuestTree]) -> Vec<InodeId> {
     let guests = guests.iter().map(|guest| guest.inode.id);
     std::iter::once(pool.inode().id).chain(guests).collect()
 }
@@ -20,7 +20,7 @@ pub fn borders(pool: &Pool, guests: &[Guest]) -> Vec<InodeId> {
 ///
 /// Returns the directories that could not be read, with the reason.
 pub fn walk(
-    guest: &Guest,
+    guest: &GuestTree,
     borders: &[InodeId],
     visit: &mut dyn FnMut(&TreeEntry<'_>),
 ) -> Vec<(PathBuf, String)> {
@@ -48,6 +48,6 @@ pub fn walk(
 }
 
 /// A path of a guest from the caller's root, for messages.
-pub fn outer_path(guest: &Guest, path: &Path) -> PathBuf {
+pub fn outer_path(guest: &GuestTree, path: &Path) -> PathBuf {
     guest.root.path().join(relative(path))
 }

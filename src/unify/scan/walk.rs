@@ -11,10 +11,10 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use rustix::fs::OFlags;
 
-use super::cache::{Remembered, Row};
+use super::cache::{CachedDir, CachedDirs};
 use super::catalog::{Catalog, Dir, DirIndex, FileIndex, GuestIndex};
-use super::guest::Guest;
-use super::unfit::Unfit;
+use super::guest::GuestTree;
+use super::not_unified::NotUnified;
 use crate::parallel;
 use crate::report::Reason;
 use crate::sys::file::inode::{Inode, InodeId, Kind};
@@ -24,16 +24,16 @@ use crate::sys::path::root::relative;
 use crate::sys::path::tree;
 use crate::unify::eligible::scope::Eligible;
 use crate::unify::pool::identity::{self, Mtime};
-use crate::unify::pool::object::Index;
-use crate::unify::pool::settings::Share;
+use crate::unify::pool::object::ObjectIndex;
+use crate::unify::pool::settings::Sharing;
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub struct ScanOptions<'a> {
     /// What is known of the pool.
-    pub index: &'a Index,
+    pub index: &'a ObjectIndex,
     /// How files are shared.
-    pub share: Share,
+    pub share: Sharing,
     /// Whether times of modification must agree.
     pub mtime: Mtime,
     /// The smallest file, in bytes; an empty one never.
@@ -53,11 +53,11 @@ pub struct Wanted<'a> {
 /// `remembered` is what an earlier run saw, by path. `eligible` is asked only where a directory has to be listed; it
 /// says nothing where that cannot be known.
 pub fn scan<'e>(
-    guest: &Guest,
+    guest: &GuestTree,
     number: GuestIndex,
     eligible: &(dyn Fn() -> Option<&'e Eligible> + Sync),
-    remembered: &Remembered,
-    wanted: &Wanted<'_>,
+    remembered: &CachedDirs,
+    wanted: &ScanOptions<'_>,
 ) -> Catalog {
     let scanner = Scanner { guest, number, eligible, remembered, wanted };
     let mut found = Catalog::default();
@@ -65,8 +65,8 @@ pub fn scan<'e>(
     if remembered.is_empty() {
         tasks.push(PathBuf::from("/"));
     }
-    let rows: Vec<(&PathBuf, &Row)> = remembered.iter().collect();
-    let chunks: Vec<&[(&PathBuf, &Row)]> = rows.chunks(64).collect();
+    let rows: Vec<(&PathBuf, &CachedDir)> = remembered.iter().collect();
+    let chunks: Vec<&[(&PathBuf, &CachedDir)]> = rows.chunks(64).collect();
     let checked = parallel::map(wanted.threads, &chunks, |chunk| {
         let (mut part, mut again) = (Catalog::default(), Vec::new());
         for (path, row) in *chunk {
@@ -87,16 +87,16 @@ pub fn scan<'e>(
 }
 
 struct Scanner<'a, 'e> {
-    guest: &'a Guest,
+    guest: &'a GuestTree,
     number: GuestIndex,
     eligible: &'a (dyn Fn() -> Option<&'e Eligible> + Sync),
-    remembered: &'a Remembered,
-    wanted: &'a Wanted<'a>,
+    remembered: &'a CachedDirs,
+    wanted: &'a ScanOptions<'a>,
 }
 
 impl Scanner<'_, '_> {
     /// Looks at what an earlier run left private in a directory. `false` where the directory has changed.
-    fn unchanged(&self, path: &Path, row: &Row, part: &mut Catalog) -> bool {
+    fn unchanged(&self, path: &Path, row: &CachedDir, part: &mut Catalog) -> bool {
         match self.guest.root.look(path) {
             Ok(inode)
                 if inode.kind == Kind::Directory
@@ -175,13 +175,13 @@ impl Scanner<'_, '_> {
             ctime: if is_settled(changed) { changed } else { 0 },
             fresh: true,
         });
-        let linked = self.wanted.share == Share::Hardlink;
+        let linked = self.wanted.share == Sharing::Hardlink;
         tree::entries(&fd, buffer, |name, kind, ino| {
             let looked = match kind {
                 Kind::Regular if !eligible.file(name) => return,
                 Kind::Regular if linked && self.wanted.index.holds(ino) => {
-                    let set_aside = self.wanted.index.is_set_aside(ino);
-                    *(if set_aside { &mut part.damaged } else { &mut part.shared }) += 1;
+                    let quarantined = self.wanted.index.is_quarantined(ino);
+                    *(if quarantined { &mut part.damaged } else { &mut part.shared }) += 1;
                     return;
                 }
                 Kind::Regular | Kind::Unknown => Some(Inode::at(&fd, name)),
@@ -217,22 +217,22 @@ impl Scanner<'_, '_> {
     }
 
     fn add(&self, part: &mut Catalog, dir: DirIndex, name: &OsStr, inode: &Inode) -> FileIndex {
-        let unfit = unfit(inode, self.guest, self.wanted.min_size, self.wanted.allow_setid);
+        let not_unified = not_unified(inode, self.guest, self.wanted.min_size, self.wanted.allow_setid);
         let salt = identity::salt(self.wanted.by_path, || part[dir].path.join(name));
-        part.add_file(dir, name, inode, identity::tag(inode, self.wanted.mtime) ^ salt, unfit)
+        part.add_file(dir, name, inode, identity::tag(inode, self.wanted.mtime) ^ salt, not_unified)
     }
 }
 
 /// Why a regular file of a guest stays as it is, by its inode alone.
-pub fn unfit(inode: &Inode, guest: &Guest, min_size: u64, allow_setid: bool) -> Option<Unfit> {
+pub fn not_unified(inode: &Inode, guest: &GuestTree, min_size: u64, allow_setid: bool) -> Option<NotUnified> {
     if inode.size < min_size.max(1) {
-        Some(Unfit::Small)
+        Some(NotUnified::Small)
     } else if inode.mode & 0o6000 != 0 && !allow_setid {
-        Some(Unfit::SetId)
+        Some(NotUnified::SetId)
     } else if inode.immutable || inode.append_only {
-        Some(Unfit::Protected)
+        Some(NotUnified::Protected)
     } else if inode.id.dev != guest.inode.id.dev || inode.mount != guest.inode.mount {
-        Some(Unfit::OtherMount)
+        Some(NotUnified::OtherMount)
     } else {
         None
     }

@@ -3,7 +3,7 @@
 /// Why a file that its path makes eligible stays as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Unfit {
+pub enum NotUnified {
     /// Empty, or smaller than asked for.
     Small,
     /// It has no blocks that could be shared.
@@ -46,30 +46,30 @@ pub enum Unfit {
     OtherPool,
 }
 
-impl Unfit {
+impl NotUnified {
     /// The reason, for people.
     pub fn describe(self) -> &'static str {
         match self {
-            Unfit::Small => "empty or too small",
-            Unfit::Inline => "within their inodes, without blocks to share",
-            Unfit::SetId => "set-id",
-            Unfit::Capabilities => "file capabilities",
-            Unfit::Protected => "immutable or append-only, the administrator's own",
-            Unfit::OtherMount => "on another mount",
-            Unfit::Unable => "in guests that could not make them private again",
-            Unfit::MountPoint => "mount points in the mount namespace of some process",
-            Unfit::LinkedElsewhere => "hard links outside of what may be unified",
-            Unfit::SeveralNames => "several names, which a reference guest leaves as they are",
-            Unfit::Project => "another project (quota) than their directory or the pool",
-            Unfit::Flags => "inode flags that no copy can have",
-            Unfit::Writer => "open for writing",
-            Unfit::Changed => "changed while it was looked at",
-            Unfit::InUse => "used by running programs",
-            Unfit::Encrypted => "in a directory that is encrypted in another way than the pool",
-            Unfit::Unreadable => "cannot be read",
-            Unfit::Damaged => "the pool's file is damaged",
-            Unfit::OtherPool => "immutable and shared with others, another pool's",
-            Unfit::Unprotected => {
+            NotUnified::Small => "empty or too small",
+            NotUnified::Inline => "within their inodes, without blocks to share",
+            NotUnified::SetId => "set-id",
+            NotUnified::Capabilities => "file capabilities",
+            NotUnified::Protected => "immutable or append-only, the administrator's own",
+            NotUnified::OtherMount => "on another mount",
+            NotUnified::Unable => "in guests that could not make them private again",
+            NotUnified::MountPoint => "mount points in the mount namespace of some process",
+            NotUnified::LinkedElsewhere => "hard links outside of what may be unified",
+            NotUnified::SeveralNames => "several names, which a reference guest leaves as they are",
+            NotUnified::Project => "another project (quota) than their directory or the pool",
+            NotUnified::Flags => "inode flags that no copy can have",
+            NotUnified::Writer => "open for writing",
+            NotUnified::Changed => "changed while it was looked at",
+            NotUnified::InUse => "used by running programs",
+            NotUnified::Encrypted => "in a directory that is encrypted in another way than the pool",
+            NotUnified::Unreadable => "cannot be read",
+            NotUnified::Damaged => "the pool's file is damaged",
+            NotUnified::OtherPool => "immutable and shared with others, another pool's",
+            NotUnified::Unprotected => {
                 "the pool's file has lost its protection, which the next run of the host gives back"
             }
         }
