@@ -6,12 +6,13 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 use cow_hooks::policy::Policy;
 use cow_hooks::sys::file::inode::{Inode, InodeId, Kind};
 
-use crate::support::pair::{Pair, support};
-use crate::support::{entries, program, run, text};
+use crate::support::pair::{Pair, Scope, support};
+use crate::support::{Guests, assert_same, entries, picture, program, run, text};
 
 /// A kind of guest, and what installs a package in it.
 struct Manager {
@@ -132,7 +133,7 @@ struct Outcome {
 
 impl Linked {
     fn new(manager: &'static Manager) -> Linked {
-        let image = Box::leak(Box::new(std::sync::OnceLock::new()));
+        let image = Box::leak(Box::new(OnceLock::new()));
         let pair = Pair::copy_of(manager.guests, image, |pair| {
             let first = pair.path("g1");
             run(support(manager.guests).arg("restore").arg(&first));
@@ -264,4 +265,78 @@ fn privileged_what_a_deb_touches_is_named() {
 #[ignore = "needs root"]
 fn privileged_what_an_rpm_touches_is_named() {
     assert_named(&RPM, ".rpm");
+}
+
+/// Whether the output has neither a panic nor an error number.
+fn is_plain(said: &str) -> bool {
+    !said.contains("panicked") && !said.contains("os error")
+}
+
+#[test]
+#[ignore = "needs root"]
+fn privileged_a_file_that_is_no_package_refuses_all() {
+    let guests = Guests::new("ext4", 4, true);
+    let dir = tempfile::tempdir().unwrap();
+    run(support("debs").arg(dir.path()));
+    run(support("rpms").arg(dir.path()));
+    let [deb, rpm] =
+        ["cow-plain_2.deb", "cow-plain-2.rpm"].map(|name| fs::read(dir.path().join(name)).unwrap());
+    let write = |name: &str, content: &[u8]| {
+        fs::write(dir.path().join(name), content).unwrap();
+        dir.path().join(name)
+    };
+    // The control member is cut off, or is of another content; a value lies outside of the header.
+    let mut garbled = deb.clone();
+    garbled[140..300].fill(b'x');
+    let mut outside = rpm.clone();
+    outside[104 + 8..][..4].fill(0xff);
+    let broken = [
+        (write("short.deb", &deb[..200]), "is not a readable .deb", "fetch the file again"),
+        (write("garbled.deb", &garbled), "is not a readable .deb", "fetch the file again"),
+        (write("short.rpm", &rpm[..300]), "is not a readable .rpm: it is cut off", "fetch the file again"),
+        (write("outside.rpm", &outside), "is not a readable .rpm", "fetch the file again"),
+        (write("text.rpm", b"x\n"), "is neither a .deb nor an .rpm", "before it"),
+        (write("empty.deb", b""), "is neither a .deb nor an .rpm", "before it"),
+        (dir.path().join("missing"), "No such file or directory", "check the name"),
+        (dir.path().to_path_buf(), "Is a directory", "check the name"),
+    ];
+    let before = picture(&guests.first());
+    for (path, reason, remedy) in &broken {
+        let mut command = Command::new(program("cow-prepare"));
+        command.args(["--root", guests.first().to_str().unwrap(), "/usr", "--package"]);
+        let output = command.arg(dir.path().join("cow-conf_2.deb")).arg(path).output().unwrap();
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains(path.to_str().unwrap()) && said.contains(reason), "{said}");
+        assert!(said.contains("remedy: ") && said.contains(remedy) && is_plain(&said), "{said}");
+        assert_same(&before, &picture(&guests.first()), &said);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn privileged_prepared_packages_are_installed_without_hooks() {
+    let image = OnceLock::new();
+    let pair = Pair::copy_of(DPKG.guests, Box::leak(Box::new(image)), |pair| {
+        for guest in ["g1", "g2"] {
+            run(support(DPKG.guests).arg("restore").arg(pair.path(guest)));
+            run(support(DPKG.oddities).arg(pair.path(guest).join("root/oddities")));
+            run(&mut pair.command_in(guest, DPKG.first));
+        }
+        pair.unify_in(Scope::Owned);
+    });
+    let packages = cached("guests", &["bash_5.2.15-2+b13+cow1", "sudo_1.9.13p3-1+deb12u4+cow1", "hello_2"]);
+    let odd = ["cow-links_2.deb", "cow-nosums_2.deb", "cow-shape_2.deb"]
+        .map(|name| pair.path("g1/root/oddities").join(name));
+    let inside = pair.path("g1/root/new");
+    fs::create_dir(&inside).unwrap();
+    pair.watch(|| {
+        let mut command = Command::new(program("cow-prepare"));
+        command.arg("--root").arg(pair.path("g1")).arg("--package").args(packages.iter().chain(&odd));
+        run(&mut command);
+        for package in packages.iter().chain(&odd) {
+            fs::copy(package, inside.join(package.file_name().unwrap())).unwrap();
+        }
+        pair.succeed("dpkg -i /root/new/*.deb");
+    });
 }

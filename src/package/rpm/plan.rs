@@ -57,3 +57,54 @@ pub fn brought(packages: &[PackageFile]) -> Touched {
 fn all_beside(path: &Path) -> [PathBuf; 3] {
     BESIDE.map(|suffix| beside(path, suffix))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Rpm;
+    use super::super::file::Listed;
+    use super::*;
+    use crate::package::testing::Guest;
+    use crate::sys::file::times::TICK;
+
+    fn package(name: &str, obsoletes: &[&str], files: &[(&str, bool)]) -> PackageFile {
+        let files = files.iter().map(|(path, is_configuration)| Listed {
+            path: PathBuf::from(path),
+            is_configuration: *is_configuration,
+        });
+        let obsoletes = obsoletes.iter().map(|name| (*name).to_owned()).collect();
+        PackageFile { name: name.to_owned(), obsoletes, files: files.collect() }
+    }
+
+    fn paths(touched: Touched) -> Vec<String> {
+        touched.sorted().paths.into_iter().map(|path| path.into_os_string().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_goes_is_of_the_same_name_or_obsolete() {
+        let guest = Guest::bare();
+        guest.install_rpm(
+            "tool",
+            1,
+            &[(b"/usr/bin/tool", 0, 0), (b"/etc/tool", 1, 0), (b"/var/tool", 1 << 6, 0)],
+        );
+        guest.install_rpm("old", 1, &[(b"/usr/bin/old", 0, 0)]);
+        guest.install_rpm("other", 1, &[(b"/usr/bin/other", 0, 0)]);
+        std::thread::sleep(TICK);
+        let root = guest.root();
+        let goes = |packages: &[PackageFile]| paths(replaced(&Rpm::new(&root, None), packages).unwrap());
+        let conf = ["/etc/tool", "/etc/tool.rpmnew", "/etc/tool.rpmorig", "/etc/tool.rpmsave"];
+        let tool = [&conf[..], &["/usr/bin/tool", "/var/tool"]].concat();
+        assert_eq!(goes(&[package("tool", &[], &[])]), tool);
+        assert_eq!(goes(&[package("new", &["old", "gone"], &[])]), ["/usr/bin/old"]);
+        assert!(goes(&[package("new", &[], &[("/usr/bin/other", false)])]).is_empty());
+    }
+
+    #[test]
+    fn what_comes_is_touched_whoever_has_had_it() {
+        let touched = brought(&[package("tool", &[], &[("/usr/bin/tool", false), ("/etc/tool", true)])]);
+        assert_eq!(touched.followed, [Path::new("/etc/tool")]);
+        let expected =
+            ["/etc/tool", "/etc/tool.rpmnew", "/etc/tool.rpmorig", "/etc/tool.rpmsave", "/usr/bin/tool"];
+        assert_eq!(paths(touched), expected);
+    }
+}

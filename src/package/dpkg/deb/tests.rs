@@ -214,3 +214,32 @@ fn sample(compression: &'static str) -> Vec<u8> {
     };
     SAMPLES.lock().unwrap().entry(compression).or_insert_with(build).clone()
 }
+
+/// The beginning of an archive, a member of which begins with an entry of this type and size.
+fn begun(member: &str, kind: tar::EntryType, size: u64) -> Vec<u8> {
+    let mut bytes = archive(&[("debian-binary", b"2.0\n")]);
+    writeln!(bytes, "{member:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`", 0, 0, 0, 100644, 9_999_999_999_u64).unwrap();
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_size(size);
+    header.set_cksum();
+    bytes.extend(header.as_bytes());
+    bytes
+}
+
+#[test]
+fn a_name_that_does_not_end_is_not_kept() {
+    for kind in [tar::EntryType::GNULongName, tar::EntryType::GNULongLink, tar::EntryType::XHeader] {
+        let control = begun("control.tar", kind, 1 << 32);
+        let error = Control::read(control.chain(io::repeat(b'x'))).unwrap_err();
+        assert!(error.to_string().contains("a name that does not end"), "{kind:?}: {error}");
+        let error = payload::entries(begun("data.tar", kind, 1 << 32).chain(io::repeat(b'x'))).unwrap_err();
+        assert!(error.to_string().contains("a name that does not end"), "{kind:?}: {error}");
+    }
+}
+
+#[test]
+fn a_sparse_file_is_refused_as_dpkg_does() {
+    let payload = payload::entries(begun("data.tar", tar::EntryType::GNUSparse, 1).chain(io::repeat(0)));
+    assert!(payload.is_err());
+}
