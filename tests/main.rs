@@ -33,6 +33,7 @@ mod rpm;
 mod rpm_failures;
 mod rpm_front_ends;
 mod rpm_interruption;
+mod rpm_triggers;
 mod rpm_versions;
 mod run_lifetime;
 mod run_nesting;

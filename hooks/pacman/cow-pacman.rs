@@ -14,7 +14,7 @@ pub fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match (arguments.next().as_deref(), arguments.next()) {
         (Some("pre" | "post"), None) if hook::is_off() => ExitCode::SUCCESS,
-        (Some("pre"), None) => called(|called, manager| called.pre(manager)).into(),
+        (Some("pre"), None) => called(|called, manager| called.pre(manager, |_| Vec::new())).into(),
         (Some("post"), None) => called(|called, manager| {
             called.post(manager);
             Decision::GoOn

@@ -3,13 +3,17 @@
 //! A file trigger cannot stop rpm: nothing but `check` ever fails. Its refusal is an exit code that no program has which
 //! cannot even be started.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use cow_hooks::exit::Exit;
+use cow_hooks::hook::caller::Caller;
 use cow_hooks::hook::paths::{self, Called};
 use cow_hooks::hook::pre::Decision;
-use cow_hooks::hook::{self, post};
+use cow_hooks::hook::{self, post, rpm_files};
 use cow_hooks::package::Managers;
+use cow_hooks::package::rpm::command_line::Found;
+use cow_hooks::package::rpm::plan;
 use cow_hooks::policy::{Mode, Policy};
 use cow_hooks::report::Reason;
 
@@ -58,10 +62,19 @@ fn work(hook: &str, called: Called<'_>, manager: &Managers<'_>) -> Decision {
         "pre" => {
             // rpm goes on whatever a trigger says: what is said must be true.
             let policy = Policy { mode: Mode::Warn, ..called.policy.clone() };
-            return Called { policy: &policy, ..called }.pre(manager);
+            return Called { policy: &policy, ..called }.pre(manager, brought);
         }
         "check" => return called.check(),
         _ => called.post(manager),
     }
     Decision::GoOn
+}
+
+/// What the packages on rpm's command line bring: its triggers are told of nothing but what the old ones have.
+fn brought(caller: &Caller) -> Vec<PathBuf> {
+    let Found { packages, warnings } = rpm_files::of(caller);
+    for warning in warnings {
+        log::warn!("{warning}; what this package replaces may stay unified");
+    }
+    plan::brought(&packages).paths
 }

@@ -6,6 +6,7 @@ pub mod caller;
 pub mod paths;
 pub mod post;
 pub mod pre;
+pub mod rpm_files;
 pub mod series;
 
 use std::os::unix::process::CommandExt;

@@ -52,9 +52,9 @@ impl<'a> Called<'a> {
     }
 
     /// Detaches what is unified among the paths, and in the places scripts write; unless somebody has already, for
-    /// all of the run.
-    pub fn pre(&self, manager: &dyn PackageManager) -> Decision {
-        let paths = match read() {
+    /// all of the run. `more` are paths that the caller was not given.
+    pub fn pre(&self, manager: &dyn PackageManager, more: impl FnOnce(&Caller) -> Vec<PathBuf>) -> Decision {
+        let mut paths = match read() {
             Ok(paths) => paths,
             Err(e) => {
                 let reason = format!("the list of files cannot be read: {}", Reason(e));
@@ -64,6 +64,7 @@ impl<'a> Called<'a> {
         if self.caller.covered_by().is_some() {
             return Decision::GoOn;
         }
+        paths.extend(more(self.caller));
         let process = self.caller.front_end().map(|process| member(process.id, Cover::Nothing));
         let run =
             Run { guest: self.guest(), front_end: self.program, program: self.program, member: process };

@@ -1,6 +1,7 @@
 //! rpm: what its database says of the packages that are installed, what a package's file says, and what installing it
 //! touches. Read only, and without rpm or SQLite: on the host, the database is a guest's.
 
+pub mod command_line;
 pub mod database;
 pub mod file;
 pub mod header;
