@@ -19,6 +19,7 @@ pub mod scan;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::report::{Reason, Shown};
 
@@ -85,12 +86,12 @@ pub enum Error {
         made: String,
     },
     /// A guest that cannot share with the pool.
-    #[error("{}: {reason}", Shown(path))]
+    #[error("{}: {source}", Shown(path))]
     Guest {
         /// The guest.
         path: PathBuf,
         /// Why, and what to do.
-        reason: String,
+        source: GuestError,
     },
     /// The running system, which nobody asked for by name.
     #[error("{}: holds the running system ({}), which is no guest", Shown(path), Shown(part))]
@@ -114,6 +115,23 @@ pub enum Error {
         /// The pool.
         path: PathBuf,
     },
+}
+
+/// Why a guest cannot share with a pool.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The pool lies in the guest.
+    #[error("the pool lies in it, where the guest could reach it; name another with --pool")]
+    HoldsPool,
+    /// The pool is out of reach of hard links.
+    #[error(
+        "on another filesystem, mount or subvolume than the pool, so no hard link can join them; give it a pool of its \
+         own there (--pool), or share blocks with --share reflink where the filesystem can"
+    )]
+    OutOfReach,
+    /// The directory is no guest, but this.
+    #[error("no guest: {0}")]
+    NoGuest(&'static str),
 }
 
 impl Error {
@@ -143,6 +161,26 @@ impl Error {
                 return None;
             }
         })
+    }
+}
+
+/// An error that may be that of many files.
+pub type SharedError = Arc<dyn std::error::Error + Send + Sync>;
+
+/// A file, directory or guest that something is wrong with. The others are done all the same.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}: {}", Shown(path), Reason(source))]
+pub struct FailedPath {
+    /// From the caller's root.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub source: SharedError,
+}
+
+impl FailedPath {
+    /// Something is wrong with `path`.
+    pub fn new(path: PathBuf, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> FailedPath {
+        FailedPath { path, source: error.into().into() }
     }
 }
 

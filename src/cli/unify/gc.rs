@@ -52,7 +52,7 @@ pub fn run(dry_run: bool, common: &Common) -> anyhow::Result<Exit> {
         kept: collected.kept,
         recovered: collected.recovered.total(),
         names: names.into_iter().map(named).collect(),
-        failed: collected.failed.into_iter().map(|(path, reason)| Problem { path, reason }).collect(),
+        failed: collected.failed.into_iter().map(Problem::from).collect(),
     };
     shared::complain(&report.failed, common);
     let exit = if report.failed.is_empty() { Exit::Done } else { Exit::Partial };

@@ -3,14 +3,15 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::cli::Problem;
 use crate::report::Reason;
 use crate::sys::file::inode::InodeId;
 use crate::sys::path::dirfd;
 use crate::sys::path::root::relative;
-use crate::unify::Error;
 use crate::unify::eligible::scope::Scope;
 use crate::unify::pool::settings::Sharing;
 use crate::unify::scan::guest::GuestTree;
+use crate::unify::{Error, GuestError};
 
 /// The one or the other of these is in the root directory of any system.
 const OF_A_ROOT: [&str; 7] = ["usr", "etc", "bin", "sbin", "lib", "var", "opt"];
@@ -24,7 +25,7 @@ pub struct Guests {
     /// Guests that can take part.
     pub open: Vec<GuestTree>,
     /// Guests that cannot, with the reason.
-    pub left: Vec<(PathBuf, String)>,
+    pub left: Vec<Problem>,
     /// What is no guest, and what it is instead.
     pub others: Vec<(PathBuf, &'static str)>,
 }
@@ -78,10 +79,10 @@ impl Guests {
     fn leave(&mut self, path: PathBuf, error: Error, first: &mut Option<Error>) {
         let reason = match &error {
             Error::At { source, .. } => Reason(source).to_string(),
-            Error::Guest { reason, .. } => reason.clone(),
+            Error::Guest { source, .. } => source.to_string(),
             other => Reason(other).to_string(),
         };
-        self.left.push((path, reason));
+        self.left.push(Problem { path, reason });
         first.get_or_insert(error);
     }
 
@@ -92,7 +93,7 @@ impl Guests {
         match (first, self.others.first()) {
             (Some(error), _) => Err(error),
             (None, Some((path, what))) => {
-                Err(Error::Guest { path: path.clone(), reason: format!("no guest: {what}") })
+                Err(Error::Guest { path: path.clone(), source: GuestError::NoGuest(what) })
             }
             (None, None) => Ok(self),
         }

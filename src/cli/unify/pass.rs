@@ -18,7 +18,6 @@ use crate::sys::file::filesystem;
 use crate::sys::path::root::Root;
 use crate::sys::process::programs::Programs;
 use crate::sys::share::iunlink;
-use crate::unify::Error;
 use crate::unify::care::repair::FoundName;
 use crate::unify::eligible::rules::Rules;
 use crate::unify::pass::{InUse, Pass, PassOptions, Passed};
@@ -30,6 +29,7 @@ use crate::unify::pool::settings::{PoolSettings, Sharing};
 use crate::unify::scan::catalog::GuestIndex;
 use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::not_unified::NotUnified;
+use crate::unify::{Error, FailedPath, SharedError};
 
 /// What happened, for machines.
 #[derive(Debug, Serialize)]
@@ -141,13 +141,12 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
         programs: Some(&programs),
     };
     let number = guests.len() as u64;
-    let mut passed = match (arguments.changed, arguments.dry_run) {
+    let passed = match (arguments.changed, arguments.dry_run) {
         (true, _) => pass.changed(guests)?,
         (_, true) => pass.rehearse(guests)?,
         _ => pass.unify(guests)?,
     };
-    passed.skipped.extend(left);
-    Ok(report(arguments, common, Named { path }, number, others, passed))
+    Ok(report(arguments, common, Named { path }, number, Left { guests: left, others }, passed))
 }
 
 /// The rules of the command line, in the order they stand there.
@@ -261,25 +260,38 @@ fn record(pool: &mut Pool, options: &PassOptions) -> Result<(), Error> {
     Ok(())
 }
 
+/// What took no part.
+struct Left {
+    /// Guests that could not, with the reason.
+    guests: Vec<Problem>,
+    /// What is no guest, and what it is instead.
+    others: Vec<(PathBuf, &'static str)>,
+}
+
+/// A name of a damaged inode that could not be repaired.
+#[derive(Debug, thiserror::Error)]
+#[error("damaged, left: {}", Reason(.0))]
+struct DamagedLeft(#[source] SharedError);
+
 fn report(
     arguments: &PassArguments,
     common: &Common,
     pool: Named,
     guests: u64,
-    others: Vec<(PathBuf, &str)>,
+    left: Left,
     passed: Passed,
 ) -> Exit {
-    let problem = |(path, reason)| Problem { path, reason };
     let linked = passed.linked;
     let (verified, repaired) = (passed.verified, passed.repaired);
     let paths = |paths: Vec<PathBuf>| paths.into_iter().map(|path| Named { path }).collect();
     let mended = repaired.names.iter().filter(|name| name.left.is_none()).count() as u64;
-    let left = |FoundName { path, left, .. }: FoundName| Some((path, format!("damaged, left: {}", left?)));
+    let left_damaged =
+        |FoundName { path, left, .. }: FoundName| Some(FailedPath::new(path, DamagedLeft(left?)));
     let failed = verified
         .failed
         .into_iter()
         .chain(repaired.failed)
-        .chain(repaired.names.into_iter().filter_map(left))
+        .chain(repaired.names.into_iter().filter_map(left_damaged))
         .chain(linked.failed);
     let named = arguments.dry_run || common.verbose > 0;
     let busy: HashSet<PathBuf> = passed.busy.into_values().collect();
@@ -301,12 +313,16 @@ fn report(
         still_seen: passed.still_seen,
         left: passed.left,
         left_names: passed.left_names.into_iter().map(|(path, reason)| LeftName { path, reason }).collect(),
-        no_guests: others.into_iter().map(|(path, what)| problem((path, what.to_owned()))).collect(),
+        no_guests: left
+            .others
+            .into_iter()
+            .map(|(path, what)| Problem { path, reason: what.to_owned() })
+            .collect(),
         verbose: common.verbose > 0,
         recovered: passed.recovered.total(),
         names: if named { passed.names.into_iter().map(|path| Named { path }).collect() } else { Vec::new() },
-        skipped: passed.skipped.into_iter().map(problem).collect(),
-        failed: failed.map(problem).collect(),
+        skipped: passed.skipped.into_iter().map(Problem::from).chain(left.guests).collect(),
+        failed: failed.map(Problem::from).collect(),
         contested: linked.contested,
         changed_objects: passed.changed_objects,
         displaced: passed.displaced,

@@ -10,10 +10,10 @@ use super::arguments::Common;
 use crate::cli::{Problem, failed};
 use crate::exit::Exit;
 use crate::policy::Policy;
-use crate::report::Shown;
+use crate::report::{Reason, Shown};
 use crate::sys::path::root::Root;
-use crate::unify;
 use crate::unify::pool::directory::{self, Pool};
+use crate::unify::{self, FailedPath};
 
 /// The host's policy: what is never unified, how long to wait, how much room to leave.
 pub fn policy() -> anyhow::Result<Policy> {
@@ -39,6 +39,12 @@ pub fn print<R: Serialize>(
     match printed.and_then(|()| out.flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => failed(&e.into(), exit),
         _ => exit,
+    }
+}
+
+impl From<FailedPath> for Problem {
+    fn from(failed: FailedPath) -> Problem {
+        Problem { reason: Reason(&failed.source).to_string(), path: failed.path }
     }
 }
 

@@ -70,12 +70,12 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     let status = looker.look(&guests)?;
     let problem = |(path, reason)| Problem { path, reason };
     let mut rows = Vec::new();
-    let mut failed: Vec<Problem> = left.into_iter().map(problem).collect();
+    let mut failed = left;
     for guest in status.guests {
         let GuestStatus { path, shared, shared_inodes, eligible, other, damaged, waiting, unable, problems } =
             guest;
         rows.push(Row { path, shared, shared_inodes, eligible, other, damaged, waiting, unable });
-        failed.extend(problems.into_iter().map(problem));
+        failed.extend(problems.into_iter().map(Problem::from));
     }
     let report = Report {
         pool: Named { path: pool.path().to_path_buf() },

@@ -11,7 +11,7 @@ use super::{place, shared};
 use crate::cli::bar::Bar;
 use crate::cli::{Named, Problem};
 use crate::exit::Exit;
-use crate::report::{Shown, json_path, size};
+use crate::report::{Reason, Shown, json_path, size};
 use crate::unify::care::repair::{FoundName, Repaired, Repairer};
 use crate::unify::care::verify::{Damage, Verified, Verifier};
 use crate::unify::eligible::scope::Scope;
@@ -100,7 +100,7 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     };
     let repaired = repairer.repair()?;
     let mut report = report(&pool, guests.len(), verified, repaired)?;
-    report.failed.extend(left.into_iter().map(|(path, reason)| Problem { path, reason }));
+    report.failed.extend(left);
     let other = |(path, what): (PathBuf, &str)| Problem { path, reason: what.to_owned() };
     report.no_guests = others.into_iter().map(other).collect();
     report.verbose = common.verbose > 0;
@@ -122,7 +122,7 @@ fn report(pool: &Pool, guests: usize, verified: Verified, repaired: Repaired) ->
         path,
         damaged: damaged.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         repaired: left.is_none(),
-        reason: left,
+        reason: left.map(|left| Reason(left).to_string()),
     };
     let failed = verified.failed.into_iter().chain(repaired.failed);
     Ok(Report {
@@ -136,7 +136,7 @@ fn report(pool: &Pool, guests: usize, verified: Verified, repaired: Repaired) ->
         bytes_copied: repaired.copied,
         still_seen,
         recovered: verified.recovered.total(),
-        failed: failed.map(|(path, reason)| Problem { path, reason }).collect(),
+        failed: failed.map(Problem::from).collect(),
         contested: repaired.contested.into_iter().map(named).collect(),
         guests,
         wants_copy: repaired.wants_copy,

@@ -1,12 +1,12 @@
 //! Finds the names of damaged inodes in guests.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 
 use crate::parallel;
 use crate::report::Watch;
 use crate::sys::path::resolve::Place;
 use crate::sys::process::mounts::MountPoints;
+use crate::unify::FailedPath;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::PoolFile;
 use crate::unify::scan::catalog::GuestIndex;
@@ -30,7 +30,7 @@ pub(super) struct Found<'d> {
     /// Names that processes have something mounted on: a replaced name would take the mount away.
     pub mount_points: Vec<DamagedNames<'d>>,
     /// Directories that could not be looked through, with the reason.
-    pub failed: Vec<(PathBuf, String)>,
+    pub failed: Vec<FailedPath>,
 }
 
 /// Looks for names of damaged inodes in all guests, on so many threads.

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::parallel;
-use crate::report::{Reason, Watch};
+use crate::report::Watch;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::share::swap::{self, Name, Shared};
-use crate::unify::Error;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::PoolFile;
 use crate::unify::pool::recover::{self, RecoveredRuns};
+use crate::unify::{Error, FailedPath};
 
 /// What collecting came to.
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ pub struct Collected {
     /// Objects that guests have links to, or share blocks with.
     pub kept: u64,
     /// What could not be removed, with the reason.
-    pub failed: Vec<(PathBuf, String)>,
+    pub failed: Vec<FailedPath>,
 }
 
 /// Removes unused objects of a pool.
@@ -63,7 +63,7 @@ impl Collector<'_> {
             match looked {
                 Ok(true) => unused.push(stored),
                 Ok(false) => used.push(stored),
-                Err(e) => collected.failed.push((self.pool.path_of(&stored), Reason(e).to_string())),
+                Err(e) => collected.failed.push(FailedPath::new(self.pool.path_of(&stored), e)),
             }
         }
         collected.kept = used.iter().filter(|stored| !stored.quarantined).count() as u64;
@@ -81,7 +81,7 @@ impl Collector<'_> {
                     collected.freed += stored.inode.allocated;
                 }
                 Ok(false) => collected.kept += u64::from(!stored.quarantined),
-                Err(e) => collected.failed.push((path, Reason(e).to_string())),
+                Err(e) => collected.failed.push(FailedPath::new(path, e)),
             }
         }
         Ok(collected)

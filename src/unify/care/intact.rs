@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 
 use super::damaged::Damaged;
 use crate::report::{Reason, Watch};
@@ -12,13 +11,13 @@ use crate::sys::file::filesystem;
 use crate::sys::file::inode::Inode;
 use crate::sys::path::tree::TreeEntry;
 use crate::sys::share::swap::Name;
-use crate::unify::Error;
 use crate::unify::pool::identity::{self, Digest};
 use crate::unify::pool::object::ObjectName;
 use crate::unify::pool::publish::{Copied, Publisher};
 use crate::unify::scan::digest::take_lease;
 use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::names;
+use crate::unify::{Error, FailedPath};
 
 /// What takes the place of a damaged inode.
 pub(super) struct Intact {
@@ -33,7 +32,7 @@ pub(super) struct Found {
     /// By the objects' names with the index 0.
     pub intact: HashMap<ObjectName, Intact>,
     /// Why the search ended before its time.
-    pub failed: Option<(PathBuf, String)>,
+    pub failed: Option<FailedPath>,
 }
 
 /// Objects that a copy is wanted of, by their tags.
@@ -88,7 +87,7 @@ impl Finder<'_> {
                 }
             });
             if let Some(e) = exhausted {
-                found.failed = Some((self.publisher.pool.path().to_path_buf(), Reason(e).to_string()));
+                found.failed = Some(FailedPath::new(self.publisher.pool.path().to_path_buf(), e));
                 break;
             }
         }

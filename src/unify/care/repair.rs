@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -31,7 +32,7 @@ use crate::unify::pool::run::RunDir;
 use crate::unify::scan::catalog::GuestIndex;
 use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::names;
-use crate::unify::{At, Error};
+use crate::unify::{At, Error, FailedPath, SharedError};
 
 /// A name of a damaged inode.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ pub struct FoundName {
     /// The damaged file in the pool's quarantine.
     pub damaged: PathBuf,
     /// Why it is a name of the damaged inode still; none where it has been repaired.
-    pub left: Option<String>,
+    pub left: Option<SharedError>,
 }
 
 /// What repairing came to.
@@ -58,7 +59,7 @@ pub struct Repaired {
     /// Intact objects that somebody tried to write to in a window.
     pub contested: Vec<PathBuf>,
     /// Directories that could not be looked through, with the reason.
-    pub failed: Vec<(PathBuf, String)>,
+    pub failed: Vec<FailedPath>,
 }
 
 /// Repairs guests.
@@ -95,8 +96,7 @@ impl Repairer<'_> {
             damaged::find(self.pool, self.guests, &damaged, self.threads, self.watch);
         repaired.failed.extend(failed);
         for names in mount_points {
-            let reason = "a mount point in the mount namespace of some process";
-            self.note(&names, Some(reason), &mut repaired);
+            self.note(&names, Some(&Left::MountPoint.into()), &mut repaired);
         }
         let claims = claim_all((0..).map(GuestIndex::new).zip(self.guests));
         let mut free = Vec::new();
@@ -105,7 +105,7 @@ impl Repairer<'_> {
             match busy {
                 Some((_, reason)) => self.note(&names, Some(reason), &mut repaired),
                 None if names.names.iter().any(|name| name.dir.starts_with(STATE_DIR)) => {
-                    self.note(&names, Some("a transaction of its hooks holds it"), &mut repaired);
+                    self.note(&names, Some(&Left::Stashed.into()), &mut repaired);
                 }
                 None => free.push(names),
             }
@@ -148,7 +148,7 @@ impl Repairer<'_> {
                 curable.push((names, run.numbers(names.names.len())));
             } else {
                 repaired.wants_copy = true;
-                self.note(names, Some("no intact copy in the pool or in these guests"), repaired);
+                self.note(names, Some(&Left::NoCopy.into()), repaired);
             }
         }
         if curable.is_empty() {
@@ -176,7 +176,7 @@ impl Repairer<'_> {
             let Some(intact) = intact.get_mut(&first(&names.damaged.name)) else { continue };
             if let Err(e) = self.repair_one(finder, names, *number, intact, repaired) {
                 finished = false;
-                self.note(names, Some(&Reason(e).to_string()), repaired);
+                self.note(names, Some(&(Arc::new(e) as SharedError)), repaired);
             }
             self.watch.add(names.names.len() as u64, 0);
         }
@@ -223,10 +223,10 @@ impl Repairer<'_> {
             repaired.contested.push(self.pool.object_path(&intact.object));
         }
         for (target, replaced) in targets.iter().zip(replaced.names) {
-            let left = match replaced {
+            let left: Option<SharedError> = match replaced {
                 Ok(()) => None,
-                Err(Errno::STALE | Errno::NOENT) => Some("it is another file by now".to_owned()),
-                Err(e) => Some(Reason(io::Error::from(e)).to_string()),
+                Err(Errno::STALE | Errno::NOENT) => Some(Left::AnotherFile.into()),
+                Err(e) => Some(Arc::new(io::Error::from(e)) as SharedError),
             };
             self.note_name(names, target.name, left, repaired);
             times::set_modified(&target.dir, target.modified)
@@ -235,9 +235,9 @@ impl Repairer<'_> {
         Ok(())
     }
 
-    fn note(&self, names: &DamagedNames<'_>, left: Option<&str>, repaired: &mut Repaired) {
+    fn note(&self, names: &DamagedNames<'_>, left: Option<&SharedError>, repaired: &mut Repaired) {
         for name in &names.names {
-            self.note_name(names, name, left.map(str::to_owned), repaired);
+            self.note_name(names, name, left.map(Arc::clone), repaired);
         }
     }
 
@@ -245,11 +245,30 @@ impl Repairer<'_> {
         &self,
         names: &DamagedNames<'_>,
         name: &Place,
-        left: Option<String>,
+        left: Option<SharedError>,
         repaired: &mut Repaired,
     ) {
         let path = names::outer_path(&self.guests[names.guest.position()], &name.path());
         repaired.names.push(FoundName { path, damaged: self.pool.path_of(names.damaged), left });
+    }
+}
+
+/// Why a name is one of a damaged inode still.
+#[derive(Debug, thiserror::Error)]
+enum Left {
+    #[error("a mount point in the mount namespace of some process")]
+    MountPoint,
+    #[error("a transaction of its hooks holds it")]
+    Stashed,
+    #[error("no intact copy in the pool or in these guests")]
+    NoCopy,
+    #[error("it is another file by now")]
+    AnotherFile,
+}
+
+impl From<Left> for SharedError {
+    fn from(left: Left) -> SharedError {
+        Arc::new(left)
     }
 }
 

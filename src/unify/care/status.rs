@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::detach::survey::Tally;
 use crate::parallel;
 use crate::policy::PatternSet;
-use crate::report::{Reason, Watch};
+use crate::report::Watch;
 use crate::state::store::{is_unable, read_spool};
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::tree::TreeEntry;
@@ -20,7 +20,7 @@ use crate::unify::pool::settings::Sharing;
 use crate::unify::pool::unprotected;
 use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::names;
-use crate::unify::{At, Error};
+use crate::unify::{At, Error, FailedPath};
 
 /// Looks at guests and their pool.
 pub struct StatusReader<'a> {
@@ -76,7 +76,7 @@ pub struct GuestStatus {
     /// It could not make shared files private by itself: nothing of it is unified.
     pub unable: bool,
     /// What could not be looked at, with the reason.
-    pub problems: Vec<(PathBuf, String)>,
+    pub problems: Vec<FailedPath>,
 }
 
 impl StatusReader<'_> {
@@ -145,13 +145,13 @@ impl StatusReader<'_> {
         let eligible = match eligible {
             Ok(eligible) => Some(eligible),
             Err(e) => {
-                status.problems.push((status.path.clone(), Reason(e).to_string()));
+                status.problems.push(FailedPath::new(status.path.clone(), e));
                 None
             }
         };
         match read_spool(&guest.root) {
             Ok(waiting) => status.waiting = waiting.len() as u64,
-            Err(e) => status.problems.push((status.path.clone(), Reason(e).to_string())),
+            Err(e) => status.problems.push(FailedPath::new(status.path.clone(), e)),
         }
         let mut look = GuestReader {
             guest,
@@ -216,7 +216,7 @@ impl GuestReader<'_> {
             Err(e) if is_absent(&e) => {}
             Err(e) => {
                 let path = names::outer_path(self.guest, &entry.path());
-                self.status.problems.push((path, Reason(e).to_string()));
+                self.status.problems.push(FailedPath::new(path, e));
             }
         }
     }

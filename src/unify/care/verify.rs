@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::parallel;
-use crate::report::{Reason, Watch};
+use crate::report::Watch;
 use crate::sys::file::filesystem;
 use crate::sys::file::inode::Inode;
 use crate::sys::path::resolve::is_absent;
@@ -23,7 +23,7 @@ use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::recover::{self, RecoveredRuns};
 use crate::unify::pool::unprotected;
 use crate::unify::scan::digest::take_lease;
-use crate::unify::{At, Error};
+use crate::unify::{At, Error, FailedPath};
 
 /// What of an object is not what its name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -65,7 +65,7 @@ pub struct Verified {
     /// Shared inodes that had lost their protection, and have it again.
     pub protected: Vec<PathBuf>,
     /// What could not be looked at or set aside, with the reason.
-    pub failed: Vec<(PathBuf, String)>,
+    pub failed: Vec<FailedPath>,
 }
 
 /// Verifies a pool.
@@ -144,7 +144,7 @@ impl Verifier<'_> {
             verified.objects += 1;
             verified.bytes += object.inode.size;
             if let Err(e) = quarantined {
-                verified.failed.push((path, Reason(e).to_string()));
+                verified.failed.push(FailedPath::new(path, e));
                 failed.insert(object.name.whole());
             }
         }

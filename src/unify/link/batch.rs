@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use super::dedupe::share;
 use super::linked::{ChangedDir, Linked, Postponed};
@@ -32,7 +33,7 @@ use crate::unify::pool::settings::Sharing;
 use crate::unify::scan::catalog::{DirIndex, FileIndex};
 use crate::unify::scan::digest::{OpenDirs, is_gone, is_same, take_lease};
 use crate::unify::scan::not_unified::NotUnified;
-use crate::unify::{At, Error};
+use crate::unify::{At, Error, SharedError};
 
 /// Names linked in one window, at most: somebody may wait for its end.
 const NAMES_PER_WINDOW: usize = 64;
@@ -71,7 +72,7 @@ impl Linker<'_> {
                     continue;
                 }
                 Err(e) => {
-                    self.fail(&work.names, &e, &mut linked);
+                    self.fail(&work.names, &(Arc::new(e) as SharedError), &mut linked);
                     continue;
                 }
             };
@@ -221,6 +222,7 @@ impl Linker<'_> {
             }
             Err(e) => {
                 linked.unfinished = true;
+                let e: SharedError = Arc::new(e);
                 inodes[done..].iter().for_each(|names| self.fail(names, &e, linked));
             }
             Ok(()) => {}
@@ -278,7 +280,10 @@ impl Linker<'_> {
                 names <= NAMES_PER_WINDOW
             };
             let chunk = &rest[..rest.iter().take_while(fits).count().max(1)];
-            let own = chunk.iter().map(|names| dirs.file(&self.catalog[names[0]])).collect::<Vec<_>>();
+            let own = chunk
+                .iter()
+                .map(|names| dirs.file(&self.catalog[names[0]]).map_err(Arc::new))
+                .collect::<Vec<_>>();
             let link = LinkWindow {
                 linker: self,
                 object: &object,

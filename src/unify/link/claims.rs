@@ -1,9 +1,10 @@
 //! Keeps the hooks of guests waiting while names in them change.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::report::Reason;
 use crate::state::store::{Claim, claim};
+use crate::unify::SharedError;
 use crate::unify::scan::catalog::GuestIndex;
 use crate::unify::scan::guest::GuestTree;
 
@@ -14,22 +15,25 @@ const HOOK_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub struct Claims {
     /// The others, with the reason.
-    pub busy: Vec<(GuestIndex, String)>,
+    pub busy: Vec<(GuestIndex, SharedError)>,
     _held: Vec<Claim>,
 }
+
+/// Somebody else has begun something in the guest.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a package manager is at work in it, or was killed (then `cow-prepare --recover` in the guest helps)"
+)]
+struct Busy;
 
 /// Claims these guests, as far as no package manager is at work in them.
 pub fn claim_all<'g>(guests: impl IntoIterator<Item = (GuestIndex, &'g GuestTree)>) -> Claims {
     let mut claims = Claims::default();
     for (at, guest) in guests {
         match claim(&guest.root, HOOK_LOCK_TIMEOUT) {
-            Ok(Claim::Busy) => {
-                let reason = "a package manager is at work in it, or was killed \
-                              (then `cow-prepare --recover` in the guest helps)";
-                claims.busy.push((at, reason.to_owned()));
-            }
+            Ok(Claim::Busy) => claims.busy.push((at, Arc::new(Busy))),
             Ok(held) => claims._held.push(held),
-            Err(e) => claims.busy.push((at, Reason(e).to_string())),
+            Err(e) => claims.busy.push((at, Arc::new(e))),
         }
     }
     claims

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use super::linked::Linked;
 use super::linker::Linker;
@@ -10,6 +11,7 @@ use crate::sys::file::extents::{self, Extent};
 use crate::sys::file::inode::Inode;
 use crate::sys::share::dedupe::share_blocks;
 use crate::sys::share::swap::{self, Name};
+use crate::unify::SharedError;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::ObjectName;
 use crate::unify::scan::catalog::{Catalog, FileIndex};
@@ -50,7 +52,7 @@ pub(super) fn share(
             Err(e) => {
                 // It keeps what it has.
                 kept.extend(dirs.file(&linker.catalog[names[0]]).and_then(extents::of)?);
-                linker.fail(names, &e, linked);
+                linker.fail(names, &(Arc::new(e) as SharedError), linked);
             }
         }
     }

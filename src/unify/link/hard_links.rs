@@ -60,8 +60,8 @@ fn begin(guest: &GuestTree, guests: &[GuestTree]) -> io::Result<bool> {
         _ => {}
     });
     failed?;
-    if let Some((path, reason)) = unseen.into_iter().next() {
-        return Err(io::Error::other(format!("{}: {reason}", Shown(&path))));
+    if let Some(failed) = unseen.into_iter().next() {
+        return Err(io::Error::other(failed));
     }
     // What has all its names here is not shared: the filesystem tells which these are.
     let shared = inodes.into_values().filter(|(nlink, names)| *nlink as usize > names.len());

@@ -1,8 +1,8 @@
 //! What linking came to.
 
 use std::io;
-use std::path::PathBuf;
 
+use crate::unify::FailedPath;
 use crate::unify::pool::object::ObjectName;
 use crate::unify::scan::catalog::{DirIndex, FileIndex};
 use crate::unify::scan::not_unified::NotUnified;
@@ -29,7 +29,7 @@ pub struct Linked {
     /// Work that may go better when other work is done.
     pub postponed: Vec<Postponed>,
     /// Names that could not be linked, with the reason.
-    pub failed: Vec<(PathBuf, String)>,
+    pub failed: Vec<FailedPath>,
     /// Windows in which somebody tried in vain to write.
     pub contested: u64,
     /// Objects that somebody may have written to, or still may: they want verification.

@@ -1,13 +1,14 @@
 //! What all parts of linking work with.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::linked::Linked;
-use crate::report::Reason;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::publish::Publisher;
 use crate::unify::pool::run::RunDir;
 use crate::unify::scan::catalog::{Catalog, FileIndex};
+use crate::unify::{FailedPath, SharedError};
 
 /// Links one catalog's files.
 pub struct Linker<'a> {
@@ -31,14 +32,10 @@ impl<'a> Linker<'a> {
     }
 
     /// Notes that names stay as they are, and why.
-    pub(super) fn fail(
-        &self,
-        names: &[FileIndex],
-        error: &(dyn std::error::Error + 'static),
-        linked: &mut Linked,
-    ) {
-        let reason = Reason(error).to_string();
-        linked.failed.extend(names.iter().map(|&at| (self.outer_path(at), reason.clone())));
+    pub(super) fn fail(&self, names: &[FileIndex], error: &SharedError, linked: &mut Linked) {
+        linked.failed.extend(
+            names.iter().map(|&at| FailedPath { path: self.outer_path(at), source: Arc::clone(error) }),
+        );
     }
 
     pub(super) fn outer_path(&self, at: FileIndex) -> PathBuf {

@@ -1,8 +1,9 @@
 //! Which files become one inode: those that could be equal are read, those that are become work.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::report::{Reason, Watch};
+use crate::report::Watch;
 use crate::unify::pool::identity::{self, Digest};
 use crate::unify::pool::object::{Object, ObjectIndex, ObjectName};
 use crate::unify::scan::catalog::{Catalog, FileIndex, GuestIndex};
@@ -83,7 +84,7 @@ impl Planner<'_> {
                     Err(Missed::NotUnified(not_unified)) => catalog[at].not_unified = Some(not_unified),
                     Err(Missed::Failed(e)) => {
                         catalog[at].not_unified = Some(NotUnified::Unreadable);
-                        catalog.unreadable.push((at, Reason(e).to_string()));
+                        catalog.unreadable.push((at, Arc::new(e)));
                     }
                 }
             }

@@ -62,15 +62,9 @@ impl FreeSpace {
         Ok(FreeSpace { bytes, inodes, reserve })
     }
 
-    /// Says that there is too little for `what`.
-    pub fn none_for(&self, what: &str) -> String {
-        let FreeSpace { bytes, inodes, reserve } = self;
-        format!(
-            "no room for {what}: {} and {inodes} inodes are free, {} are reserved; make room, or lower `reserve` in \
-             cow-hooks.toml, and run it again",
-            size(*bytes),
-            size(*reserve)
-        )
+    /// There is too little for `what`.
+    pub fn too_little_for(self, what: &'static str) -> NoRoom {
+        NoRoom { what, free: self }
     }
 
     /// Whether there is room at all.
@@ -84,6 +78,20 @@ impl FreeSpace {
     pub fn fits_twice(&self, cost: Cost) -> bool {
         self.fits(Cost { copies: cost.copies.saturating_mul(2), ..cost.and(cost) })
     }
+}
+
+/// There is too little room.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no room for {what}: {} and {} inodes are free, {} are reserved; make room, or lower `reserve` in cow-hooks.toml, and \
+     run it again",
+    size(free.bytes),
+    free.inodes,
+    size(free.reserve)
+)]
+pub struct NoRoom {
+    what: &'static str,
+    free: FreeSpace,
 }
 
 /// Whether an error speaks of what there is too little of, not of one file: it may go better once others are done.

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -21,6 +22,7 @@ use crate::unify::pool::run::{kept, temporary};
 use crate::unify::scan::catalog::FileIndex;
 use crate::unify::scan::digest::{OpenDirs, Quiet, is_gone, is_same, take_lease};
 use crate::unify::scan::not_unified::NotUnified;
+use crate::unify::{FailedPath, SharedError};
 
 /// A name that is to be the object's.
 struct Target {
@@ -74,7 +76,7 @@ impl LinkWindow<'_> {
     pub fn chunk(
         &self,
         inodes: &[&[FileIndex]],
-        own: &[io::Result<OwnedFd>],
+        own: &[Result<OwnedFd, Arc<io::Error>>],
         mut number: u64,
         dirs: &mut OpenDirs<'_>,
         linked: &mut Linked,
@@ -86,7 +88,7 @@ impl LinkWindow<'_> {
                 // Gone, or another file by now.
                 Err(e) if is_gone(e) => Ok(Err(NotUnified::Changed)),
                 Ok(own) => self.look(names, own, number, dirs, &mut compared),
-                Err(e) => Err(io::Error::new(e.kind(), Reason(e).to_string()).into()),
+                Err(e) => Err(io::Error::new(e.kind(), Arc::clone(e)).into()),
             };
             number += names.len() as u64;
             ready.push(match looked {
@@ -100,7 +102,7 @@ impl LinkWindow<'_> {
                     None
                 }
                 Err(e) => {
-                    self.fail(names, &e, linked);
+                    self.fail(names, e, linked);
                     None
                 }
             });
@@ -120,7 +122,7 @@ impl LinkWindow<'_> {
                 (Some(_), Stage::Failed(Errno::STALE | Errno::NOENT)) => {
                     linked.left.extend(names.iter().map(|&at| (at, NotUnified::Changed)));
                 }
-                (Some(_), Stage::Failed(e)) => self.fail(names, &io::Error::from(*e).into(), linked),
+                (Some(_), Stage::Failed(e)) => self.fail(names, io::Error::from(*e).into(), linked),
                 (Some(_), Stage::Waiting) => {
                     linked.left.extend(names.iter().map(|&at| (at, NotUnified::Writer)))
                 }
@@ -157,10 +159,7 @@ impl LinkWindow<'_> {
             && attributes == self.attributes
             && (*compared || self.has_content_of(own)?);
         if !equal {
-            return Err(io::Error::other(ObjectError(
-                "damaged; `cow-unify verify GUEST...` repairs it".into(),
-            ))
-            .into());
+            return Err(io::Error::other(ObjectError::Damaged).into());
         }
         *compared = true;
         let mut targets = Vec::with_capacity(names.len());
@@ -308,19 +307,19 @@ impl LinkWindow<'_> {
     /// Whether the object has the content of a guest's file. Of an error it says whose it is.
     fn has_content_of(&self, own: &OwnedFd) -> io::Result<bool> {
         root::same_content(own, self.shared).map_err(|e| match Digest::of_quiet(self.shared) {
-            Err(of_object) => io::Error::other(ObjectError(Reason(of_object).to_string())),
+            Err(of_object) => io::Error::other(ObjectError::Unreadable(of_object)),
             Ok(_) => e,
         })
     }
 
-    fn fail(&self, names: &[FileIndex], error: &swap::Error, linked: &mut Linked) {
+    fn fail(&self, names: &[FileIndex], error: swap::Error, linked: &mut Linked) {
         let is_objects = |e: &io::Error| e.get_ref().is_some_and(|e| e.is::<ObjectError>());
-        if !matches!(error, swap::Error::Unchanged(e) if is_objects(e)) {
-            return self.linker.fail(names, error, linked);
+        if !matches!(&error, swap::Error::Unchanged(e) if is_objects(e)) {
+            return self.linker.fail(names, &(Arc::new(error) as SharedError), linked);
         }
         let path = self.linker.pool().object_path(self.object);
-        if !linked.failed.iter().any(|(failed, _)| *failed == path) {
-            linked.failed.push((path, Reason(error).to_string()));
+        if !linked.failed.iter().any(|failed| failed.path == path) {
+            linked.failed.push(FailedPath::new(path, error));
         }
         linked.left.extend(names.iter().map(|&at| (at, NotUnified::Damaged)));
     }
@@ -328,5 +327,9 @@ impl LinkWindow<'_> {
 
 /// What is wrong with the object, not with the guest's file.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct ObjectError(String);
+enum ObjectError {
+    #[error("damaged; `cow-unify verify GUEST...` repairs it")]
+    Damaged,
+    #[error("{}", Reason(.0))]
+    Unreadable(#[source] io::Error),
+}

@@ -1,19 +1,20 @@
 //! A pass over what the guests' own hooks say has changed: as much work as there are such files, however large the trees.
 
 use std::collections::HashSet;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::listed::ListedFiles;
 use super::{Pass, Passed};
 use crate::report::{Reason, Shown};
 use crate::state::store::{Taken, take_spool};
-use crate::unify::Error;
 use crate::unify::pool::object::ObjectName;
 use crate::unify::pool::settings::Sharing;
 use crate::unify::scan::catalog::{Catalog, FileIndex, GuestIndex, PrivateFile};
 use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::marks;
 use crate::unify::scan::not_unified::NotUnified;
+use crate::unify::{Error, FailedPath};
 
 impl Pass<'_> {
     /// Unifies the files in the guests' spools with the pool, and with one another.
@@ -34,7 +35,7 @@ impl Pass<'_> {
                     listed.add(guest, spool.paths.iter().map(PathBuf::as_path));
                     taken.push((path, spool));
                 }
-                Err(e) => passed.skipped.push((path, format!("its spool: {}", Reason(e)))),
+                Err(e) => passed.skipped.push(FailedPath::new(path, SpoolError(e))),
             }
         }
         let mut cache = self.cache(pool)?;
@@ -83,7 +84,7 @@ impl Pass<'_> {
         catalog.remove(&linked);
         cache.note(&catalog).unwrap_or_else(|e| log::warn!("the pool's cache: {e}"));
         for (path, spool) in taken {
-            if !passed.skipped.iter().any(|(skipped, _)| *skipped == path) {
+            if !passed.skipped.iter().any(|skipped| skipped.path == path) {
                 let released = spool.release(&waiting.remove(&path).unwrap_or_default());
                 released.unwrap_or_else(|e| log::warn!("{}: its spool: {}", Shown(&path), Reason(e)));
             }
@@ -99,7 +100,7 @@ fn to_be_tried_again(catalog: &Catalog, passed: &Passed, linked: &HashSet<FileIn
         use NotUnified::{Changed, Damaged, InUse, Unprotected, Unreadable, Writer};
         matches!(not_unified, Changed | Damaged | InUse | Unprotected | Unreadable | Writer)
     };
-    let failed: HashSet<&Path> = passed.linked.failed.iter().map(|(path, _)| path.as_path()).collect();
+    let failed: HashSet<&Path> = passed.linked.failed.iter().map(|failed| failed.path.as_path()).collect();
     let left: HashSet<FileIndex> = passed
         .linked
         .left
@@ -118,3 +119,8 @@ fn to_be_tried_again(catalog: &Catalog, passed: &Passed, linked: &HashSet<FileIn
     };
     catalog.indices().filter(again).collect()
 }
+
+/// A guest's list of what has changed cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("its spool: {}", Reason(.0))]
+struct SpoolError(#[source] io::Error);

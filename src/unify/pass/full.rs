@@ -7,10 +7,8 @@ use std::sync::OnceLock;
 
 use super::{Pass, PassOptions, Passed};
 use crate::parallel;
-use crate::report::Reason;
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::file::times::{TICK, is_settled};
-use crate::unify::Error;
 use crate::unify::eligible::scope::{self, Eligible};
 use crate::unify::link::dedupe;
 use crate::unify::link::linked::{ChangedDir, Linked};
@@ -24,6 +22,7 @@ use crate::unify::scan::catalog::{Catalog, DirIndex, FileIndex, GuestIndex};
 use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::marks;
 use crate::unify::scan::walk::{self, ScanOptions};
+use crate::unify::{Error, FailedPath};
 
 impl Pass<'_> {
     /// Says what there is to unify in these guests; writes nothing.
@@ -184,8 +183,8 @@ impl Pass<'_> {
             let load = || Eligible::load(&guest.root, *scope, rules, never);
             let eligible_here = || eligible.get_or_init(load).as_ref().ok();
             let found = walk::scan(&guest, number, &eligible_here, &remembered, &wanted);
-            match eligible.get() {
-                Some(Err(e)) => passed.skipped.push((path, Reason(e).to_string())),
+            match eligible.into_inner() {
+                Some(Err(e)) => passed.skipped.push(FailedPath::new(path, e)),
                 _ => catalog.absorb(found),
             }
             catalog.guests.push(guest);

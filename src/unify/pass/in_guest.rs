@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::listed::{ListedFiles, found};
 use super::{InUse, Pass, PassOptions, Passed};
 use crate::policy::Policy;
-use crate::report::{Shown, Silent};
+use crate::report::Silent;
 use crate::state::pool_notice::{POOL_NOTICE, PoolNotice};
 use crate::state::store::STATE_DIR;
 use crate::sys::file::inode::Inode;
@@ -80,8 +80,8 @@ pub fn unify(
     works.retain(|work| work.existing.is_some());
     let mut passed = Passed::default();
     pass.link(&pool, &catalog, works, &mut passed)?;
-    for (path, reason) in &passed.linked.failed {
-        log::debug!("{}: {reason}", Shown(path));
+    for failed in &passed.linked.failed {
+        log::debug!("{failed}");
     }
     Ok(passed.linked.names.iter().map(|&at| catalog.path(&catalog[at])).collect())
 }

@@ -18,11 +18,13 @@ pub mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::policy::PatternSet;
 use crate::report::Watch;
 use crate::sys::process::programs::Programs;
+use crate::unify::FailedPath;
 use crate::unify::care::repair::Repaired;
 use crate::unify::care::verify::Verified;
 use crate::unify::eligible::rules::Rules;
@@ -101,7 +103,7 @@ pub struct Passed {
     /// The paths of these names, if they are wanted.
     pub left_names: Vec<(PathBuf, NotUnified)>,
     /// Guests that were left out, with the reason.
-    pub skipped: Vec<(PathBuf, String)>,
+    pub skipped: Vec<FailedPath>,
     /// Those of them in which a package manager is at work, by their places among the guests.
     pub busy: BTreeMap<GuestIndex, PathBuf>,
     /// Names left for programs that run, by their places in the catalog's files.
@@ -140,7 +142,8 @@ impl Pass<'_> {
         let not_unified = catalog.indices().filter_map(|at| Some((at, catalog[at].not_unified?)));
         self.leave(catalog, not_unified, passed);
         let path = |at: &FileIndex| catalog.outer_path(&catalog[*at]);
-        let failed = catalog.unreadable.iter().map(|(at, reason)| (path(at), reason.clone()));
+        let failed =
+            catalog.unreadable.iter().map(|(at, e)| FailedPath { path: path(at), source: Arc::clone(e) });
         passed.linked.failed.extend(failed);
     }
 

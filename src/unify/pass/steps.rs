@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use super::{Pass, Passed};
 use crate::report::Reason;
@@ -20,7 +21,7 @@ use crate::unify::pool::publish::Publisher;
 use crate::unify::pool::recover;
 use crate::unify::pool::run::RunDir;
 use crate::unify::scan::catalog::{Catalog, FileIndex, GuestIndex};
-use crate::unify::{At, Error};
+use crate::unify::{At, Error, FailedPath, SharedError};
 
 /// Names in one step: one journal, two flushes.
 const NAMES_PER_STEP: usize = 1 << 15;
@@ -177,19 +178,17 @@ impl Pass<'_> {
         left: Vec<Waiting>,
         passed: &mut Passed,
     ) -> Result<(), Error> {
-        let room = self.room(pool)?;
+        let free = self.room(pool)?;
         for (work, error) in left {
-            let reason = match error {
+            let reason: SharedError = match error {
                 None => {
-                    room.none_for(if work.existing.is_some() { "the journal" } else { "the pool's copy" })
+                    let what = if work.existing.is_some() { "the journal" } else { "the pool's copy" };
+                    Arc::new(free.too_little_for(what))
                 }
-                Some(e) => format!(
-                    "{}; make room, or give more of what there is too little of, and run it again",
-                    Reason(e)
-                ),
+                Some(e) => Arc::new(OutOf(e)),
             };
             let paths = work.names.iter().map(|&at| catalog.outer_path(&catalog[at]));
-            passed.linked.failed.extend(paths.map(|path| (path, reason.clone())));
+            passed.linked.failed.extend(paths.map(|path| FailedPath { path, source: Arc::clone(&reason) }));
         }
         Ok(())
     }
@@ -219,7 +218,7 @@ impl Pass<'_> {
         for (at, reason) in &claims.busy {
             let guest = catalog[*at].root.path();
             passed.busy.insert(*at, guest.to_path_buf());
-            passed.skipped.push((guest.to_path_buf(), reason.clone()));
+            passed.skipped.push(FailedPath { path: guest.to_path_buf(), source: Arc::clone(reason) });
         }
         let is_busy = |at: &FileIndex| passed.busy.contains_key(&guest_of(at));
         if !passed.busy.is_empty() {
@@ -233,3 +232,8 @@ impl Pass<'_> {
         (step, claims)
     }
 }
+
+/// Work that was not done for want of something else than room.
+#[derive(Debug, thiserror::Error)]
+#[error("{}; make room, or give more of what there is too little of, and run it again", Reason(.0))]
+struct OutOf(#[source] io::Error);

@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::directory::Pool;
@@ -19,28 +18,27 @@ use crate::sys::path::root::read_at;
 use crate::sys::share::gate;
 use crate::sys::share::lease::Lease;
 use crate::sys::share::swap::{self, Name, Shared};
-use crate::unify::{At, Error};
+use crate::unify::{At, Error, FailedPath};
 
 /// What ending killed runs came to.
-#[derive(Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Default)]
 pub struct RecoveredRuns {
     /// Names that became names of their object.
-    pub done: u64,
+    pub completed: u64,
     /// Names that have their own inode again.
-    pub undone: u64,
+    pub rolled_back: u64,
     /// Shared inodes that were protected again.
     pub protected: u64,
     /// Temporary names removed.
     pub removed: u64,
     /// What could not be ended, with the reason; the next run tries again.
-    #[serde(skip)]
-    pub failed: Vec<(PathBuf, String)>,
+    pub failed: Vec<FailedPath>,
 }
 
 impl RecoveredRuns {
     /// How much there was to do.
     pub fn total(&self) -> u64 {
-        self.done + self.undone + self.protected + self.removed
+        self.completed + self.rolled_back + self.protected + self.removed
     }
 }
 
@@ -51,7 +49,7 @@ pub fn recover(pool: &Pool, lock_timeout: Duration) -> Result<RecoveredRuns, Err
         let Some(dir) = claim(pool, &name).at(pool.path())? else { continue };
         if let Err(e) = (Ending { pool, dir: &dir, lock_timeout }).end(&mut recovered) {
             let path = pool.path().join("runs").join(&name);
-            recovered.failed.push((path, Reason(e).to_string()));
+            recovered.failed.push(FailedPath::new(path, e));
             continue;
         }
         let path = || pool.path().join("runs").join(&name);
@@ -92,8 +90,8 @@ impl Ending<'_> {
                         self.pool.protect(&files, PoolProtection::Immutable, self.lock_timeout, 1);
                     let protected = protected.map_err(io::Error::other)?;
                     recovered.protected += protected.files.len() as u64;
-                    if let Some((path, reason)) = protected.failed.first() {
-                        trouble = Some(io::Error::other(format!("{}: {reason}", Shown(path))));
+                    if let Some(failed) = protected.failed.into_iter().next() {
+                        trouble = Some(io::Error::other(failed));
                     }
                 }
                 for intent in family {
@@ -137,15 +135,15 @@ impl Ending<'_> {
             swap::unlink_shared(temporary, self.lock_timeout)?;
         }
         let Some(own) = kept.inode()? else {
-            recovered.undone += u64::from(is_waiting);
+            recovered.rolled_back += u64::from(is_waiting);
             return Ok(());
         };
         let is_done = !is_waiting
             && (self.was_left_alone(intent, kept, &own)? || !self.give_back(intent, kept, objects)?);
         if is_done {
-            recovered.done += 1;
+            recovered.completed += 1;
         } else {
-            recovered.undone += 1;
+            recovered.rolled_back += 1;
         }
         // In a window if need be: its guest may have protected it meanwhile.
         swap::unlink_shared(kept, self.lock_timeout).map(drop)

@@ -24,7 +24,7 @@ use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::read_at;
 use crate::sys::share::swap::Shared;
-use crate::unify::{At, Error};
+use crate::unify::{At, Error, FailedPath};
 
 const SUSPECTS: &str = "suspects";
 
@@ -46,7 +46,7 @@ pub struct Protected {
     /// Files that had lost it, and have it again.
     pub files: Vec<PathBuf>,
     /// Files that could not be protected, with the reason.
-    pub failed: Vec<(PathBuf, String)>,
+    pub failed: Vec<FailedPath>,
     /// The objects among these.
     pub open: HashSet<OsString>,
 }
@@ -101,7 +101,7 @@ impl Pool {
                 Ok(true) => protected.files.push(self.path_of(file)),
                 Ok(false) => {}
                 Err(e) => {
-                    protected.failed.push((self.path_of(file), Reason(e).to_string()));
+                    protected.failed.push(FailedPath::new(self.path_of(file), e));
                     protected.open.extend((!file.quarantined).then(|| file.name.whole()));
                 }
             }

@@ -14,6 +14,7 @@ use super::guest::GuestTree;
 use super::not_unified::NotUnified;
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::unify::pool::identity::Digest;
+use crate::unify::{FailedPath, SharedError};
 
 /// A guest's place in [`Catalog::guests`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,13 +96,13 @@ pub struct Catalog {
     /// Known digests.
     pub digests: Vec<Digest>,
     /// Files that could not be read, with the reason.
-    pub unreadable: Vec<(FileIndex, String)>,
+    pub unreadable: Vec<(FileIndex, SharedError)>,
     /// Names that were seen to be the pool's already.
     pub shared: u64,
     /// Names that are in quarantine.
     pub damaged: u64,
     /// Directories that could not be read, from the caller's root, with the reason.
-    pub unread: Vec<(PathBuf, String)>,
+    pub unread: Vec<FailedPath>,
     /// Directories that an earlier run may have seen, and that are not there any more: guest and path.
     pub gone: Vec<(GuestIndex, PathBuf)>,
     names: Vec<u8>,

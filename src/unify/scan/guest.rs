@@ -6,7 +6,7 @@ use crate::sys::file::inode::Inode;
 use crate::sys::path::root::Root;
 use crate::sys::process::mounts;
 use crate::unify::pool::settings::Sharing;
-use crate::unify::{At, Error};
+use crate::unify::{At, Error, GuestError};
 
 /// A guest.
 #[derive(Debug)]
@@ -41,9 +41,7 @@ impl GuestTree {
             _ => false,
         };
         if inside || path.starts_with(guest_path) {
-            let reason =
-                "the pool lies in it, where the guest could reach it; name another with --pool".to_owned();
-            return Err(Error::Guest { path: guest_path.to_path_buf(), reason });
+            return Err(Error::Guest { path: guest_path.to_path_buf(), source: GuestError::HoldsPool });
         }
         Ok(())
     }
@@ -52,9 +50,8 @@ impl GuestTree {
     pub fn check_reach(&self, path: &Path, share: Sharing) -> Result<(), Error> {
         let (_, near) = nearest(path)?;
         if share == Sharing::Hardlink && (near.id.dev, near.mount) != (self.inode.id.dev, self.inode.mount) {
-            let reason = "on another filesystem, mount or subvolume than the pool, so no hard link can join them; \
-             give it a pool of its own there (--pool), or share blocks with --share reflink where the filesystem can";
-            return Err(Error::Guest { path: self.root.path().to_path_buf(), reason: reason.to_owned() });
+            let path = self.root.path().to_path_buf();
+            return Err(Error::Guest { path, source: GuestError::OutOfReach });
         }
         Ok(())
     }

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::guest::GuestTree;
-use crate::report::Reason;
 use crate::sys::file::inode::{InodeId, Kind};
 use crate::sys::path::root::relative;
 use crate::sys::path::tree::{self, Descend, TreeEntry};
+use crate::unify::FailedPath;
 use crate::unify::pool::directory::Pool;
 
 /// Directories that are none of a guest's although they may lie in it: the pool, other guests.
@@ -23,7 +23,7 @@ pub fn walk(
     guest: &GuestTree,
     borders: &[InodeId],
     visit: &mut dyn FnMut(&TreeEntry<'_>),
-) -> Vec<(PathBuf, String)> {
+) -> Vec<FailedPath> {
     let is_border = |entry: &TreeEntry<'_>| {
         // The inode is asked for only where its number says that it may be one.
         let may_be = borders.iter().any(|border| border.ino == entry.ino);
@@ -40,7 +40,7 @@ pub fn walk(
     let mut problems = Vec::new();
     let mut skipped = |path: &Path, error: Option<std::io::Error>| {
         if let Some(e) = error {
-            problems.push((outer_path(guest, path), Reason(e).to_string()));
+            problems.push(FailedPath::new(outer_path(guest, path), e));
         }
     };
     tree::walk(&guest.root, Path::new("/"), &mut enter, &mut skipped);

@@ -16,12 +16,12 @@ use super::catalog::{Catalog, Dir, DirIndex, FileIndex, GuestIndex};
 use super::guest::GuestTree;
 use super::not_unified::NotUnified;
 use crate::parallel;
-use crate::report::Reason;
 use crate::sys::file::inode::{Inode, InodeId, Kind};
 use crate::sys::file::times::is_settled;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::relative;
 use crate::sys::path::tree;
+use crate::unify::FailedPath;
 use crate::unify::eligible::scope::Eligible;
 use crate::unify::pool::identity::{self, Mtime};
 use crate::unify::pool::object::ObjectIndex;
@@ -145,7 +145,7 @@ impl Scanner<'_, '_> {
         match self.list(path, part, buffer, &mut below) {
             // Gone, or no longer a directory, since it was listed.
             Err(e) if is_absent(&e) => part.gone.push((self.number, path.to_path_buf())),
-            Err(e) => part.unread.push((self.outer_path(path), Reason(e).to_string())),
+            Err(e) => part.unread.push(FailedPath::new(self.outer_path(path), e)),
             Ok(()) => {}
         }
         below
