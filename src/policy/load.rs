@@ -18,10 +18,10 @@ use crate::sys::path::root::Root;
 pub const DEFAULT: &str = include_str!("default.toml");
 
 /// The configuration files in the order they are read, followed by those of [`CONFIG_DIR`].
-pub const CONFIG_FILES: [&str; 2] = ["/usr/lib/cow-hooks/cow-hooks.toml", "/etc/cow-hooks/cow-hooks.toml"];
+const CONFIG_FILES: [&str; 2] = ["/usr/lib/cow-hooks/cow-hooks.toml", "/etc/cow-hooks/cow-hooks.toml"];
 
 /// The directory whose `*.toml` files are read last, in the order of their names.
-pub const CONFIG_DIR: &str = "/etc/cow-hooks/conf.d";
+const CONFIG_DIR: &str = "/etc/cow-hooks/conf.d";
 
 /// What the administrator wants.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

@@ -8,7 +8,7 @@ pub mod pattern;
 mod value;
 
 pub use self::file::{Invalid, size};
-pub use self::load::{CONFIG_DIR, CONFIG_FILES, DEFAULT, Error, Policy};
+pub use self::load::{DEFAULT, Error, Policy};
 pub use self::pattern::{Pattern, PatternSet};
 pub use self::value::{LastLink, Mode, Protection, SuperviseMode};
 

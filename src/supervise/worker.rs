@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::Options;
@@ -100,19 +100,15 @@ pub fn work(listener: &Listener, options: &Options, owner: ProcessId, calls: &In
     })
 }
 
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
 /// Lets every call go on.
 pub fn let_all_pass(listener: &Listener) {
-    while !hung_up(listener, PollTimeout::ZERO) {
+    while !listener.has_hung_up(Some(&NOW)) {
         if let Ok(call) = listener.receive() {
             let _ = listener.respond(call.id, Response::Continue);
         }
     }
-}
-
-fn hung_up(listener: &Listener, patience: PollTimeout) -> bool {
-    let mut polled = [PollFd::new(listener.as_fd(), PollFlags::empty())];
-    let _ = poll(&mut polled, patience);
-    polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
 }
 
 impl<'a> Supervisor<'a> {
@@ -138,16 +134,14 @@ impl<'a> Supervisor<'a> {
 
     fn wait_for_the_end(&self) {
         if let Some(end) = self.options.talk.and_then(|front| process::open_pidfd(front).ok()) {
-            let mut polled = [
-                PollFd::new(self.listener.as_fd(), PollFlags::empty()),
-                PollFd::new(end.as_fd(), PollFlags::POLLIN),
-            ];
-            while poll(&mut polled, PollTimeout::NONE).is_err() {}
+            let mut polled =
+                [PollFd::new(self.listener, PollFlags::empty()), PollFd::new(&end, PollFlags::IN)];
+            while poll(&mut polled, None).is_err() {}
         }
         self.write_links(self.options.policy.lock_timeout);
         self.report();
         process::silence_stderr();
-        while !hung_up(self.listener, PollTimeout::NONE) {}
+        while !self.listener.has_hung_up(None) {}
     }
 
     fn serve(&self, slot: usize, calls: &InFlight) {
@@ -156,7 +150,7 @@ impl<'a> Supervisor<'a> {
         loop {
             let call = match self.listener.receive() {
                 Ok(call) => call,
-                Err(_) if hung_up(self.listener, PollTimeout::ZERO) => return,
+                Err(_) if self.listener.has_hung_up(Some(&NOW)) => return,
                 // The caller was killed before we had its call.
                 Err(_) => continue,
             };

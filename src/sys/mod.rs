@@ -13,12 +13,14 @@
 //! - [`path`]: where a file is, beneath a guest's root directory; our own files in a guest.
 //! - [`mod@file`]: what a file is, and the filesystem that it is on.
 //! - [`seccomp`]: system calls that wait for us, and those that a filter forbids this process.
+//! - `procfs`: the form that files of procfs have.
 
 #![allow(clippy::disallowed_methods)]
 
 pub mod file;
 pub mod path;
 pub mod process;
+mod procfs;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub mod ptrace;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

@@ -17,7 +17,7 @@ mod set;
 mod token;
 mod whole;
 
-pub use self::component::{Component, NamePattern};
+pub use self::component::NamePattern;
 pub use self::error::PatternError;
 pub use self::set::PatternSet;
 pub(crate) use self::token::{Token, tokens_after, tokens_match};

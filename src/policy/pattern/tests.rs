@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
+use super::component::Component;
 use super::*;
 
 fn pattern(text: &str) -> Pattern {

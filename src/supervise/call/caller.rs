@@ -7,23 +7,18 @@ use std::sync::Arc;
 
 use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
 
 use super::change::may_be_shared;
 use super::lookup::{Entry, Lookup};
 use crate::supervise::worker::Supervisor;
 use crate::sys::file::flags::{FlagsArgument, FlagsCall};
 use crate::sys::file::inode::{Inode, Kind};
-use crate::sys::process::task::{Status, Task};
+use crate::sys::process::Status;
+use crate::sys::process::task::Task;
 use crate::sys::process::thread_root::ThreadRoot;
 use crate::sys::seccomp::calls::{Follow, Right, Shape, shape};
 use crate::sys::seccomp::{Call, Response};
-
-/// Numbers of capabilities, of `linux/capability.h`.
-const CAP_CHOWN: u32 = 0;
-const CAP_DAC_OVERRIDE: u32 = 1;
-pub(super) const CAP_FOWNER: u32 = 3;
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_SETFCAP: u32 = 31;
 
 /// `AUDIT_ARCH_I386` of `linux/audit.h`.
 const I386_AUDIT: u32 = 0x4000_0003;
@@ -364,7 +359,7 @@ impl<'a> Caller<'a> {
 
     /// Whether the caller may do with names what we may.
     pub(super) fn is_privileged(&self) -> bool {
-        self.task.rules_files() && self.is_here()
+        self.task.may_change_all_files() && self.is_here()
     }
 
     /// Whether the caller's capabilities are capabilities here.
@@ -383,7 +378,7 @@ impl<'a> Caller<'a> {
         let Right::OwnOrRemove(name) = right else { return Ok(false) };
         let name = self.task.string(self.call.arguments[usize::from(name)])?;
         let is_plain = name.starts_with(b"user.") || name == b"security.capability";
-        if !is_plain || !self.is_privileged() || self.task.capabilities()? & 1 << CAP_SETFCAP == 0 {
+        if !is_plain || !self.is_privileged() || !self.task.capabilities()?.contains(CapabilitySet::SETFCAP) {
             return Ok(false);
         }
         let file = self.supervisor.processes.reopen(file, OFlags::RDONLY)?;
@@ -392,8 +387,8 @@ impl<'a> Caller<'a> {
     }
 
     /// Whether the caller has a capability here.
-    pub(super) fn may(&self, status: &Status, capability: u32) -> bool {
-        self.is_here() && status.capabilities & 1 << capability != 0
+    pub(super) fn may(&self, status: &Status, capability: CapabilitySet) -> bool {
+        self.is_here() && status.capabilities.contains(capability)
     }
 
     /// Whether the caller may write to what is open as `file`; yes, where an access control list decides.
@@ -402,7 +397,7 @@ impl<'a> Caller<'a> {
             let file = self.supervisor.processes.reopen(&file, OFlags::RDONLY);
             file.is_ok_and(|file| rustix::fs::fgetxattr(file, ACCESS_LIST, &mut [0u8; 0][..]).is_ok())
         };
-        self.may(status, CAP_DAC_OVERRIDE) || status.may_write(inode) || has_list()
+        self.may(status, CapabilitySet::DAC_OVERRIDE) || status.may_write(inode) || has_list()
     }
 
     /// What the kernel would answer to a caller who may not change a private file; `None` where it may.
@@ -410,7 +405,7 @@ impl<'a> Caller<'a> {
         let status = self.task.status()?;
         let writes = || self.may_write(&status, file, inode);
         let owns = || {
-            let any = [CAP_CHOWN, CAP_FOWNER, CAP_SYS_ADMIN];
+            let any = [CapabilitySet::CHOWN, CapabilitySet::FOWNER, CapabilitySet::SYS_ADMIN];
             status.uid == inode.uid || any.iter().any(|capability| self.may(&status, *capability))
         };
         let denied = Response::Failed(Errno::ACCESS);

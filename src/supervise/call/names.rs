@@ -11,15 +11,16 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
 
-use super::caller::{CAP_FOWNER, Caller};
+use super::caller::Caller;
 use super::change::{may_be_in_window, outside_window};
 use super::lookup::Entry;
 use crate::report::{Reason, Shown};
 use crate::sys::file::inode::{Inode, InodeId, Kind};
 use crate::sys::file::layer;
 use crate::sys::path::resolve::Place;
-use crate::sys::process::task::Status;
+use crate::sys::process::Status;
 use crate::sys::seccomp::Response;
 use crate::sys::share::swap::{self, Name, SHARED_LOCK_TIMEOUT, Shared};
 
@@ -174,7 +175,7 @@ impl Caller<'_> {
             let (status, dir) = (self.task.status()?, Inode::of(&to.dir)?);
             // What `protected_hardlinks` of proc_sys_fs(5) lets everybody link.
             let is_safe = inode.mode & 0o4000 == 0 && inode.mode & 0o2010 != 0o2010;
-            let owns = status.uid == inode.uid || self.may(&status, CAP_FOWNER);
+            let owns = status.uid == inode.uid || self.may(&status, CapabilitySet::FOWNER);
             let may = owns || is_safe && status.may_write(&inode);
             if !may || dir.mount != inode.mount {
                 return Ok(Response::Continue);
@@ -261,7 +262,7 @@ impl Caller<'_> {
         }
         let owns = || entry.name().inode().is_ok_and(|i| i.is_none_or(|i| i.uid == status.uid));
         let is_sticky = dir.mode & 0o1000 != 0 && dir.uid != status.uid;
-        Ok((is_sticky && !self.may(status, CAP_FOWNER) && !owns()).then_some(Errno::PERM))
+        Ok((is_sticky && !self.may(status, CapabilitySet::FOWNER) && !owns()).then_some(Errno::PERM))
     }
 
     /// Records that the file may lose its protection for a moment; returns the path of its name.

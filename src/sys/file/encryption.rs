@@ -6,16 +6,17 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, StatxFlags};
+use rustix::ioctl::{Opcode, Updater, opcode};
 
-/// `FS_IOC_GET_ENCRYPTION_POLICY_EX`.
-const GET_POLICY: u32 = 0xc009_6616;
+/// `FS_IOC_GET_ENCRYPTION_POLICY_EX` of `linux/fscrypt.h`.
+const GET_POLICY: Opcode = opcode::read_write::<[u8; 9]>(b'f', 22);
 /// `STATX_ATTR_ENCRYPTED`.
 const ENCRYPTED: u64 = 0x800;
 /// As large as any version of `union fscrypt_policy` (`linux/fscrypt.h`), with room to spare.
-const MOST: usize = 64;
+const MAX_POLICY: usize = 64;
 
 /// How files that are made in a directory are encrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,11 +38,11 @@ impl Encryption {
 
 fn policy(dir: impl AsFd) -> io::Result<Vec<u8>> {
     // `struct fscrypt_get_policy_ex_arg`: the size that there is room for, then the policy.
-    let mut argument = [0u8; 8 + MOST];
-    argument[..8].copy_from_slice(&(MOST as u64).to_ne_bytes());
-    // SAFETY: the kernel writes no more than the argument says that it has room for, in this call.
-    let result = unsafe { libc::ioctl(dir.as_fd().as_raw_fd(), GET_POLICY.into(), argument.as_mut_ptr()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(argument[8..].to_vec()) }
+    let mut argument = [0u8; 8 + MAX_POLICY];
+    argument[..8].copy_from_slice(&(MAX_POLICY as u64).to_ne_bytes());
+    // SAFETY: the kernel writes no more than the argument says that it has room for.
+    unsafe { rustix::ioctl::ioctl(dir, Updater::<GET_POLICY, [u8; 8 + MAX_POLICY]>::new(&mut argument)) }?;
+    Ok(argument[8..].to_vec())
 }
 
 #[cfg(test)]

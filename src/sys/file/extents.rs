@@ -3,10 +3,12 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
-/// `FS_IOC_FIEMAP` of `linux/fs.h`.
-const FIEMAP: libc::Ioctl = 0xc020_660b_u32 as libc::Ioctl;
+use rustix::ioctl::{Opcode, Updater, opcode};
+
+/// `FS_IOC_FIEMAP` of `linux/fs.h`, which counts the structure without its extents.
+const FIEMAP: Opcode = opcode::read_write::<[u64; 4]>(b'f', 11);
 /// `FIEMAP_FLAG_SYNC` of `linux/fiemap.h`: what is in memory only gets its blocks first.
 const SYNC: u32 = 1;
 /// `FIEMAP_EXTENT_LAST`, `_UNKNOWN`, `_DELALLOC`, `_ENCODED`, `_DATA_INLINE` and `_SHARED`.
@@ -71,11 +73,8 @@ pub fn of(file: impl AsFd) -> io::Result<Vec<Extent>> {
             reserved: 0,
             extents: [Raw::default(); AT_ONCE],
         };
-        // SAFETY: `map` has the layout the kernel reads and writes, room for as many extents as `count` says, and lives
-        // through the call.
-        if unsafe { libc::ioctl(file.as_fd().as_raw_fd(), FIEMAP, &raw mut map) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        // SAFETY: `map` has the layout the kernel reads and writes, and room for as many extents as `count` says.
+        unsafe { rustix::ioctl::ioctl(&file, Updater::<FIEMAP, Map>::new(&mut map)) }?;
         let mapped = &map.extents[..(map.mapped as usize).min(AT_ONCE)];
         found.extend(mapped.iter().filter(|raw| raw.flags & NOWHERE == 0).map(|raw| Extent {
             start: raw.physical,

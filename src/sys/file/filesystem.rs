@@ -3,9 +3,10 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use rustix::fs::StatVfsMountFlags;
+use rustix::ioctl::{Getter, Opcode, opcode};
 
 /// What this process may still allocate; unlimited where the filesystem does not say.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +29,8 @@ pub fn available(fd: impl AsFd) -> io::Result<Available> {
 /// A number that a filesystem, on btrfs a subvolume, keeps when it is mounted again: its device does not. 0 where it has
 /// none.
 pub fn identity(dir: impl AsFd) -> io::Result<u64> {
-    /// `FS_IOC_GETFSUUID` of `linux/fs.h`.
-    const GET_UUID: libc::Ioctl = 0x8011_1500_u32 as libc::Ioctl;
+    /// `FS_IOC_GETFSUUID` of `linux/fs.h`, with a `struct fsuuid2`: the length and 16 bytes.
+    const GET_UUID: Opcode = opcode::read::<[u8; 17]>(0x15, 0);
     /// `BTRFS_SUPER_MAGIC` of `linux/magic.h`.
     const BTRFS: i64 = 0x9123_683e;
     let of_statfs = rustix::fs::fstatvfs(&dir)?.f_fsid;
@@ -37,12 +38,12 @@ pub fn identity(dir: impl AsFd) -> io::Result<u64> {
     if rustix::fs::fstatfs(&dir)?.f_type as i64 == BTRFS {
         return Ok(of_statfs);
     }
-    let mut uuid = [0u8; 17];
-    // SAFETY: the call writes the length and the 16 bytes of a `struct fsuuid2`, which live through it.
-    let result = unsafe { libc::ioctl(dir.as_fd().as_raw_fd(), GET_UUID, &raw mut uuid) };
+    // SAFETY: the call writes that many bytes.
+    let uuid = unsafe { rustix::ioctl::ioctl(&dir, Getter::<GET_UUID, [u8; 17]>::new()) };
+    let Ok(uuid) = uuid else { return Ok(of_statfs) };
     let halves =
         uuid[1..].chunks_exact(8).map(|half| half.iter().fold(0, |all, byte| all << 8 | u64::from(*byte)));
-    Ok(if result == 0 { halves.fold(0, |all, half| all ^ half) } else { of_statfs })
+    Ok(halves.fold(0, |all, half| all ^ half))
 }
 
 /// Whether the mount is read-only.

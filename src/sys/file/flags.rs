@@ -6,10 +6,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// `FS_IOC_SETFLAGS`, and its number for 32-bit programs.
-const SET_FLAGS: [u32; 2] = [0x4008_6602, 0x4004_6602];
-/// `FS_IOC_FSSETXATTR`.
-const SET_EXTENDED: u32 = 0x401c_5820;
+use crate::sys::seccomp::program::{FS_SET_XATTR, SET_FLAGS, SET_FLAGS_32};
+
 /// Number of `file_setattr(2)`, the same on all architectures.
 const FILE_SETATTR: libc::c_long = 469;
 
@@ -34,10 +32,10 @@ pub struct FlagsArgument {
 impl FlagsCall {
     /// The call that an `ioctl(2)` request makes.
     pub fn of_request(request: u32) -> Option<FlagsCall> {
-        if SET_FLAGS.contains(&request) {
-            Some(FlagsCall::SetFlags)
-        } else {
-            (request == SET_EXTENDED).then_some(FlagsCall::FsSetXattr)
+        match request {
+            SET_FLAGS | SET_FLAGS_32 => Some(FlagsCall::SetFlags),
+            FS_SET_XATTR => Some(FlagsCall::FsSetXattr),
+            _ => None,
         }
     }
 
@@ -87,8 +85,8 @@ impl FlagsArgument {
         // SAFETY: each request or call reads as many bytes as its argument has, which live through it.
         let result = unsafe {
             match self.call {
-                FlagsCall::SetFlags => libc::c_long::from(libc::ioctl(fd, SET_FLAGS[0].into(), bytes)),
-                FlagsCall::FsSetXattr => libc::c_long::from(libc::ioctl(fd, SET_EXTENDED.into(), bytes)),
+                FlagsCall::SetFlags => libc::c_long::from(libc::ioctl(fd, SET_FLAGS.into(), bytes)),
+                FlagsCall::FsSetXattr => libc::c_long::from(libc::ioctl(fd, FS_SET_XATTR.into(), bytes)),
                 FlagsCall::FileSetattr => libc::syscall(
                     FILE_SETATTR,
                     fd,

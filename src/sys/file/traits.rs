@@ -3,14 +3,15 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use rustix::fs::IFlags;
 use rustix::io::Errno;
+use rustix::ioctl::{Getter, Opcode, Setter, opcode};
 
 /// `FS_IOC_FSGETXATTR` and `FS_IOC_FSSETXATTR` of `linux/fs.h`.
-const GET_EXTENDED: libc::Ioctl = 0x801c_581f_u32 as libc::Ioctl;
-const SET_EXTENDED: libc::Ioctl = 0x401c_5820_u32 as libc::Ioctl;
+const GET_EXTENDED: Opcode = opcode::read::<Extended>(b'X', 31);
+const SET_EXTENDED: Opcode = opcode::write::<Extended>(b'X', 32);
 /// `FS_XFLAG_PROJINHERIT` of `linux/fs.h`.
 const HANDED_ON: u32 = 0x200;
 
@@ -68,8 +69,8 @@ impl Traits {
         let mut present = extended(&file)?;
         if present.project != self.project && handed_on(dir)?.is_none() {
             present.project = self.project;
-            // SAFETY: the call reads a `struct fsxattr`, which lives through it.
-            unsafe { libc::ioctl(file.as_fd().as_raw_fd(), SET_EXTENDED, &raw const present) };
+            // SAFETY: the call reads a `struct fsxattr`.
+            let _ = unsafe { rustix::ioctl::ioctl(&file, Setter::<SET_EXTENDED, Extended>::new(present)) };
         }
         add_flags(&file, self.flags & AFTER_DATA)
     }
@@ -82,13 +83,10 @@ pub fn handed_on(dir: impl AsFd) -> io::Result<Option<u32>> {
 }
 
 fn extended(file: impl AsFd) -> io::Result<Extended> {
-    let mut extended = Extended::default();
-    // SAFETY: the call writes a `struct fsxattr`, which lives through it.
-    let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), GET_EXTENDED, &raw mut extended) };
-    match Errno::from_io_error(&io::Error::last_os_error()) {
-        _ if result == 0 => Ok(extended),
-        Some(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::INVAL) => Ok(Extended::default()),
-        _ => Err(io::Error::last_os_error()),
+    // SAFETY: the call writes a `struct fsxattr`.
+    match unsafe { rustix::ioctl::ioctl(file, Getter::<GET_EXTENDED, Extended>::new()) } {
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::INVAL) => Ok(Extended::default()),
+        read => Ok(read?),
     }
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::Processes;
+use super::table::Processes;
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::path::resolve::Place;
 use crate::sys::path::root::{Root, relative};

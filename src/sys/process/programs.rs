@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
-use super::Processes;
+use super::table::Processes;
 use crate::sys::file::inode::InodeId;
 
 /// The programs that run, but for some. Nothing is looked at before the first question.

@@ -8,9 +8,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
+use rustix::thread::CapabilitySet;
 
-use super::Processes;
-use crate::sys::file::inode::{Inode, InodeId, Kind};
+use super::status::Status;
+use super::table::Processes;
+use crate::sys::file::inode::{Inode, InodeId};
+use crate::sys::procfs;
 use crate::sys::seccomp::filter;
 
 /// Longest path of a system call, with its end (`PATH_MAX`, `linux/limits.h`).
@@ -18,8 +21,8 @@ const PATH_MAX: usize = 4096;
 /// A string is read in parts that lie in one page each: what follows may not be there.
 const PAGE: u64 = 4096;
 
-/// `CAP_DAC_OVERRIDE` and `CAP_FOWNER` of `linux/capability.h`.
-const RULES_FILES: u64 = 1 << 1 | 1 << 3;
+/// With these, neither permissions nor owners of files stand in a process's way.
+const ALL_FILES: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::FOWNER);
 
 /// A thread that waits for us.
 #[derive(Debug)]
@@ -27,25 +30,6 @@ pub struct Task {
     /// Its number.
     pub tid: i32,
     dir: OwnedFd,
-}
-
-/// Whose rights a thread has, and which process it belongs to (`proc_pid_status(5)`).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    /// Number of its process.
-    pub process: i32,
-    /// Numbers of its process in each process namespace, the innermost last.
-    pub process_in: Vec<i32>,
-    /// Number of the thread in each process namespace, the innermost last.
-    pub thread_in: Vec<i32>,
-    /// The user whose files it may use.
-    pub uid: u32,
-    /// The group, likewise.
-    pub gid: u32,
-    /// Its further groups.
-    pub groups: Vec<u32>,
-    /// Effective capabilities.
-    pub capabilities: u64,
 }
 
 /// What `/proc/PID/fdinfo` says of a descriptor (`proc_pid_fdinfo(5)`).
@@ -142,7 +126,7 @@ impl Task {
 
     /// Its rights.
     pub fn status(&self) -> io::Result<Status> {
-        Ok(parse_status(&self.read("status")?))
+        Status::parse(&self.read("status")?)
     }
 
     /// Its user namespace.
@@ -151,23 +135,13 @@ impl Task {
     }
 
     /// Its effective capabilities (`capget(2)`), in its own user namespace.
-    pub fn capabilities(&self) -> io::Result<u64> {
-        /// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`.
-        const VERSION: u32 = 0x2008_0522;
-        let mut header = [VERSION, self.tid as u32];
-        // Effective, permitted and inheritable ones, first of the lower 32, then of the others.
-        let mut sets = [[0u32; 3]; 2];
-        // SAFETY: both live through the call, in the layout of the version that the header names.
-        let result = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(u64::from(sets[1][0]) << 32 | u64::from(sets[0][0]))
+    pub fn capabilities(&self) -> io::Result<CapabilitySet> {
+        Ok(rustix::thread::capabilities(rustix::process::Pid::from_raw(self.tid))?.effective)
     }
 
-    /// Whether no permission of a file stands in its way, as far as its own user namespace reaches.
-    pub fn rules_files(&self) -> bool {
-        self.capabilities().is_ok_and(|capabilities| capabilities & RULES_FILES == RULES_FILES)
+    /// Whether neither permissions nor owners of files stand in its way, as far as its own user namespace reaches.
+    pub fn may_change_all_files(&self) -> bool {
+        self.capabilities().is_ok_and(|capabilities| capabilities.contains(ALL_FILES))
     }
 
     fn read(&self, file: &str) -> io::Result<Vec<u8>> {
@@ -227,56 +201,9 @@ impl AsFd for Task {
     }
 }
 
-impl Status {
-    /// Whether the permission bits of `inode` let it write, or change names in a directory. Access control lists are not
-    /// looked at.
-    pub fn may_write(&self, inode: &Inode) -> bool {
-        let bits = if self.uid == inode.uid {
-            inode.mode >> 6
-        } else if self.gid == inode.gid || self.groups.contains(&inode.gid) {
-            inode.mode >> 3
-        } else {
-            inode.mode
-        };
-        let wanted = if inode.kind == Kind::Directory { 3 } else { 2 };
-        bits & wanted == wanted
-    }
-}
-
-fn lines(text: &[u8]) -> impl Iterator<Item = (&str, &str)> {
-    let lines = text.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
-    lines.filter_map(|line| line.split_once(':'))
-}
-
-fn parse_status(text: &[u8]) -> Status {
-    let mut status = Status::default();
-    for (key, value) in lines(text) {
-        let words = value.split_ascii_whitespace();
-        let last = || words.clone().next_back();
-        match key {
-            "Tgid" => status.process = number(last()),
-            "NStgid" => status.process_in = words.map(|word| number(Some(word))).collect(),
-            "NSpid" => status.thread_in = words.map(|word| number(Some(word))).collect(),
-            "Uid" => status.uid = last().and_then(|word| word.parse().ok()).unwrap_or(u32::MAX),
-            "Gid" => status.gid = last().and_then(|word| word.parse().ok()).unwrap_or(u32::MAX),
-            "Groups" => status.groups = words.filter_map(|word| word.parse().ok()).collect(),
-            "CapEff" => {
-                status.capabilities = last().and_then(|word| u64::from_str_radix(word, 16).ok()).unwrap_or(0);
-            }
-            _ => {}
-        }
-    }
-    status
-}
-
-fn number(word: Option<&str>) -> i32 {
-    word.and_then(|word| word.parse().ok()).unwrap_or(0)
-}
-
 fn parse_open_file(text: &[u8]) -> OpenFile {
     let mut file = OpenFile::default();
-    for (key, value) in lines(text) {
-        let value = value.trim();
+    for (key, value) in procfs::lines(text) {
         match key {
             "pos" => file.position = value.parse().unwrap_or(0),
             "flags" => file.flags = u32::from_str_radix(value, 8).unwrap_or(0),
@@ -303,15 +230,6 @@ mod tests {
 
     fn own() -> Task {
         Task::open(&Processes::open().unwrap(), std::process::id() as i32).unwrap()
-    }
-
-    #[test]
-    fn the_last_of_four_users_is_the_one_that_counts_for_files() {
-        let text = b"Name:\tx\nTgid:\t7\nNStgid:\t7\t1\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapEff:\t000000000000000a\n";
-        let status = parse_status(text);
-        assert_eq!((status.process, status.uid, status.gid), (7, 4, 8));
-        assert_eq!((status.groups.as_slice(), status.process_in.as_slice()), (&[9, 10][..], &[7, 1][..]));
-        assert_eq!(status.capabilities, 10);
     }
 
     #[test]

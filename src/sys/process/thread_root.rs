@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::UnshareFlags;
 
-use super::Processes;
+use super::table::Processes;
 use super::task::Task;
 use crate::sys::file::inode::{Inode, InodeId};
 

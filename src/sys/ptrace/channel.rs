@@ -65,7 +65,7 @@ impl Connection {
     }
 }
 
-/// The number of the process that has connected; 0 for one in another process namespace.
+/// The number of the process that has connected; 0 for one in another process namespace, which rustix has no value for.
 fn peer(connection: &OwnedFd) -> io::Result<i32> {
     let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
@@ -111,6 +111,15 @@ pub fn pass(pair: &(OwnedFd, OwnedFd), descriptor: BorrowedFd<'_>) -> Result<(),
         Ok(_) => Ok(()),
         Err(e) => Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
     }
+}
+
+/// Whether it is the listener of a seccomp filter (`seccomp_unotify(2)`).
+pub fn is_listener(fd: BorrowedFd<'_>) -> bool {
+    let nobody = 0_u64;
+    // SAFETY: reads a number that outlives the call.
+    let result =
+        unsafe { libc::ioctl(fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const nobody) };
+    result == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::ENOENT)
 }
 
 /// What the other process needs in its memory: the filter, the address, and a message with a descriptor.

@@ -1,4 +1,4 @@
-//! [`remote`](super::remote) of an architecture whose registers it does not know.
+//! The same for an architecture whose registers are not known here.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use rustix::fs::{Mode, OFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
+use crate::sys::procfs;
+
 /// What a call is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Need {
@@ -169,8 +171,7 @@ fn mode() -> Option<u8> {
     let file = rustix::fs::open("/proc/thread-self/status", flags, Mode::empty()).ok()?;
     let mut text = [0; 4096];
     let length = rustix::io::read(file, &mut text).ok()?;
-    let mut lines = text[..length].split(|byte| *byte == b'\n');
-    lines.find_map(|line| line.strip_prefix(b"Seccomp:\t")?.first().copied())
+    procfs::value(&text[..length], "Seccomp")?.bytes().next()
 }
 
 /// The same where no procfs is mounted, from a child: a filter may kill the process that asks (`PR_GET_SECCOMP(2const)`).

@@ -11,6 +11,7 @@ pub mod program;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 /// A flag of filters: calls that were received are interrupted by fatal signals alone (Linux 5.19).
@@ -109,6 +110,13 @@ impl Listener {
         let result =
             unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut notice) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Whether no process has the filter any more, or none has within `timeout`; without one that is waited for.
+    pub fn has_hung_up(&self, timeout: Option<&Timespec>) -> bool {
+        let mut polled = [PollFd::new(&self.fd, PollFlags::empty())];
+        let _ = poll(&mut polled, timeout);
+        polled[0].revents().contains(PollFlags::HUP)
     }
 
     /// Whether the caller still waits: only then its number is its own.

@@ -3,6 +3,7 @@
 //! It stops as little as it can. A call that reads, or that makes a new file, never changes one that is there.
 
 use libc::sock_filter;
+use rustix::ioctl::{Opcode, opcode};
 
 use super::calls::{ABIS, Abi, Shape};
 
@@ -17,8 +18,14 @@ const X32: u32 = 0x4000_0000;
 /// `__O_TMPFILE` of `asm-generic/fcntl.h`: `O_TMPFILE` without the bit of `O_DIRECTORY`.
 const TMPFILE: u32 = 0o20_000_000;
 
-/// Requests that change an inode: `FS_IOC_SETFLAGS`, its 32-bit form, `FS_IOC_FSSETXATTR` (`linux/fs.h`).
-const REQUESTS: [u32; 3] = [0x4008_6602, 0x4004_6602, 0x401c_5820];
+/// `FS_IOC_SETFLAGS` of `linux/fs.h`.
+pub const SET_FLAGS: Opcode = opcode::write::<u64>(b'f', 2);
+/// `FS_IOC_SETFLAGS` of 32-bit programs.
+pub const SET_FLAGS_32: Opcode = opcode::write::<u32>(b'f', 2);
+/// `FS_IOC_FSSETXATTR` of `linux/fs.h`, with the 28 bytes of a `struct fsxattr`.
+pub const FS_SET_XATTR: Opcode = opcode::write::<[u32; 7]>(b'X', 32);
+/// Requests that change an inode.
+const REQUESTS: [Opcode; 3] = [SET_FLAGS, SET_FLAGS_32, FS_SET_XATTR];
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;

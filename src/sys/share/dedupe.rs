@@ -8,10 +8,12 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use rustix::ioctl::{Opcode, Updater, opcode};
+
 use crate::sys::path::root::next_data;
 
-/// `FIDEDUPERANGE` of `linux/fs.h`: `_IOWR(0x94, 54, struct file_dedupe_range)`, 24 bytes without the ranges.
-const FIDEDUPERANGE: libc::Ioctl = 0xc018_9436_u32 as libc::Ioctl;
+/// `FIDEDUPERANGE` of `linux/fs.h`, which counts the structure without its ranges.
+const FIDEDUPERANGE: Opcode = opcode::read_write::<[u64; 3]>(0x94, 54);
 /// `FILE_DEDUPE_RANGE_DIFFERS` of `linux/fs.h`.
 const DIFFERS: i32 = 1;
 /// No filesystem shares more at a time; btrfs says so itself.
@@ -54,11 +56,8 @@ pub fn share_blocks(source: impl AsFd, target: impl AsFd, size: u64) -> io::Resu
             ..Range::default()
         };
         // SAFETY: both descriptors are open; `range` has the layout the kernel reads and writes, with the one target
-        // that `count` says, and lives through the call.
-        let result = unsafe { libc::ioctl(source.as_fd().as_raw_fd(), FIDEDUPERANGE, &raw mut range) };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        // that `count` says.
+        unsafe { rustix::ioctl::ioctl(&source, Updater::<FIDEDUPERANGE, Range>::new(&mut range)) }?;
         match range.status {
             DIFFERS => return Ok(false),
             error if error < 0 => return Err(io::Error::from_raw_os_error(-error)),

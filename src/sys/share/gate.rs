@@ -21,15 +21,15 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::fanotify::{
     EventFFlags, Fanotify, FanotifyEvent, FanotifyResponse, InitFlags, MarkFlags, MaskFlags, Response,
 };
 use nix::sys::signal::SigSet;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::lease::Lease;
 use crate::sys::file::inode::{Inode, InodeId};
@@ -181,8 +181,8 @@ impl Gate {
     fn serve(&self) {
         let _ = SigSet::all().thread_block();
         loop {
-            let mut ready = self.groups.each_ref().map(|group| PollFd::new(group.as_fd(), PollFlags::POLLIN));
-            let _ = poll(&mut ready, PollTimeout::try_from(GRACE_PERIOD).unwrap_or(PollTimeout::MAX));
+            let mut ready = self.groups.each_ref().map(|group| PollFd::new(group, PollFlags::IN));
+            let _ = poll(&mut ready, Timespec::try_from(GRACE_PERIOD).ok().as_ref());
             for group in &self.groups {
                 // The kernel itself turns away whom it cannot tell us of, and lets the read fail.
                 for event in group.read_events().into_iter().flatten() {
