@@ -76,7 +76,7 @@ fn listed(farm: &Farm) -> (u64, BTreeMap<String, usize>) {
     strace.arg(command.get_program()).args(command.get_args()).current_dir(farm.filesystem.path());
     let output = strace.output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let mut calls = BTreeMap::new();
     let top = farm.filesystem.path().canonicalize().unwrap();
     for line in fs::read_to_string(log.path()).unwrap().lines() {
