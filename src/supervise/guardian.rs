@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::journal::{self, STATE_LOCK_TIMEOUT};
-use super::{Options, worker};
+use super::options::Options;
+use super::worker;
 use crate::report::Reason;
 use crate::sys::path::root::Root;
 use crate::sys::process::signal;
@@ -16,10 +17,10 @@ use crate::sys::process::{self, ProcessId, Processes};
 use crate::sys::seccomp::inflight::InFlight;
 use crate::sys::seccomp::{Listener, Response};
 
-/// A worker that lived shorter had no chance.
-const SHORT: Duration = Duration::from_secs(1);
-/// So many workers in a row: there is no use in another.
-const ENOUGH: u32 = 5;
+/// A worker that lives shorter counts as failed.
+const MIN_WORKER_LIFE: Duration = Duration::from_secs(1);
+/// How many workers in a row may fail before no other is started.
+const MAX_FAILURES: u32 = 5;
 
 /// A guardian that has all it needs but a listener.
 #[derive(Debug)]
@@ -44,7 +45,7 @@ impl Guardian {
         let Ok(listener) = Listener::new(listener) else { return };
         begun();
         let mut failures = 0;
-        while failures < ENOUGH {
+        while failures < MAX_FAILURES {
             let start = Instant::now();
             let worker = process::fork(|| worker::work(&listener, options, self.own, &self.calls));
             process::silence_stderr();
@@ -57,7 +58,7 @@ impl Guardian {
             for id in self.calls.left() {
                 let _ = listener.respond(id, answer);
             }
-            failures = if start.elapsed() < SHORT { failures + 1 } else { 0 };
+            failures = if start.elapsed() < MIN_WORKER_LIFE { failures + 1 } else { 0 };
         }
         log::error!("the supervisor cannot go on; unified files are protected, but no longer made private");
         worker::let_all_pass(&listener);

@@ -34,7 +34,7 @@ use crate::sys::share::swap::SHARED_LOCK_TIMEOUT;
 pub const STATE_LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A directory that has not changed for so long has a new time of modification after its next change.
-const QUIET: Duration = Duration::from_secs(1);
+const SETTLED_MTIME_AGE: Duration = Duration::from_secs(1);
 
 /// Why something was not recorded, and so must not be done.
 #[derive(Debug, thiserror::Error)]
@@ -154,7 +154,7 @@ impl Journal {
         let members = self.store.members().and_then(|members| dirfd::names(&members));
         let awaited = members.is_ok_and(|members| !members.is_empty());
         // What was changed just now may be changed once more without another time to tell of it.
-        self.awaited = dir.mtime.is_past(QUIET).then_some((dir, awaited));
+        self.awaited = dir.mtime.is_past(SETTLED_MTIME_AGE).then_some((dir, awaited));
         awaited
     }
 

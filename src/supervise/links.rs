@@ -138,7 +138,7 @@ impl Links {
 
     /// Whether there is something to write down, and little time has gone into that.
     pub fn is_due(&self) -> bool {
-        self.is_changed && self.written.is_none_or(|(at, took)| at.elapsed() > RARELY * took)
+        self.is_changed && self.written.is_none_or(|(at, took)| at.elapsed() > WRITE_PAUSE_FACTOR * took)
     }
 
     /// Writes down what is known. The caller holds the lock of the guest's store.
@@ -223,11 +223,11 @@ impl Links {
     }
 }
 
-/// How much more time goes by between writing than goes into it.
-const RARELY: u32 = 20;
+/// How many times longer the pause between writing is than writing takes.
+const WRITE_PAUSE_FACTOR: u32 = 20;
 
-/// Names that are read at most: some ten milliseconds.
-const MOST: usize = 20_000;
+/// How many names are read at most; that takes some ten milliseconds.
+const MAX_NAMES: usize = 20_000;
 
 /// The inodes with several names, by their numbers; none at all where there are too many names.
 fn several(root: &Root) -> HashMap<u64, Vec<PathBuf>> {
@@ -236,7 +236,7 @@ fn several(root: &Root) -> HashMap<u64, Vec<PathBuf>> {
     let mut visit = |entry: &tree::TreeEntry<'_>| {
         seen += 1;
         let ours = || entry.path() == Path::new(STATE_DIR);
-        if seen > MOST || entry.kind == Kind::Directory && ours() {
+        if seen > MAX_NAMES || entry.kind == Kind::Directory && ours() {
             return Descend::Past;
         }
         if entry.kind == Kind::Regular {
@@ -245,7 +245,7 @@ fn several(root: &Root) -> HashMap<u64, Vec<PathBuf>> {
         Descend::Into
     };
     tree::walk(root, Path::new("/"), &mut visit, &mut |_, _| {});
-    names.retain(|_, names| names.len() > 1 && seen <= MOST);
+    names.retain(|_, names| names.len() > 1 && seen <= MAX_NAMES);
     names
 }
 

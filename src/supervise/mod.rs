@@ -1,8 +1,8 @@
 //! Copy on write for a process tree: whatever is about to change a unified file gets its private copy first.
 //!
 //! A filter stops the calls that may change a file (`sys::seccomp`); a *supervisor*, a process of its own, looks at
-//! what each of them leads to (`lookup`), makes it private (`change`) or carries the call out where it concerns names
-//! alone (`names`), and lets it go on. All of it is recorded in the guest's ledger (`journal`).
+//! what each of them leads to (`call`), makes it private or, if the call concerns names alone, carries it out, and lets it
+//! go on. All of it is recorded in the guest's ledger (`journal`).
 //!
 //! It makes things work, it does not make them safe: between our look and the kernel's a path may come to mean another
 //! file. The protection of the shared inodes is what keeps them unchanged then; the call fails.
@@ -15,34 +15,14 @@ mod call;
 mod guardian;
 mod journal;
 mod links;
+mod options;
 mod recent;
+mod shared;
 mod start;
 mod worker;
 
+pub use self::options::Options;
 pub use self::start::{
     Error, Supervised, inherited, is_supervised, may_supervise, may_supervise_this_thread, process, resume,
     serve, this_thread, this_thread_by,
 };
-
-use rustix::io::Errno;
-
-use crate::policy::Policy;
-use crate::sys::seccomp::Response;
-
-/// What a supervisor is to do.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The guest's policy.
-    pub policy: Policy,
-    /// Also files that share their inode without protection.
-    pub unprotected: bool,
-    /// Keeps standard error while this process lives, to say what goes wrong.
-    pub talk: Option<i32>,
-}
-
-impl Options {
-    /// What a call gets that nobody could judge: protected files speak for themselves, others do not.
-    fn without_an_answer(&self) -> Response {
-        if self.unprotected { Response::Failed(Errno::PERM) } else { Response::Continue }
-    }
-}

@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use crate::sys::file::inode::InodeId;
 use crate::sys::process;
 
-/// As many as the files of most packages.
-const MOST: usize = 256;
+/// How many files are kept open at most: as many as most packages have.
+const MAX_OPEN_FILES: usize = 256;
 
 /// The files, the oldest first.
 #[derive(Debug)]
@@ -20,9 +20,9 @@ pub struct Recent {
 impl Recent {
     /// No files, to be fewer than a quarter of what this process may have open.
     pub fn new() -> Recent {
-        let limit =
-            process::max_open_files().map_or(MOST, |limit| usize::try_from(limit / 4).unwrap_or(MOST));
-        Recent { files: VecDeque::new(), most: limit.clamp(1, MOST) }
+        let limit = process::max_open_files()
+            .map_or(MAX_OPEN_FILES, |limit| usize::try_from(limit / 4).unwrap_or(MAX_OPEN_FILES));
+        Recent { files: VecDeque::new(), most: limit.clamp(1, MAX_OPEN_FILES) }
     }
 
     /// The file, if it is among them; it is not any more then.

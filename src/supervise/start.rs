@@ -10,8 +10,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
-use super::Options;
 use super::guardian::Guardian;
+use super::options::Options;
 use crate::report::Reason;
 use crate::sys::seccomp::filter;
 use crate::sys::seccomp::message::Message;
@@ -109,7 +109,7 @@ pub fn this_thread(options: Options) -> Result<Supervised, Error> {
         return Ok(Supervised::Already);
     }
     available()?;
-    Supervisor::fork(options)?.listen(install)
+    Waiting::fork(options)?.listen(install)
 }
 
 /// Supervises the calling thread, as [`this_thread`], from any process: `command` is to call [`serve`].
@@ -119,7 +119,7 @@ pub fn this_thread_by(mut command: Command) -> Result<Supervised, Error> {
         return Ok(Supervised::Already);
     }
     available()?;
-    unless_lost(|| Supervisor::run(&mut command)?.listen(install))
+    unless_lost(|| Waiting::run(&mut command)?.listen(install))
 }
 
 /// Supervises the process `pid`, which waits for a child that is, or waits for, the calling process. `command` is to
@@ -130,7 +130,7 @@ pub fn process(pid: i32, mut command: Command) -> Result<Supervised, Error> {
     }
     available()?;
     let listen = || ptrace::listen_in(pid, &program::program(), seccomp::KILLABLE).map_err(why);
-    unless_lost(|| Supervisor::run(&mut command)?.listen(listen))
+    unless_lost(|| Waiting::run(&mut command)?.listen(listen))
 }
 
 /// Begins, and once more where the listener is lost: the later filter is the one that is asked.
@@ -170,28 +170,28 @@ pub fn serve(options: Options) -> io::Result<()> {
 }
 
 /// A supervisor that waits for its listener.
-struct Supervisor {
+struct Waiting {
     socket: OwnedFd,
 }
 
-impl Supervisor {
-    fn fork(options: Options) -> Result<Supervisor, Error> {
+impl Waiting {
+    fn fork(options: Options) -> Result<Waiting, Error> {
         let (ours, theirs) = pair()?;
         process::spawn_detached(move || guard(&theirs, &options)).map_err(Error::Supervisor)?;
-        Supervisor { socket: ours }.rehearsed()
+        Waiting { socket: ours }.rehearsed()
     }
 
-    fn run(command: &mut Command) -> Result<Supervisor, Error> {
+    fn run(command: &mut Command) -> Result<Waiting, Error> {
         let (ours, theirs) = pair()?;
         let status = command.stdin(theirs).stdout(Stdio::null()).status().map_err(Error::Supervisor)?;
         if status.success() {
-            return Supervisor { socket: ours }.rehearsed();
+            return Waiting { socket: ours }.rehearsed();
         }
         Err(Error::Supervisor(io::Error::other(format!("{} failed", command.get_program().display()))))
     }
 
     /// Hands another descriptor over: once there is a filter, nothing may fail that can fail before.
-    fn rehearsed(self) -> Result<Supervisor, Error> {
+    fn rehearsed(self) -> Result<Waiting, Error> {
         match self.hand_over(self.socket.as_fd()) {
             Ok(()) => Ok(self),
             Err(e) => Err(Error::Supervisor(e)),

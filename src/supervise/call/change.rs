@@ -9,17 +9,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom, flock};
 use rustix::io::Errno;
 
-use super::caller::Caller;
+use super::waiting::WaitingCall;
+use super::windows::may_be_shared;
 use crate::detach::survey::Found;
 use crate::report::{Reason, Shown};
 use crate::state::store::STATE_DIR;
 use crate::supervise::journal::names_of;
-use crate::supervise::worker::lock;
+use crate::supervise::shared;
+use crate::sys::file::flags::{FlagsArgument, FlagsCall};
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::file::{filesystem, layer};
 use crate::sys::path::resolve::Place;
@@ -28,8 +29,7 @@ use crate::sys::process::task::{FileLock, OpenFile};
 use crate::sys::seccomp::Response;
 use crate::sys::seccomp::calls::Right;
 use crate::sys::share::copy::Copier;
-use crate::sys::share::lock;
-use crate::sys::share::swap::{Name, SHARED_LOCK_TIMEOUT};
+use crate::sys::share::swap::Name;
 
 /// Flags that stay with an open file and mean the same when it is opened again.
 const KEPT: OFlags = OFlags::APPEND
@@ -39,10 +39,7 @@ const KEPT: OFlags = OFlags::APPEND
     .union(OFlags::DSYNC)
     .union(OFlags::SYNC);
 
-/// How long the lock is waited for between two looks at a file that may be in a window.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
-
-impl Caller<'_> {
+impl WaitingCall<'_> {
     /// Makes private what is open as `file`, if it is shared and the caller may change it. `number` is the caller's
     /// own descriptor, where the call uses that.
     pub(super) fn make_private(
@@ -57,7 +54,7 @@ impl Caller<'_> {
         })
     }
 
-    /// As [`Caller::make_private`]; goes on with the private file, where there is one to be made.
+    /// As [`WaitingCall::make_private`]; goes on with the private file, where there is one to be made.
     pub(super) fn privatize(
         &mut self,
         file: &OwnedFd,
@@ -81,6 +78,56 @@ impl Caller<'_> {
             return Ok(ControlFlow::Break(Response::Failed(Errno::NODATA)));
         }
         Ok(ControlFlow::Continue(self.private_copy(file, &inode, number)?))
+    }
+
+    /// Flags that a program has read from a shared file say that it is immutable, which its copy is not to become,
+    /// unless that is all that the program can have wanted: it brings nothing else.
+    pub(super) fn set_flags(
+        &mut self,
+        file: &OwnedFd,
+        number: Option<i32>,
+        call: FlagsCall,
+        argument: u8,
+    ) -> io::Result<Response> {
+        // A FIFO would wait for a writer when it is opened again.
+        if Inode::of(file)?.kind != Kind::Regular {
+            return Ok(Response::Continue);
+        }
+        let before = self.supervisor.processes.reopen(file, OFlags::RDONLY);
+        let before = before.and_then(|file| Ok(rustix::fs::ioctl_getflags(file)?.bits()));
+        let private = match self.privatize(file, Right::Own, number)? {
+            ControlFlow::Break(answer) => return Ok(answer),
+            ControlFlow::Continue(private) => private,
+        };
+        let mut bytes = vec![0; call.size()];
+        self.task.memory(self.call.arguments[usize::from(argument)], &mut bytes)?;
+        let mut flags = FlagsArgument::new(call, bytes);
+        if before.is_ok_and(|before| flags.equals(before)) || !flags.clear_immutable() {
+            return Ok(Response::Continue);
+        }
+        let file = self.supervisor.processes.reopen(&private, OFlags::RDONLY)?;
+        let may = self.is_privileged()
+            || self.task.status()?.uid == Inode::of(&file)?.uid
+                && rustix::fs::ioctl_getflags(&file).is_ok_and(|now| flags.needs_no_capability(now.bits()));
+        // Of others the kernel judges.
+        if !may {
+            return Ok(Response::Continue);
+        }
+        Ok(match flags.set(file) {
+            Ok(()) => Response::Done(0),
+            Err(e) => Response::Failed(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+        })
+    }
+
+    pub(super) fn change_open(&mut self, number: i32, right: Right) -> io::Result<Response> {
+        // Most are nobody else's, and need not be opened to see that.
+        if !may_be_shared(&self.task.descriptor_inode(number)?) {
+            return Ok(Response::Continue);
+        }
+        match self.open_descriptor(number)? {
+            Some(file) => self.make_private(&file, right, Some(number)),
+            None => Ok(Response::Continue),
+        }
     }
 
     /// Gives what is open as `file` a private copy, and opens that in the place of the caller's descriptors.
@@ -108,17 +155,8 @@ impl Caller<'_> {
     /// Has the kernel copy up a file in layers: its names and the caller's descriptors are what they were.
     pub(super) fn lift(&self, file: &OwnedFd) -> io::Result<OwnedFd> {
         layer::lift(self.supervisor.processes.reopen(file, OFlags::RDONLY)?)?;
-        self.supervisor.tally.detached.fetch_add(1, Ordering::Relaxed);
+        self.supervisor.counts.detached.fetch_add(1, Ordering::Relaxed);
         file.try_clone()
-    }
-
-    /// What is open as `file`, when nobody has a window open on it.
-    pub(super) fn look(&self, file: &OwnedFd) -> io::Result<Inode> {
-        let inode = Inode::of(file)?;
-        if !may_be_in_window(&inode) {
-            return Ok(inode);
-        }
-        outside_window(self.supervisor.processes.reopen(file, OFlags::RDONLY)?)
     }
 
     /// Gives the file's name, and its other names in the guest, a private copy; returns where it is. `None` where it
@@ -152,10 +190,10 @@ impl Caller<'_> {
         for path in &outcome.detached {
             log::debug!("{}: made private for process {}", Shown(path), self.call.tid);
         }
-        supervisor.tally.detached.fetch_add(outcome.detached.len() as u64, Ordering::Relaxed);
-        supervisor.tally.bytes.fetch_add(outcome.bytes, Ordering::Relaxed);
+        supervisor.counts.detached.fetch_add(outcome.detached.len() as u64, Ordering::Relaxed);
+        supervisor.counts.bytes.fetch_add(outcome.bytes, Ordering::Relaxed);
         if !kept {
-            lock(&supervisor.changed).extend(outcome.detached);
+            shared::lock(&supervisor.changed).extend(outcome.detached);
         }
         Ok(Some((root, place)))
     }
@@ -263,34 +301,6 @@ impl Caller<'_> {
             self.supervisor.listener.replace_fd(self.call.id, file.as_fd(), number, close_on_exec)?;
         }
         Ok(())
-    }
-}
-
-/// Whether more is to be asked than this, before a file is taken for one that is not shared.
-pub(super) fn may_be_shared(inode: &Inode) -> bool {
-    inode.kind == Kind::Regular && (inode.immutable || inode.nlink > 1)
-}
-
-/// Whether a file looks like one that is not shared, and may be one whose flag another process has just cleared.
-pub(super) fn may_be_in_window(inode: &Inode) -> bool {
-    may_be_shared(inode) && !inode.immutable
-}
-
-/// The inode of an open file, when nobody has a window open on it. Windows are short, and the lock that they are opened
-/// under may be passed from one to the next for long.
-pub(super) fn outside_window(file: OwnedFd) -> io::Result<Inode> {
-    let begun = Instant::now();
-    loop {
-        let inode = Inode::of(&file)?;
-        // Not all locks are ours.
-        if !may_be_in_window(&inode) || begun.elapsed() > SHARED_LOCK_TIMEOUT {
-            return Ok(inode);
-        }
-        match lock::exclusive(&file, LOOK_AGAIN) {
-            Ok(()) => return Inode::of(&file),
-            Err(e) if e.kind() == io::ErrorKind::TimedOut => {}
-            Err(e) => return Err(e),
-        }
     }
 }
 

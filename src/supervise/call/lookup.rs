@@ -17,6 +17,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::path::root::Root;
 use crate::sys::process::task::Task;
+use crate::sys::share::swap::Name;
 
 /// As many symlinks as Linux follows in one path (`path_resolution(7)`).
 const MAX_SYMLINKS: u32 = 40;
@@ -34,9 +35,9 @@ pub struct Lookup<'a> {
 
 /// A name in an open directory, which may name nothing.
 #[derive(Debug)]
-pub struct Entry {
+pub struct OwnedName {
     /// The directory.
-    pub dir: Rc<Directory>,
+    pub dir: Rc<OpenDir>,
     /// The last component of the path.
     pub name: OsString,
     /// A slash says that it names a directory, or is to.
@@ -45,23 +46,28 @@ pub struct Entry {
 
 /// An open directory.
 #[derive(Debug)]
-pub struct Directory {
+pub struct OpenDir {
     fd: OwnedFd,
     /// Its path from the supervisor's root, once somebody has asked.
     pub path: OnceCell<PathBuf>,
 }
 
-impl AsFd for Directory {
+impl AsFd for OpenDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl Entry {
+impl OwnedName {
     /// The name `name` in `dir`.
-    pub fn new(dir: OwnedFd, name: OsString) -> Entry {
-        let dir = Rc::new(Directory { fd: dir, path: OnceCell::new() });
-        Entry { dir, name, is_directory: false }
+    pub fn new(dir: OwnedFd, name: OsString) -> OwnedName {
+        let dir = Rc::new(OpenDir { fd: dir, path: OnceCell::new() });
+        OwnedName { dir, name, is_directory: false }
+    }
+
+    /// As the operations on names take it.
+    pub(super) fn name(&self) -> Name<'_> {
+        Name { dir: self.dir.as_fd(), name: &self.name }
     }
 
     /// Opens, as a place only (`O_PATH`), what it names; a symlink is not followed.
@@ -107,19 +113,19 @@ impl<'a> Lookup<'a> {
     /// The directory that holds the last name of `path`, and that name.
     ///
     /// `None` where the path does not end in a name.
-    pub fn entry(&self, dir: i32, path: &[u8]) -> io::Result<Option<Entry>> {
+    pub fn entry(&self, dir: i32, path: &[u8]) -> io::Result<Option<OwnedName>> {
         let Some((parent, name, is_directory)) = parts(path) else { return Ok(None) };
         let dir = self.resolve(dir, parent, OFlags::DIRECTORY, ResolveFlags::empty())?;
-        Ok(Some(Entry { is_directory, ..Entry::new(dir, name) }))
+        Ok(Some(OwnedName { is_directory, ..OwnedName::new(dir, name) }))
     }
 
     /// As [`Lookup::entry`], for two paths, which often lead to the same directory.
-    pub fn entries(&self, one: (i32, &[u8]), other: (i32, &[u8])) -> io::Result<Option<[Entry; 2]>> {
+    pub fn entries(&self, one: (i32, &[u8]), other: (i32, &[u8])) -> io::Result<Option<[OwnedName; 2]>> {
         let Some(first) = self.entry(one.0, one.1)? else { return Ok(None) };
         let Some((parent, name, is_directory)) = parts(other.1) else { return Ok(None) };
         let is_same = one.0 == other.0 && parts(one.1).is_some_and(|(first, ..)| first == parent);
         let second = if is_same {
-            Some(Entry { dir: Rc::clone(&first.dir), name, is_directory })
+            Some(OwnedName { dir: Rc::clone(&first.dir), name, is_directory })
         } else {
             self.entry(other.0, other.1)?
         };

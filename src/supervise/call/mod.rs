@@ -1,6 +1,15 @@
 //! One call of a supervised thread: what it leads to, and what is to be done before it goes on.
+//!
+//! `dispatch` tells which file the `arguments` name, as `lookup` resolves them, and hands it to `change`, where the file
+//! gets a private copy, or to `names`, where the call is carried out in `windows`; `rights` are the caller's.
 
-pub mod caller;
-pub mod change;
-pub mod lookup;
-pub mod names;
+mod arguments;
+mod change;
+mod dispatch;
+mod lookup;
+mod names;
+mod rights;
+mod waiting;
+mod windows;
+
+pub use self::waiting::WaitingCall;

@@ -1,0 +1,122 @@
+//! What the arguments of a call say.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::ResolveFlags;
+
+use super::lookup::OwnedName;
+use super::waiting::WaitingCall;
+use crate::sys::seccomp::calls::{Follow, Shape, shape};
+
+/// `AUDIT_ARCH_I386` of `linux/audit.h`.
+const I386_AUDIT: u32 = 0x4000_0003;
+/// Number of `utimensat_time64` for 32-bit programs.
+const UTIMENSAT_TIME64: u32 = 412;
+
+/// Size of `struct open_how` (`openat2(2)`), and what the kernel takes at most.
+const KNOWN: usize = 24;
+const PAGE: usize = 4096;
+
+/// Numbers of `lchown`, `fchown` and `chown` with ids of 16 bits for 32-bit programs.
+const CHOWN16: [u32; 3] = [16, 95, 182];
+
+/// What a call that sets times is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Times {
+    /// Both become the time of the call.
+    Now,
+    /// They are in the arguments.
+    Given,
+    /// Nothing: they stay, or the kernel will refuse them.
+    Kept,
+}
+
+impl WaitingCall<'_> {
+    pub(super) fn number(&self, index: u8) -> i32 {
+        self.call.arguments[usize::from(index)] as i32
+    }
+
+    /// The directory's descriptor and the path that begin at argument `first`.
+    pub(super) fn path(&self, at: bool, first: u8) -> io::Result<(i32, Vec<u8>)> {
+        let dir = if at { self.number(first) } else { libc::AT_FDCWD };
+        let path = self.task.string(self.call.arguments[usize::from(first) + usize::from(at)])?;
+        Ok((dir, path))
+    }
+
+    pub(super) fn entry(&self, at: bool, first: u8) -> io::Result<Option<OwnedName>> {
+        let (dir, path) = self.path(at, first)?;
+        self.lookup.entry(dir, &path)
+    }
+
+    /// What directory and path of a `*at` call lead to; with the descriptor, where `AT_EMPTY_PATH` makes that the file.
+    pub(super) fn subject(&self, flags: i32, follow: bool) -> io::Result<(OwnedFd, Option<i32>)> {
+        let (dir, path) = self.path(true, 0)?;
+        if path.is_empty() && flags & libc::AT_EMPTY_PATH != 0 {
+            return Ok((self.task.descriptor(dir)?, Some(dir)));
+        }
+        Ok((self.lookup.file(dir, &path, follow, ResolveFlags::empty())?, None))
+    }
+
+    /// What a descriptor is open on; `None` for a place only (`O_PATH`), which calls on descriptors refuse.
+    pub(super) fn open_descriptor(&self, number: i32) -> io::Result<Option<OwnedFd>> {
+        if self.task.open_file(number)?.flags & libc::O_PATH as u32 != 0 {
+            return Ok(None);
+        }
+        self.task.descriptor(number).map(Some)
+    }
+
+    /// Flags and restrictions of `openat2(2)`; `None` for what the kernel will refuse, as far as we know.
+    pub(super) fn how(&self) -> io::Result<Option<(u64, ResolveFlags)>> {
+        // A longer structure is a newer one: known, where all that we do not know of it is zero.
+        let (mut how, size) = ([0; PAGE], self.call.arguments[3] as usize);
+        if !(KNOWN..=PAGE).contains(&size)
+            || self.task.memory(self.call.arguments[2], &mut how[..size])? < size
+            || how[KNOWN..].iter().any(|&byte| byte != 0)
+        {
+            return Ok(None);
+        }
+        let word =
+            |at: usize| how[at..at + 8].iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        let (flags, mode, resolve) = (word(0), word(8), ResolveFlags::from_bits(word(16)));
+        let makes = flags & (libc::O_CREAT | libc::O_TMPFILE) as u64 != 0;
+        let valid = flags <= u64::from(u32::MAX) && (mode == 0 || makes && mode <= 0o7777);
+        Ok(resolve.filter(|_| valid).map(|resolve| (flags, resolve)))
+    }
+
+    /// What a call that sets times is to do.
+    pub(super) fn times(&self, argument: u8) -> io::Result<Times> {
+        const NOW: u32 = libc::UTIME_NOW as u32;
+        const OMIT: u32 = libc::UTIME_OMIT as u32;
+        let is_utimensat = matches!(
+            shape(self.call.audit, self.call.number),
+            Some(Shape::Change { follow: Follow::Flags(_), .. })
+        );
+        let address = self.call.arguments[usize::from(argument)];
+        if address == 0 {
+            return Ok(Times::Now);
+        }
+        if !is_utimensat {
+            return Ok(Times::Given);
+        }
+        // Two pairs of seconds and nanoseconds, of 32 bits each in the older of the calls of 32-bit x86.
+        let size = if self.call.audit == I386_AUDIT && self.call.number != UTIMENSAT_TIME64 { 8 } else { 16 };
+        let mut times = vec![0; 2 * size];
+        self.task.memory(address, &mut times)?;
+        let nanoseconds =
+            |at: usize| u32::from_ne_bytes([times[at], times[at + 1], times[at + 2], times[at + 3]]);
+        Ok(match [nanoseconds(size / 2), nanoseconds(size + size / 2)] {
+            [NOW, NOW] => Times::Now,
+            [OMIT, OMIT] => Times::Kept,
+            pair if pair.iter().all(|time| matches!(*time, 0..1_000_000_000 | NOW | OMIT)) => Times::Given,
+            _ => Times::Kept,
+        })
+    }
+
+    /// Whether `chown(2)` and its like are to leave owner and group as they are.
+    pub(super) fn keeps_owner(&self, first: u8) -> bool {
+        let is_narrow = self.call.audit == I386_AUDIT && CHOWN16.contains(&self.call.number);
+        let kept = |id: u64| if is_narrow { id as u16 == u16::MAX } else { id as u32 == u32::MAX };
+        self.call.arguments[usize::from(first)..].iter().take(2).all(|id| kept(*id))
+    }
+}
