@@ -1,10 +1,11 @@
 //! How a run of a package manager goes: what a hook does, and what `cow-status` says beforehand.
 
+use super::guest::Guest;
+use super::refusal::Refusal;
 use crate::detach::preflight;
 use crate::detach::survey::Found;
 use crate::policy::SuperviseMode;
 use crate::supervise;
-use crate::transaction::{Guest, Refusal};
 
 /// How a run goes.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::Error;
+use super::error::Error;
 use crate::detach;
 use crate::state::store::STATE_DIR;
 use crate::supervise;

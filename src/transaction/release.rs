@@ -6,12 +6,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::begin::{Begun, Purpose};
+use super::guest::Guest;
+use super::refusal::Refusal;
 use crate::policy::Policy;
 use crate::report::{Reason, Shown, Watch};
-use crate::state::pool_notice::PoolNotice;
 use crate::state::store::{Claim, Traces, claim, stashes};
 use crate::sys::path::root::Root;
-use crate::transaction::{Begun, Guest, Purpose, Refusal};
 use crate::unify::pass::pools;
 use crate::unify::pool::directory::Pool;
 

@@ -5,18 +5,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use super::{Fate, Settling};
+use super::judge::{Fate, Settling, Unit};
 use crate::ledger::Entry;
 use crate::report::Reason;
 use crate::state::hard_links::HardLinks;
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::share::swap::Name;
-
-/// Names that have one fate, and one file.
-pub(super) struct Unit<'e> {
-    pub entries: Vec<&'e Entry>,
-    pub fate: Fate,
-}
 
 /// What is to be carried out in one step: names of one private file go back together.
 pub(super) fn units<'e>(work: &[(&'e Entry, Fate)]) -> Vec<Unit<'e>> {

@@ -1,0 +1,259 @@
+//! The beginning of a run: what it is about to touch becomes private, or the run is supervised.
+
+use std::path::Path;
+
+use super::course::Course;
+use super::error::Error;
+use super::guest::{Guest, seconds_now};
+use super::refusal::Refusal;
+use crate::detach::apply::{Detacher, Manner, Outcome};
+use crate::detach::recover::Recovered;
+use crate::detach::survey::{Found, Survey, Surveyor, Unseen};
+use crate::detach::{self, lift, preflight};
+use crate::ledger::Ledger;
+use crate::policy;
+use crate::report::{Reason, Watch};
+use crate::state::hard_links;
+use crate::state::members::{Cover, Member, Members};
+use crate::state::store::{STATE_DIR, Store, is_unable, note_unable};
+use crate::supervise;
+use crate::sys::seccomp::filter;
+use crate::sys::share::swap;
+
+/// What beginning came to.
+#[derive(Debug, Default)]
+pub struct Begun {
+    /// What was looked at, and what was left as it is.
+    pub survey: Survey,
+    /// What was detached.
+    pub outcome: Outcome,
+    /// What an earlier run had left to recovery.
+    pub recovered: Recovered,
+    /// Nothing was detached: the run is supervised.
+    pub supervised: bool,
+}
+
+/// Who wants files detached, and what for.
+pub struct Purpose<'a> {
+    /// Name of the front end, for the ledger.
+    pub front_end: &'a str,
+    /// The process whose run this is; none where nothing runs afterwards.
+    pub member: Option<Member>,
+    /// Tell what would be done, and do nothing.
+    pub dry_run: bool,
+    /// Where nothing runs afterwards: let the host know what has become private, for it to be unified again.
+    pub hand_over: bool,
+    /// Told how many files and bytes are to be copied, then of each as it is.
+    pub progress: &'a dyn Watch,
+    /// Has the run supervised, where that can be.
+    pub supervise: Option<Supervise<'a>>,
+}
+
+/// How a run is supervised.
+#[derive(Clone, Copy)]
+pub struct Supervise<'a> {
+    /// Whether it could be.
+    pub may: &'a dyn Fn() -> Result<(), supervise::Error>,
+    /// Whether there is anything to protect, where nothing that the run is known to touch is unified.
+    pub needed: &'a dyn Fn() -> bool,
+    /// Begins.
+    pub start: &'a dyn Fn() -> Result<(), supervise::Error>,
+}
+
+impl<'a> Guest<'a> {
+    /// Detaches what `collect` finds to be unified.
+    ///
+    /// With a member, the originals stay in the stash until its run is settled. Where nothing is unified, nothing is
+    /// written, but for the note that the member takes part.
+    ///
+    /// # Errors
+    /// A refusal: nothing was touched. Names that could not be detached later on are in the outcome.
+    pub fn begin(
+        self,
+        purpose: &Purpose<'_>,
+        collect: impl FnOnce(&mut Surveyor<'a>),
+    ) -> Result<Begun, Refusal> {
+        let mut begun = Begun::default();
+        // Nothing of ours can be written then, and what is unified is refused.
+        let writes = filter::against_copies().is_none();
+        let open = if purpose.dry_run || !writes { None } else { self.existing()? };
+        if let Some((store, _lock)) = &open
+            && let Some(mut ledger) = Ledger::existing(store)?
+        {
+            begun.recovered = self.recover_in(store, &mut ledger)?;
+        }
+        if !purpose.dry_run && writes {
+            self.look_at_ability();
+        }
+        let mut surveyor = Surveyor::new(self.root, self.policy);
+        collect(&mut surveyor);
+        begun.survey = surveyor.finish();
+        if let Some(at) = begun.survey.unseen.iter().position(Unseen::is_exhaustion) {
+            return Err(detach::Error::from(begun.survey.unseen.swap_remove(at)).into());
+        }
+        begun.supervised = !purpose.dry_run && self.supervise(purpose, &begun.survey.unified)?;
+        if begun.survey.unified.is_empty() || purpose.dry_run || begun.supervised {
+            if !purpose.dry_run && !begun.supervised && writes {
+                self.join(purpose.member, open.is_some());
+            }
+            return Ok(begun);
+        }
+        let checked = preflight::check(self.root, &begun.survey.unified, Some(self.policy.reserve));
+        checked.map_err(|e| self.noted(e.into()))?;
+        let layered = lift::take_layered(self.root, &mut begun.survey.unified);
+        if begun.survey.unified.is_empty() {
+            begun.outcome = lift::lift_all(self.root, layered, purpose.progress);
+            self.join(purpose.member, open.is_some());
+            return Ok(begun);
+        }
+        let (store, _lock) = match open {
+            Some(open) => open,
+            None => {
+                let store = Store::open(self.root).map_err(|e| Error::state("", e))?;
+                let lock = self.lock(&store)?;
+                (store, lock)
+            }
+        };
+        let mut ledger = Ledger::of(&store)?;
+        let unified = std::mem::take(&mut begun.survey.unified);
+        begun.outcome = self.detach(&store, &mut ledger, purpose, unified)?;
+        // The names have changed: nothing is a refusal any more.
+        if begun.outcome.failed.iter().any(|failure| failure.unprotected) {
+            match self.recover_in(&store, &mut ledger) {
+                Ok(recovered) => begun.recovered = recovered,
+                Err(e) => log::warn!("{e}"),
+            }
+        }
+        if purpose.member.is_none() && purpose.hand_over {
+            // Nobody settles these later: the host may look at them when it comes by.
+            let detached = begun.outcome.detached.iter().cloned().collect();
+            store.spool(&detached).map_err(Error::spool).unwrap_or_else(|e| log::warn!("{e}"));
+        }
+        if purpose.member.is_none() {
+            hard_links::prune(self.root, &store);
+        }
+        let lifted = lift::lift_all(self.root, layered, purpose.progress);
+        begun.outcome.absorb(lifted);
+        Ok(begun)
+    }
+
+    /// A guest that may not clear the immutable flag writes that down: the host is not to share more with it.
+    fn noted(self, refusal: Refusal) -> Refusal {
+        if matches!(refusal, Refusal::Detach(detach::Error::Capability { outside: false, .. })) {
+            note_unable(self.root, true).unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));
+        }
+        refusal
+    }
+
+    /// A guest that could not clear the immutable flag may have got the right to.
+    fn look_at_ability(self) {
+        let may = || swap::may_change_immutable(self.root.open_dir(Path::new(STATE_DIR))?);
+        if self.root.is_own() && is_unable(self.root) && may().is_ok() {
+            note_unable(self.root, false).unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));
+        }
+    }
+
+    /// Notes that the member takes part, where nothing was kept for it.
+    fn join(self, member: Option<Member>, has_store: bool) {
+        // A root that is only worked on from outside is left without a trace.
+        let Some(member) = member.filter(|_| self.root.is_own() || has_store) else { return };
+        let joined = Store::open(self.root).and_then(|store| Members::open(&store)?.join(member));
+        // Only a matter of speed: nested hooks look again.
+        joined.unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));
+    }
+
+    /// Has the run supervised, if that is its course.
+    fn supervise(self, purpose: &Purpose<'_>, unified: &[Found]) -> Result<bool, Refusal> {
+        let Some(supervise) = purpose.supervise else { return Ok(false) };
+        match self.course(unified, supervise.needed, supervise.may) {
+            Course::Supervised => {}
+            Course::Unneeded => return Ok(false),
+            Course::Prepared(why) => {
+                log::debug!("not supervised: {why}");
+                return Ok(false);
+            }
+            Course::Refused(refusal) => return Err(self.noted(refusal)),
+        }
+        // First: what comes after is supervised, if this very process is to be.
+        let store = Store::open(self.root).map_err(|e| Error::state("", e))?;
+        if let Some(member) = purpose.member {
+            // What could not be foreseen is planned for by whoever does it, supervised or not.
+            let covers = if member.covers == Cover::Nothing { Cover::Nothing } else { Cover::Supervised };
+            let member = Member { covers, ..member };
+            let joined = Members::open(&store).and_then(|members| members.join(member));
+            joined.map_err(|e| Error::state("members", e))?;
+        }
+        let mut ledger = Ledger::of(&store)?;
+        let (run, opened) = ledger.open_run(purpose.front_end, seconds_now())?;
+        let planned = unified.iter().map(|found| found.place.path()).collect();
+        store.plan(&planned).unwrap_or_else(|e| log::debug!("{STATE_DIR}/planned: {}", Reason(e)));
+        let Err(e) = (supervise.start)() else { return Ok(true) };
+        store.forget_plan().unwrap_or_else(|e| log::debug!("{STATE_DIR}/planned: {}", Reason(e)));
+        self.leave(&store, purpose.member);
+        if opened {
+            ledger.forget_run(run)?;
+        }
+        // Where the supervisor is lost what it was to answer fails.
+        let lost = matches!(e, supervise::Error::Lost(_));
+        if lost || self.policy.supervise == policy::SuperviseMode::Always {
+            return Err(Refusal::Unsupervised(e));
+        }
+        log::debug!("not supervised: {e}");
+        Ok(false)
+    }
+
+    /// Makes the member take part, detaches, and notes what that came to; all or nothing of the first two.
+    fn detach(
+        self,
+        store: &Store,
+        ledger: &mut Ledger,
+        purpose: &Purpose<'_>,
+        unified: Vec<Found>,
+    ) -> Result<Outcome, Refusal> {
+        if let Some(member) = purpose.member {
+            let joined = Members::open(store).and_then(|members| members.join(member));
+            joined.map_err(|e| Error::state("members", e))?;
+        }
+        let (run, opened) = ledger.open_run(purpose.front_end, seconds_now())?;
+        purpose.progress.begin("making private", unified.len() as u64);
+        let detacher = Detacher {
+            root: self.root,
+            store,
+            patience: self.policy.lock_timeout,
+            keep: purpose.member.is_some(),
+            manner: Manner::Batch,
+            progress: purpose.progress,
+        };
+        let detached = detacher.detach(ledger, unified);
+        purpose.progress.end();
+        let outcome = match detached {
+            Ok(outcome) => outcome,
+            Err(e) => {
+                if opened {
+                    ledger.forget_run(run)?;
+                }
+                self.leave(store, purpose.member);
+                return Err(e.into());
+            }
+        };
+        let detached = outcome.detached.len() as u64;
+        let noted =
+            ledger.add_to_run(run, detached, outcome.bytes, outcome.failed.len() as u64).and_then(|()| {
+                let over = purpose.member.is_none() && opened;
+                if over { ledger.settle_run(seconds_now(), 0, detached) } else { Ok(()) }
+            });
+        // Statistics: the files are safe without them.
+        noted.unwrap_or_else(|e| log::warn!("{e}"));
+        Ok(outcome)
+    }
+
+    /// Whether a transaction that touches what `collect` finds could begin; changes nothing.
+    ///
+    /// # Errors
+    /// The refusal it would meet.
+    pub fn check(self, collect: impl FnOnce(&mut Surveyor<'a>)) -> Result<(), Refusal> {
+        let mut surveyor = Surveyor::new(self.root, self.policy);
+        collect(&mut surveyor);
+        Ok(preflight::check(self.root, &surveyor.finish().unified, Some(self.policy.reserve))?)
+    }
+}
