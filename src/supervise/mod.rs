@@ -23,6 +23,6 @@ mod worker;
 
 pub use self::options::Options;
 pub use self::start::{
-    Error, Supervised, inherited, is_supervised, may_supervise, may_supervise_this_thread, process, resume,
-    serve, this_thread, this_thread_by,
+    Error, Supervised, inherited, is_supervised, may_supervise, may_supervise_this_thread, pause, process,
+    resume, serve, this_thread, this_thread_by,
 };

@@ -15,7 +15,8 @@ use crate::policy;
 use crate::report::{Reason, Watch};
 use crate::state::hard_links;
 use crate::state::members::{Cover, Member, Members};
-use crate::state::store::{STATE_DIR, Store, is_unable, note_unable};
+use crate::state::store::{STATE_DIR, Store};
+use crate::state::unable::{is_unable, note_unable};
 use crate::supervise;
 use crate::sys::seccomp::filter;
 use crate::sys::share::swap;
@@ -109,6 +110,7 @@ impl<'a> Guest<'a> {
         let (store, _lock) = match open {
             Some(open) => open,
             None => {
+                supervise::pause();
                 let store = Store::open(self.root).map_err(|e| Error::state("", e))?;
                 let lock = self.lock(&store)?;
                 (store, lock)

@@ -9,8 +9,10 @@ use crate::ledger::Ledger;
 use crate::package::PackageManager;
 use crate::policy::Policy;
 use crate::report::Reason;
+use crate::state::lock::Locked;
 use crate::state::members::{Cover, Member, Members};
-use crate::state::store::{Locked, STATE_DIR, Store};
+use crate::state::store::{STATE_DIR, Store};
+use crate::supervise;
 use crate::sys::file::filesystem;
 use crate::sys::path::root::Root;
 use crate::sys::process::ProcessId;
@@ -51,6 +53,8 @@ impl Guest<'_> {
             Err(e) if e.raw_os_error() == Some(libc::EROFS) => return Ok(None),
             Err(e) => return Err(Error::state("", e)),
         };
+        // Before the lock is taken, which the supervisor needs, too.
+        supervise::pause();
         // Nothing of ours can be begun or ended on a filesystem that takes no writes.
         if filesystem::is_read_only(store.stash()).map_err(|e| Error::state("", e))? {
             return Ok(None);

@@ -14,7 +14,8 @@ use crate::ledger::Ledger;
 use crate::package::Managers;
 use crate::package::owners::Owners;
 use crate::report::{Shown, json_path, size};
-use crate::state::store::{self, Store};
+use crate::state::spool::read_spool;
+use crate::state::store::Store;
 use crate::sys::file::inode::Inode;
 use crate::transaction::course::Course;
 use crate::transaction::{Guest, Refusal};
@@ -41,7 +42,7 @@ pub struct File {
 /// Explains each of these files, which exist; the paths are canonical.
 pub fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec<File>> {
     let owners = Owners::load(&Managers::new(guest.root))?;
-    let waiting = store::read_spool(guest.root)?;
+    let waiting = read_spool(guest.root)?;
     let stashed = stashed(guest)?;
     let mut surveyor = Surveyor::new(guest.root, guest.policy);
     surveyor.paths(paths);

@@ -12,7 +12,9 @@ use crate::inspect::Verdict;
 use crate::ledger::{Ledger, Stage};
 use crate::report::{Reason, Shown, json_path, size};
 use crate::state::members::Members;
-use crate::state::store::{self, STATE_DIR, Store};
+use crate::state::spool::read_spool;
+use crate::state::store::{STATE_DIR, Store};
+use crate::state::unable::is_unable;
 use crate::sys::file::inode::InodeId;
 use crate::sys::process::Processes;
 use crate::transaction::Guest;
@@ -154,10 +156,10 @@ impl State {
     /// Reads ledger, members and spool; changes nothing.
     pub fn read(guest: Guest<'_>) -> anyhow::Result<State> {
         let mut state = State {
-            waiting: store::read_spool(guest.root)?.len() as u64,
+            waiting: read_spool(guest.root)?.len() as u64,
             detached: 0,
             unfinished: 0,
-            unable: store::is_unable(guest.root),
+            unable: is_unable(guest.root),
             members: Vec::new(),
             last: None,
         };

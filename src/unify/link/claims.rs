@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::state::store::{Claim, claim};
+use crate::state::lock::{Claim, claim};
 use crate::unify::SharedError;
 use crate::unify::scan::catalog::GuestIndex;
 use crate::unify::scan::guest::GuestTree;

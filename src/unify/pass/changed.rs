@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::listed::ListedFiles;
 use super::{Pass, Passed};
 use crate::report::{Reason, Shown};
-use crate::state::store::{Taken, take_spool};
+use crate::state::spool::{Taken, take_spool};
 use crate::unify::pool::object::ObjectName;
 use crate::unify::pool::settings::Sharing;
 use crate::unify::scan::catalog::{Catalog, FileIndex, GuestIndex, PrivateFile};

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::catalog::{Catalog, FileIndex, GuestIndex, PrivateFile};
 use super::not_unified::NotUnified;
 use crate::report::{Reason, Shown};
-use crate::state::store::is_unable;
+use crate::state::unable::is_unable;
 use crate::sys::file::inode::InodeId;
 use crate::sys::process::mounts::MountPoints;
 

@@ -1,0 +1,148 @@
+//! The spool: what has changed in a guest since the host last looked.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::lists::{parse_list, read_content, read_list, replace_list};
+use super::store::{STATE_DIR, Store};
+use crate::sys::path::dirfd;
+use crate::sys::path::root::Root;
+
+const SPOOL: &str = "spool";
+const CHANGED: &str = "changed";
+const TAKEN: &str = "taken-";
+
+/// How many lists of a guest the host reads in one run.
+const MAX_LISTS: usize = 64;
+/// How many bytes these lists may have in all: what a guest holds is not to fill the host's memory.
+const MAX_LISTS_BYTES: usize = 64 << 20;
+
+impl Store {
+    /// Adds paths to the spool, the host's list of what has changed since it last looked.
+    ///
+    /// One path after the other, each ended by a NUL byte; replaced whole, so that the host may take it at any time.
+    pub fn spool(&self, paths: &BTreeSet<PathBuf>) -> io::Result<()> {
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let dir = dirfd::make_dir_at(self.top(), OsStr::new(SPOOL))?;
+        let mut all = read_list(&dir, OsStr::new(CHANGED))?;
+        all.extend(paths.iter().cloned());
+        replace_list(&dir, CHANGED, &all)
+    }
+}
+
+/// The paths in the guest's spool.
+pub fn read_spool(root: &Root) -> io::Result<BTreeSet<PathBuf>> {
+    match spool_dir(root)? {
+        Some(dir) => read_list(&dir, OsStr::new(CHANGED)),
+        None => Ok(BTreeSet::new()),
+    }
+}
+
+/// What the host has taken out of a guest's spool, and not yet worked off.
+#[derive(Debug)]
+pub struct Taken {
+    dir: Option<OwnedFd>,
+    files: Vec<OsString>,
+    /// The paths; whatever a guest may have written there.
+    pub paths: BTreeSet<PathBuf>,
+}
+
+impl Taken {
+    /// They have been worked off, but for those in `waiting`, which the host looks at again the next time.
+    pub fn release(self, waiting: &BTreeSet<PathBuf>) -> io::Result<()> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let mut files = self.files.iter();
+        let again: BTreeSet<PathBuf> = self.paths.intersection(waiting).cloned().collect();
+        if let Some(file) = files.next().filter(|_| !again.is_empty()) {
+            replace_list(dir, file, &again)?;
+            return files.try_for_each(|file| dirfd::remove_file(dir, file));
+        }
+        self.files.iter().try_for_each(|file| dirfd::remove_file(dir, file))
+    }
+}
+
+/// Takes what is in a guest's spool, and what an interrupted run of the host had taken.
+///
+/// Until it is released it stays there, under another name: nothing is lost if the host is interrupted. What is too much
+/// for one run is left for the next.
+pub fn take_spool(root: &Root) -> io::Result<Taken> {
+    let Some(dir) = spool_dir(root)? else {
+        return Ok(Taken { dir: None, files: Vec::new(), paths: BTreeSet::new() });
+    };
+    let is_taken = |name: &OsString| name.as_bytes().starts_with(TAKEN.as_bytes());
+    let mut taken: Vec<OsString> = dirfd::names(&dir)?.into_iter().filter(is_taken).collect();
+    taken.truncate(MAX_LISTS);
+    let number =
+        (0..).map(|number| OsString::from(format!("{TAKEN}{number}"))).find(|name| !taken.contains(name));
+    if let Some(name) = number.filter(|_| taken.len() < MAX_LISTS) {
+        match dirfd::rename(&dir, OsStr::new(CHANGED), &name) {
+            Ok(()) => taken.push(name),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let (mut files, mut paths, mut room) = (Vec::new(), BTreeSet::new(), MAX_LISTS_BYTES);
+    for file in taken {
+        let content = read_content(&dir, &file)?;
+        let Some(left) = room.checked_sub(content.len()) else { break };
+        room = left;
+        paths.extend(parse_list(&content));
+        files.push(file);
+    }
+    Ok(Taken { dir: Some(dir), files, paths })
+}
+
+fn spool_dir(root: &Root) -> io::Result<Option<OwnedFd>> {
+    match root.open_dir(&Path::new(STATE_DIR).join(SPOOL)) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(e) if crate::sys::path::resolve::is_absent(&e) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lists::MAX_LIST_BYTES;
+    use super::*;
+
+    #[test]
+    fn a_spool_is_read_within_limits_and_worked_off_all_the_same() {
+        let guest = tempfile::tempdir().unwrap();
+        let spool = guest.path().join(&STATE_DIR[1..]).join(SPOOL);
+        std::fs::create_dir_all(&spool).unwrap();
+        let root = Root::open(guest.path()).unwrap();
+        let left = || std::fs::read_dir(&spool).unwrap().count();
+        let write = |name: &str, content: &[u8]| std::fs::write(spool.join(name), content).unwrap();
+
+        // One that is too large keeps nobody from the others.
+        write("taken-0", &vec![b'x'; MAX_LIST_BYTES + 1]);
+        write(CHANGED, b"/a\0/b\0");
+        let taken = take_spool(&root).unwrap();
+        assert_eq!(taken.paths, [PathBuf::from("/a"), PathBuf::from("/b")].into());
+        taken.release(&BTreeSet::new()).unwrap();
+        assert_eq!(left(), 0);
+
+        // Too many, and too much in all.
+        (0..MAX_LISTS + 3).for_each(|number| write(&format!("{TAKEN}{number}"), b"/c\0"));
+        write(CHANGED, b"/d\0");
+        let taken = take_spool(&root).unwrap();
+        assert_eq!(taken.files.len(), MAX_LISTS);
+        taken.release(&BTreeSet::new()).unwrap();
+        assert_eq!(left(), 4);
+        (0..5).for_each(|number| write(&format!("{TAKEN}{number}"), &vec![0; MAX_LIST_BYTES]));
+        let mut runs = 0;
+        while left() > 0 {
+            let taken = take_spool(&root).unwrap();
+            assert!(taken.files.len() <= 7);
+            taken.release(&BTreeSet::new()).unwrap();
+            runs += 1;
+        }
+        assert_eq!(runs, 2);
+    }
+}
