@@ -18,7 +18,7 @@ use crate::report::without_progress;
 pub fn init(program: &'static str, quiet: u8, verbose: u8) {
     log::set_max_level(level(quiet, verbose));
     let style = if journal_listens() { Style::Journal } else { Style::Plain };
-    // It fails only where a logger is set already, and that one will do.
+    // It fails only if a logger is set already, and that one will do.
     let _ = log::set_boxed_logger(Box::new(Stderr { program, style }));
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::sys::seccomp::filter;
 
-/// As many threads as there are processors; one where a filter forbids threads, or what counts processors.
+/// As many threads as there are processors; one if a filter forbids threads, or what counts processors.
 pub fn processors() -> usize {
     let needed = [libc::SYS_clone3, libc::SYS_statx, libc::SYS_sched_getaffinity];
     if !needed.into_iter().all(filter::permits) {

@@ -65,7 +65,7 @@ pub enum Error {
     Invalid {
         /// The file.
         path: PathBuf,
-        /// Where and what.
+        /// The line, the key and the reason.
         invalid: Invalid,
     },
 }
@@ -99,7 +99,7 @@ impl Policy {
     /// Changes what these words say: `KEY=VALUE`, the value as in a configuration file; quotes may be left out.
     ///
     /// # Errors
-    /// Where a word makes no sense; nothing is changed then.
+    /// If a word makes no sense; nothing is changed then.
     pub fn adjust(&mut self, options: &str) -> Result<(), Invalid> {
         let mut adjusted = self.clone();
         for word in options.split_ascii_whitespace() {

@@ -42,7 +42,7 @@ pub enum LastLink {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SuperviseMode {
-    /// Where the kernel and the container allow it.
+    /// If the kernel and the container allow it.
     Auto,
     /// A transaction that cannot be supervised is refused.
     Always,

@@ -47,7 +47,7 @@ fn is_unsafe(character: char) -> bool {
             | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// Serializes a path as the field `path`, and as `path_bytes` too where it is not UTF-8: then `path` is
+/// Serializes a path as the field `path`, and as `path_bytes` too if it is not UTF-8: then `path` is
 /// only a likeness, and `path_bytes` the exact bytes as an array of numbers.
 ///
 /// For a field with `#[serde(flatten, serialize_with = "json_path")]`.

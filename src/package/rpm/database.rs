@@ -9,9 +9,10 @@ use super::header::Header;
 use super::{malformed, ndb, sqlite};
 use crate::package::installed::{Database, Entry, Error, Part, Tell, Visit, may_be_since};
 use crate::package::steady;
+use crate::sys::file::content::fill;
 use crate::sys::file::inode::Inode;
 use crate::sys::path::resolve::is_absent;
-use crate::sys::path::root::{Root, fill};
+use crate::sys::path::root::Root;
 
 /// Where databases are: mostly in the first; in the second with Fedora and SUSE, where a symlink leads there.
 const DIRS: [&str; 2] = ["/var/lib/rpm", "/usr/lib/sysimage/rpm"];

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use super::{MOST_OF_HEADER, checked_size, malformed};
-use crate::sys::path::root::fill;
+use crate::sys::file::content::fill;
 
 /// Bytes of a slot, and of the blocks that blobs are made of.
 const UNIT: usize = 16;

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 
 use super::wal::Log;
 use super::{MOST_OF_HEADER, checked_size, malformed};
-use crate::sys::path::root::fill;
+use crate::sys::file::content::fill;
 
 /// Bytes of the database's header, which stand before that of the first page.
 const HEADER: usize = 100;

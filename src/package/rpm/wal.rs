@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use super::{checked_size, malformed};
-use crate::sys::path::root::fill;
+use crate::sys::file::content::fill;
 
 /// What the log begins with; the last bit is set where its checksums are of big-endian words.
 const MAGIC: u32 = 0x377f_0682;

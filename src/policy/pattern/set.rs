@@ -24,7 +24,7 @@ impl PatternSet {
         self.patterns.iter().any(|pattern| pattern.may_match_below_names(&names))
     }
 
-    /// What the patterns say about the names in the directory `dir`: `None` where one of them covers it, else those
+    /// What the patterns say about the names in the directory `dir`: `None` if one of them covers it, else those
     /// of which any that matches a name matches the file.
     pub fn within(&self, dir: &Path) -> Option<Vec<&NamePattern>> {
         let dir = split(dir);
@@ -39,7 +39,7 @@ impl PatternSet {
         Some(names)
     }
 
-    /// The patterns with their leading directory `from` replaced by `to`, where they begin with it: what they mean
+    /// The patterns with their leading directory `from` replaced by `to`, if they begin with it: what they mean
     /// when `from` is a symlink.
     pub fn moved(&self, from: &Path, to: &Path) -> PatternSet {
         self.iter().map(|pattern| pattern.moved(from, to)).collect()

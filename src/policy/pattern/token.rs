@@ -61,7 +61,7 @@ impl Token {
     }
 }
 
-/// What is left of `tokens` when all of `subject` is used up; `None` where it does not fit.
+/// What is left of `tokens` when all of `subject` is used up; `None` if it does not fit.
 pub(crate) fn tokens_after<'t>(tokens: &'t [Token], subject: &[u8]) -> Option<&'t [Token]> {
     rest_after(tokens, subject, |token| *token == Token::Star, |token, byte| token.matches(*byte))
 }
@@ -71,9 +71,9 @@ pub(crate) fn tokens_match(tokens: &[Token], subject: &[u8]) -> bool {
     tokens_after(tokens, subject).is_some_and(|rest| rest.iter().all(|token| *token == Token::Star))
 }
 
-/// What is left of `pattern` when all of `subject` is used up; `None` where it does not fit.
+/// What is left of `pattern` when all of `subject` is used up; `None` if it does not fit.
 ///
-/// A star takes as little as it can. Where that fails the *last* star takes one element more: if an earlier
+/// A star takes as little as it can. If that fails the *last* star takes one element more: if an earlier
 /// one took more instead, everything since would only have less to match with. Hence no recursion,
 /// and at worst the product of both lengths.
 pub(super) fn rest_after<'p, P, S>(

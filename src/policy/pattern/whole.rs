@@ -82,7 +82,7 @@ impl Pattern {
             Some(rest) if rest.iter().all(Component::is_any_depth) => return DirectoryMatch::All,
             Some(_) => {}
         }
-        // Where the directory is not covered, the name has to be what the last component but `**` matches.
+        // If the directory is not covered, the name has to be what the last component but `**` matches.
         match self.components.as_slice() {
             [above @ .., Component::Name(name), Component::AnyDepth] if matches_all(above, dir) => {
                 DirectoryMatch::Names(name)
@@ -102,7 +102,7 @@ impl Pattern {
         &self.fixed_prefix
     }
 
-    /// The pattern with its leading directory `from` replaced by `to`; itself where it does not begin with `from`.
+    /// The pattern with its leading directory `from` replaced by `to`; itself if it does not begin with `from`.
     pub(super) fn moved(&self, from: &Path, to: &Path) -> Pattern {
         let Ok(rest) = self.fixed_prefix.strip_prefix(from) else { return self.clone() };
         let literal = |name: &[u8]| Component::Name(NamePattern::of_name(name));

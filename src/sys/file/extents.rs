@@ -17,7 +17,7 @@ const NOWHERE: u32 = 0x2 | 0x4 | 0x200;
 const ENCODED: u32 = 0x8;
 const SHARED: u32 = 0x2000;
 /// Extents asked for at a time.
-const AT_ONCE: usize = 256;
+const EXTENTS_AT_ONCE: usize = 256;
 
 /// `struct fiemap_extent`.
 #[repr(C)]
@@ -40,15 +40,15 @@ struct Map {
     mapped: u32,
     count: u32,
     reserved: u32,
-    extents: [Raw; AT_ONCE],
+    extents: [Raw; EXTENTS_AT_ONCE],
 }
 
 /// A range of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// Where it begins on the filesystem, in bytes.
+    /// Its first byte on the filesystem.
     pub start: u64,
-    /// Where it ends.
+    /// The byte after its last.
     pub end: u64,
     /// Other files have it, too.
     pub shared: bool,
@@ -59,7 +59,7 @@ pub struct Extent {
 /// The blocks of an open file, once all it holds has some; none for what lies within its inode.
 ///
 /// # Errors
-/// `EOPNOTSUPP` where the filesystem does not tell.
+/// `EOPNOTSUPP` if the filesystem does not tell.
 pub fn of(file: impl AsFd) -> io::Result<Vec<Extent>> {
     let mut found = Vec::new();
     let mut start = 0;
@@ -69,13 +69,13 @@ pub fn of(file: impl AsFd) -> io::Result<Vec<Extent>> {
             length: u64::MAX - start,
             flags: SYNC,
             mapped: 0,
-            count: AT_ONCE as u32,
+            count: EXTENTS_AT_ONCE as u32,
             reserved: 0,
-            extents: [Raw::default(); AT_ONCE],
+            extents: [Raw::default(); EXTENTS_AT_ONCE],
         };
         // SAFETY: `map` has the layout the kernel reads and writes, and room for as many extents as `count` says.
         unsafe { rustix::ioctl::ioctl(&file, Updater::<FIEMAP, Map>::new(&mut map)) }?;
-        let mapped = &map.extents[..(map.mapped as usize).min(AT_ONCE)];
+        let mapped = &map.extents[..(map.mapped as usize).min(EXTENTS_AT_ONCE)];
         found.extend(mapped.iter().filter(|raw| raw.flags & NOWHERE == 0).map(|raw| Extent {
             start: raw.physical,
             end: raw.physical.saturating_add(raw.length),
@@ -122,7 +122,7 @@ struct Part {
 }
 
 fn sweep(files: &[&[Extent]], kept: &[Extent]) -> Vec<Part> {
-    // Where, and what begins or ends there: a file, one that shares, what is kept.
+    // A place, and what begins or ends there: a file, one that shares, what is kept.
     let mut edges: Vec<(u64, [i32; 3])> = Vec::new();
     let all = files.iter().map(|file| (*file, 1, 0)).chain([(kept, 0, 1)]);
     for (extents, file, kept) in all {
@@ -168,7 +168,7 @@ mod tests {
         // Two of the files share it with each other; one shares it with somebody else.
         let both = [extent(200, 300, true)];
         assert_eq!((freed(&[&both, &both], &object), freed(&[&both], &object)), (100, 0));
-        // Extents are cut where it pleases the filesystem.
+        // The filesystem may split extents anywhere.
         let cut = [extent(0, 40, true), extent(40, 100, true)];
         assert!(is_within(&cut, &object) && is_within(&object, &cut) && !is_within(&own, &object));
         assert_eq!(freed(&[&cut], &object), 0);

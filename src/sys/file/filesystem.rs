@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use rustix::fs::StatVfsMountFlags;
 use rustix::ioctl::{Getter, Opcode, opcode};
 
-/// What this process may still allocate; unlimited where the filesystem does not say.
+/// What this process may still allocate; unlimited if the filesystem does not say.
 #[derive(Clone, Copy, Debug)]
 pub struct Available {
     /// Bytes.
@@ -26,7 +26,7 @@ pub fn available(fd: impl AsFd) -> io::Result<Available> {
     Ok(Available { bytes, inodes })
 }
 
-/// A number that a filesystem, on btrfs a subvolume, keeps when it is mounted again: its device does not. 0 where it has
+/// A number that a filesystem, on btrfs a subvolume, keeps when it is mounted again: its device does not. 0 if it has
 /// none.
 pub fn identity(dir: impl AsFd) -> io::Result<u64> {
     /// `FS_IOC_GETFSUUID` of `linux/fs.h`, with a `struct fsuuid2`: the length and 16 bytes.

@@ -29,7 +29,7 @@ impl Handle {
     /// The handle of what `name` in `dir` names; a symlink is not followed.
     ///
     /// # Errors
-    /// `EOPNOTSUPP` where the filesystem has no handles.
+    /// `EOPNOTSUPP` if the filesystem has no handles.
     pub fn at(dir: impl AsFd, name: &OsStr) -> io::Result<Handle> {
         Self::get(dir, name, 0)
     }
@@ -37,7 +37,7 @@ impl Handle {
     /// The handle of an open file or directory.
     ///
     /// # Errors
-    /// `EOPNOTSUPP` where the filesystem has no handles.
+    /// `EOPNOTSUPP` if the filesystem has no handles.
     pub fn of(fd: impl AsFd) -> io::Result<Handle> {
         Self::get(fd, OsStr::new(""), libc::AT_EMPTY_PATH)
     }
@@ -81,7 +81,7 @@ impl Handle {
     /// Opens the inode read-only; `on` is any open file of its filesystem.
     ///
     /// # Errors
-    /// `ESTALE` where the inode is no more; `EPERM` without `CAP_DAC_READ_SEARCH`; `EINVAL` for bytes that are no handle.
+    /// `ESTALE` if the inode is no more; `EPERM` without `CAP_DAC_READ_SEARCH`; `EINVAL` for bytes that are no handle.
     pub fn open(&self, on: impl AsFd) -> io::Result<OwnedFd> {
         if !filter::permits(libc::SYS_open_by_handle_at) {
             return Err(io::Error::from_raw_os_error(libc::EPERM));

@@ -1,4 +1,4 @@
-//! What one `statx(2)` call says about a file; or, where a filter forbids that, what several others say.
+//! What one `statx(2)` call says about a file; or, if a filter forbids that, what several others say.
 
 use std::ffi::OsStr;
 use std::io;
@@ -157,7 +157,7 @@ impl Inode {
         self.mount_root && self.kind != Kind::Directory
     }
 
-    /// As from `statx(2)`, where a filter forbids that; without the mount.
+    /// As from `statx(2)`, if a filter forbids that; without the mount.
     fn without_statx(dir: impl AsFd, name: &OsStr, flags: AtFlags) -> io::Result<Inode> {
         let stat = rustix::fs::statat(&dir, name, flags)?;
         let file_type = FileType::from_raw_mode(stat.st_mode);

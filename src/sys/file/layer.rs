@@ -22,7 +22,7 @@ pub fn is_layered(fd: impl AsFd) -> io::Result<bool> {
 /// Makes a file that is open for reading one of the uppermost layer, which may be changed.
 ///
 /// # Errors
-/// As the system calls; `EPERM` where it is immutable afterwards, too.
+/// As the system calls; `EPERM` if it is immutable afterwards, too.
 pub fn lift(file: impl AsFd) -> io::Result<()> {
     let flags = rustix::fs::ioctl_getflags(&file)?;
     rustix::fs::ioctl_setflags(&file, flags - IFlags::IMMUTABLE)?;

@@ -1,5 +1,6 @@
 //! What a file is, and the filesystem that it is on.
 
+pub mod content;
 pub mod encryption;
 pub mod extents;
 pub mod filesystem;

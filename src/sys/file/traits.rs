@@ -47,7 +47,7 @@ pub struct Traits {
 }
 
 impl Traits {
-    /// The traits of an open file; none where the filesystem has none.
+    /// The traits of an open file; none if the filesystem has none.
     pub fn of(file: impl AsFd) -> io::Result<Traits> {
         let flags = inode_flags(&file)? & (BEFORE_DATA | AFTER_DATA);
         Ok(Traits { flags, project: extended(&file)?.project })
@@ -63,7 +63,7 @@ impl Traits {
         add_flags(&file, self.flags & BEFORE_DATA)
     }
 
-    /// Gives a file of `dir` that has its data the others; but not the project where the directory has given it one,
+    /// Gives a file of `dir` that has its data the others; but not the project if the directory has given it one,
     /// and takes no other. What the filesystem or the kernel refuses is left out: who must know looks.
     pub fn give(self, file: impl AsFd, dir: impl AsFd) -> io::Result<()> {
         let mut present = extended(&file)?;

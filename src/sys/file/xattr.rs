@@ -10,7 +10,7 @@ use rustix::io::Errno;
 /// Names and values of extended attributes, POSIX ACLs and file capabilities among them.
 pub type Xattrs = BTreeMap<CString, Vec<u8>>;
 
-/// Reads every extended attribute of the open file; none where the filesystem has none.
+/// Reads every extended attribute of the open file; none if the filesystem has none.
 pub fn read(fd: impl AsFd) -> io::Result<Xattrs> {
     let mut all = Xattrs::new();
     for name in names(&fd)? {

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::root::{Root, relative};
 
-/// Opens the directory `path` beneath the root, made with its parents where it is missing (mode 0700).
+/// Opens the directory `path` beneath the root, made with its parents if it is missing (mode 0700).
 ///
 /// No symlink is followed: nobody can lead us elsewhere.
 pub fn make_dir(root: &Root, path: &Path) -> io::Result<OwnedFd> {
@@ -24,7 +24,7 @@ pub fn make_dir(root: &Root, path: &Path) -> io::Result<OwnedFd> {
     Ok(dir)
 }
 
-/// Opens the directory `name` in `dir`, made where it is missing (mode 0700).
+/// Opens the directory `name` in `dir`, made if it is missing (mode 0700).
 pub fn make_dir_at(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     match rustix::fs::openat(&dir, name, dir_flags(), Mode::empty()) {
         Err(Errno::NOENT) => {}
@@ -48,7 +48,7 @@ fn dir_flags() -> OFlags {
     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }
 
-/// Opens a lock file, made where it is missing.
+/// Opens a lock file, made if it is missing.
 pub fn open_lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     // A guest's FIFO of that name does not block its host.
     let flags = OFlags::RDONLY
@@ -63,7 +63,7 @@ pub fn open_lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
 /// Makes a file with this content; one that is there stays as it is.
 ///
 /// # Errors
-/// `AlreadyExists` where the name is taken.
+/// `AlreadyExists` if the name is taken.
 pub fn create_file(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;

@@ -1,6 +1,6 @@
 //! The canonical name of a guest's directory: no symlink, no `.` or `..` in it.
 //!
-//! dpkg's lists say `/bin/bash` where a usr-merged guest holds `/usr/bin/bash`. Only the directory part of a
+//! dpkg's lists say `/bin/bash` although a usr-merged guest holds `/usr/bin/bash`. Only the directory part of a
 //! path is ever resolved, never its last component: that is the name a package manager replaces.
 
 use std::collections::{HashMap, HashSet};
@@ -57,7 +57,7 @@ impl<'r> Resolver<'r> {
 
     /// Where `path` is: its directory part resolved, its last component as it is.
     ///
-    /// `None` where the directory does not exist, or where `path` has no last component (`/`, `..`).
+    /// `None` if the directory does not exist, or if `path` has no last component (`/`, `..`).
     pub fn place(&mut self, path: &Path) -> io::Result<Option<Place>> {
         let Some(Component::Normal(name)) = path.components().next_back() else { return Ok(None) };
         let parent = path.parent().unwrap_or(Path::new("/"));
@@ -83,7 +83,7 @@ impl<'r> Resolver<'r> {
         Ok(None)
     }
 
-    /// The canonical path of the directory `path`; `None` where there is no such directory.
+    /// The canonical path of the directory `path`; `None` if there is no such directory.
     pub fn directory(&mut self, path: &Path) -> io::Result<Option<PathBuf>> {
         if let Some(known) = self.known.get(path) {
             return Ok(known.clone());

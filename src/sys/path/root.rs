@@ -9,19 +9,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::seccomp::filter;
 
 /// The largest file that is read whole, in bytes: what a guest holds is not to fill the host's memory.
-const MOST_READ: usize = 256 << 20;
+const MAX_FILE_SIZE: usize = 256 << 20;
 /// The longest path that is opened in one call, in bytes (`PATH_MAX` without the zero at its end).
-const IN_ONE_CALL: usize = 4095;
+const MAX_PATH_IN_ONE_CALL: usize = 4095;
 /// The longest path that is opened at all. Nobody works with such, but a guest can make paths without end, and each
 /// directory below is opened from the root.
-const LONGEST: usize = 8 * 4096;
+const MAX_PATH: usize = 8 * 4096;
 
 /// An open guest root.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl Root {
     /// As `openat2(2)`; `ELOOP` for a magic link or a final symlink with `NOFOLLOW`.
     pub fn open_at(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         let path = relative(path);
-        if path.as_os_str().len() > IN_ONE_CALL {
+        if path.as_os_str().len() > MAX_PATH_IN_ONE_CALL {
             return self.open_in_pieces(path, flags);
         }
         // Out of its own root no process can be led.
@@ -96,9 +96,9 @@ impl Root {
     }
 
     fn open_in_pieces(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-        if path.as_os_str().len() > LONGEST {
+        if path.as_os_str().len() > MAX_PATH {
             return Err(io::Error::other(format!(
-                "its path is longer than {LONGEST} bytes, and is not followed"
+                "its path is longer than {MAX_PATH} bytes, and is not followed"
             )));
         }
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
@@ -106,10 +106,10 @@ impl Root {
         let mut dir: Option<OwnedFd> = None;
         loop {
             let from = dir.as_ref().map_or(self.fd.as_fd(), AsFd::as_fd);
-            if rest.len() <= IN_ONE_CALL {
+            if rest.len() <= MAX_PATH_IN_ONE_CALL {
                 return open_beneath(from, Path::new(OsStr::from_bytes(rest)), flags, resolve);
             }
-            let cut = rest[..=IN_ONE_CALL].iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+            let cut = rest[..=MAX_PATH_IN_ONE_CALL].iter().rposition(|&byte| byte == b'/').unwrap_or(0);
             let piece = Path::new(OsStr::from_bytes(&rest[..cut]));
             let next = open_beneath(from, piece, OFlags::PATH | OFlags::DIRECTORY, resolve)?;
             rest = &rest[cut + 1..];
@@ -121,7 +121,7 @@ impl Root {
     /// see.
     pub fn look(&self, path: &Path) -> io::Result<Inode> {
         let path = relative(path);
-        if path.as_os_str().len() > IN_ONE_CALL {
+        if path.as_os_str().len() > MAX_PATH_IN_ONE_CALL {
             return Inode::of(self.open_in_pieces(path, OFlags::PATH | OFlags::NOFOLLOW)?);
         }
         Inode::at(&self.fd, path.as_os_str())
@@ -135,16 +135,16 @@ impl Root {
     /// Reads the regular file `path` whole, beneath the root, following symlinks inside it.
     ///
     /// # Errors
-    /// `InvalidInput` where `path` is something else than a regular file; a FIFO never blocks. `FileTooLarge` beyond
+    /// `InvalidInput` if `path` is something else than a regular file; a FIFO never blocks. `FileTooLarge` beyond
     /// 256 MiB.
     pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        read_regular(self.open_file(path)?, MOST_READ)
+        read_regular(self.open_file(path)?, MAX_FILE_SIZE)
     }
 
     /// Opens the regular file `path` for reading, beneath the root, following symlinks inside it.
     ///
     /// # Errors
-    /// `InvalidInput` where `path` is something else than a regular file; a FIFO never blocks.
+    /// `InvalidInput` if `path` is something else than a regular file; a FIFO never blocks.
     pub fn open_file(&self, path: &Path) -> io::Result<OwnedFd> {
         regular(self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK)?)
     }
@@ -171,7 +171,7 @@ impl AsFd for Root {
 
 /// Reads the regular file `name` of the directory `dir` whole; a symlink is not followed.
 pub fn read_at(dir: impl AsFd, name: &OsStr) -> io::Result<Vec<u8>> {
-    read_at_most(dir, name, MOST_READ)
+    read_at_most(dir, name, MAX_FILE_SIZE)
 }
 
 /// As [`read_at`]; a file of more than `most` bytes is an error (`FileTooLarge`).
@@ -205,50 +205,6 @@ pub fn relative(path: &Path) -> &Path {
     if start == bytes.len() { Path::new(".") } else { Path::new(OsStr::from_bytes(&bytes[start..])) }
 }
 
-/// Whether two open files hold the same bytes. Holes that both have cost nothing.
-pub fn same_content(a: impl AsFd, b: impl AsFd) -> io::Result<bool> {
-    let mut buffers = (vec![0; 1 << 17], vec![0; 1 << 17]);
-    let mut at = 0;
-    loop {
-        let got = (fill(&a, &mut buffers.0, at)?, fill(&b, &mut buffers.1, at)?);
-        if buffers.0[..got.0] != buffers.1[..got.1] {
-            return Ok(false);
-        }
-        if got.0 == 0 {
-            return Ok(true);
-        }
-        at += got.0 as u64;
-        if got.0 == buffers.0.len() {
-            // The end is read in any case: it shows the lengths.
-            let ends = rustix::fs::fstat(&a)?.st_size.min(rustix::fs::fstat(&b)?.st_size) as u64;
-            at = at.max(next_data(&a, at)?.min(next_data(&b, at)?).min(ends.saturating_sub(1)));
-        }
-    }
-}
-
-/// Where data begins, from `at` on; the largest number where all that follows is a hole.
-pub fn next_data(file: impl AsFd, at: u64) -> io::Result<u64> {
-    match rustix::fs::seek(file, SeekFrom::Data(at)) {
-        Ok(start) => Ok(start),
-        Err(Errno::NXIO) => Ok(u64::MAX),
-        // A filesystem that does not tell.
-        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOTTY) => Ok(at),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Reads from `at` until the buffer is full or the file ends.
-pub fn fill(fd: impl AsFd, buf: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut done = 0;
-    while done < buf.len() {
-        match rustix::io::retry_on_intr(|| rustix::io::pread(&fd, &mut buf[done..], at + done as u64))? {
-            0 => break,
-            got => done += got,
-        }
-    }
-    Ok(done)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,7 +225,7 @@ mod tests {
         assert_eq!(root.look(&path.join("link")).unwrap().kind, crate::sys::file::inode::Kind::Symlink);
         assert!(root.open_dir(&path.join("link")).is_err());
         assert!(root.open_dir(&path.join("..")).is_ok());
-        let end = root.open_dir(&path.join("z".repeat(LONGEST))).unwrap_err();
+        let end = root.open_dir(&path.join("z".repeat(MAX_PATH))).unwrap_err();
         assert!(!crate::sys::path::resolve::is_absent(&end), "{end}");
     }
 

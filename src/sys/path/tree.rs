@@ -50,8 +50,8 @@ pub enum Descend {
 
 /// Calls `visit` for every entry below the canonical directory `top`, a directory before what is in it.
 ///
-/// `skipped` is told of each directory that is not entered: without an error where another filesystem or mount
-/// begins, with one where it cannot be read.
+/// `skipped` is told of each directory that is not entered: without an error if another filesystem or mount
+/// begins, with one if it cannot be read.
 pub fn walk(
     root: &Root,
     top: &Path,
@@ -120,7 +120,7 @@ pub fn listing_buffer() -> Vec<MaybeUninit<u8>> {
 }
 
 /// Calls `visit` with name, type and inode number of everything in an open directory, from its beginning; `.` and
-/// `..` are left out. The type is `Unknown` where the filesystem does not keep it there.
+/// `..` are left out. The type is `Unknown` if the filesystem does not keep it there.
 pub fn entries(
     dir: &OwnedFd,
     buffer: &mut [MaybeUninit<u8>],

@@ -19,8 +19,8 @@ use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::path::resolve::Place;
 use crate::sys::path::root::{Root, relative};
 
-/// Tries of a lookup that somebody's rename came in the way of.
-const TRIES: u32 = 16;
+/// How often a path is looked up at most, if a rename gets in its way.
+const MAX_LOOKUPS: u32 = 16;
 
 /// All mount points, as far as a process has something mounted on them.
 #[derive(Debug, Default)]
@@ -46,7 +46,7 @@ impl MountPoints {
         Ok(found)
     }
 
-    /// Whether something is mounted on the `name` in a directory, which is only asked for where need be.
+    /// Whether something is mounted on the `name` in a directory, which is asked only if need be.
     pub fn are_on(&self, name: &OsStr, dir: impl FnOnce() -> Option<InodeId>) -> bool {
         self.points.get(name).is_some_and(|dirs| dir().is_some_and(|dir| dirs.contains(&dir)))
     }
@@ -74,7 +74,7 @@ fn look_up(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::CACHED;
     let mut failed = Errno::AGAIN;
-    for _ in 0..TRIES {
+    for _ in 0..MAX_LOOKUPS {
         match rustix::fs::openat2(root, relative(path), flags, Mode::empty(), resolve) {
             Err(Errno::AGAIN) => {}
             // Before Linux 5.12.
@@ -98,7 +98,7 @@ pub struct Mount {
     pub device: String,
     /// Which directory of the filesystem is mounted.
     pub root: PathBuf,
-    /// Where.
+    /// The directory it is mounted on, from the root of the process.
     pub point: PathBuf,
 }
 

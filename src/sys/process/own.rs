@@ -39,7 +39,7 @@ pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
     }
 }
 
-/// Waits for the end of a child; its exit code, or none where a signal killed it.
+/// Waits for the end of a child; its exit code, or none if a signal killed it.
 pub fn wait(pid: i32) -> io::Result<Option<i32>> {
     use nix::sys::wait::{WaitStatus, waitpid};
     loop {
@@ -108,7 +108,7 @@ pub fn raise_resource_limits() {
     }
 }
 
-/// How many descriptors this process may have open; none where there is no limit.
+/// How many descriptors this process may have open; none if there is no limit.
 pub fn max_open_files() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }

@@ -86,7 +86,7 @@ impl Lines<'_> {
         self.value(key)?.split_ascii_whitespace().next_back()
     }
 
-    /// All words of a line that are numbers; none where the kernel has no such line.
+    /// All words of a line that are numbers; none if the kernel has no such line.
     fn numbers<T: std::str::FromStr>(&self, key: &str) -> Vec<T> {
         let words = self.value(key).unwrap_or_default().split_ascii_whitespace();
         words.filter_map(|word| word.parse().ok()).collect()

@@ -19,7 +19,7 @@ use crate::sys::seccomp::filter;
 pub struct ProcessId {
     /// Process number.
     pub pid: i32,
-    /// When it started, in clock ticks since boot; 0 where that could not be learnt.
+    /// When it started, in clock ticks since boot; 0 if that could not be learnt.
     pub start: u64,
 }
 
@@ -43,14 +43,14 @@ pub struct SystemCall {
     pub arguments: [u64; 6],
 }
 
-/// A procfs: the mounted one, or one of our own where a chroot has none.
+/// A procfs: the mounted one, or one of our own if a chroot has none.
 #[derive(Debug)]
 pub struct Processes {
     proc: OwnedFd,
 }
 
 impl Processes {
-    /// Opens `/proc`, or a detached procfs where none is mounted there (needs `CAP_SYS_ADMIN`).
+    /// Opens `/proc`, or a detached procfs if none is mounted there (needs `CAP_SYS_ADMIN`).
     pub fn open() -> io::Result<Processes> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         if let Ok(proc) = rustix::fs::open("/proc", flags, Mode::empty()) {

@@ -35,7 +35,7 @@ pub struct Task {
 /// What `/proc/PID/fdinfo` says of a descriptor (`proc_pid_fdinfo(5)`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenFile {
-    /// Where it reads and writes next.
+    /// Offset of the next read or write, in bytes.
     pub position: u64,
     /// Flags as of `open(2)`, `O_CLOEXEC` among them.
     pub flags: u32,
@@ -71,7 +71,7 @@ impl Task {
     /// What its root directory is, without opening it.
     ///
     /// # Errors
-    /// `ESRCH` or `ENOENT` where the thread has ended, even if its number is another's by now.
+    /// `ESRCH` or `ENOENT` if the thread has ended, even if its number is another's by now.
     pub fn root_inode(&self) -> io::Result<Inode> {
         Inode::behind(&self.dir, "root")
     }
@@ -163,7 +163,7 @@ impl Task {
     /// The string at `address` of its memory, without its end.
     ///
     /// # Errors
-    /// `EFAULT` where nothing is; `ENAMETOOLONG` where no end is in sight.
+    /// `EFAULT` if nothing is; `ENAMETOOLONG` if no end is in sight.
     pub fn string(&self, address: u64) -> io::Result<Vec<u8>> {
         let mut string = Vec::with_capacity(256);
         while string.len() < PATH_MAX {
@@ -185,7 +185,7 @@ impl Task {
     /// Fills `buffer` from `address` of its memory; returns how much of it there is.
     ///
     /// # Errors
-    /// `EFAULT` where nothing is.
+    /// `EFAULT` if nothing is.
     pub fn memory(&self, address: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let from = RemoteIoVec { base: address as usize, len: buffer.len() };
         match process_vm_readv(Pid::from_raw(self.tid), &mut [IoSliceMut::new(buffer)], &[from])? {

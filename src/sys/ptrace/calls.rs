@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::arch::{self, Registers};
 use super::channel::{Channel, Image, is_listener};
-use super::refusal::{of_seccomp, pretended, refusal};
+use super::refusal::{lost, of_seccomp, pretended};
 use super::target::{SPIN, Target};
 
 /// How often it tries to send the listener, which has worked with another descriptor just before.
@@ -74,7 +74,7 @@ impl Caller<'_, '_> {
         let listener_is = match sent {
             Ok(sent) if is_listener(sent.as_fd()) => Ok(sent),
             Ok(_) => return Ok(Err(pretended())),
-            Err(e) => Err(refusal(ErrorKind::BrokenPipe, format!("the listener was lost: {e}"))),
+            Err(e) => Err(lost(e)),
         };
         let _ = self.call(libc::SYS_close, [listener, 0, 0])?;
         Ok(listener_is)

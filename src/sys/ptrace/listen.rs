@@ -20,14 +20,14 @@ use crate::sys::process::{self, Processes, signal};
 /// from then on. `program` must let `close(2)` and `sendmsg(2)` pass.
 ///
 /// At most two seconds is spent until the process waits; the calling process is sent a `SIGCHLD` whenever it stops.
-/// Signals that end programs are held back meanwhile. Where the caller is killed all the same, the other process
+/// Signals that end programs are held back meanwhile. If the caller is killed all the same, the other process
 ///
 /// - has noticed nothing, if it had not been changed yet;
 /// - is killed, if it was about to make a call of ours or its wait again: for some hundred microseconds;
 /// - has the filter without a listener, if we had let go of it: what is to be notified fails with `ENOSYS`.
 ///
 /// The call is tried in a child of the caller first. So a process that the caller descends from is not even touched
-/// where a filter it has already would kill it for this, where it has a listener, or where `program` is not valid.
+/// if a filter it has already would kill it for this, if it has a listener, or if `program` is not valid.
 ///
 /// # Errors
 /// The process is as it was, if it is still there:
@@ -43,7 +43,7 @@ use crate::sys::process::{self, Processes, signal};
 /// - `TimedOut`: it does not come to a stop;
 /// - others as from `process_vm_writev(2)`, `ptrace(2)`, `seccomp(2)`, `socket(2)`, `connect(2)` and `sendmsg(2)`.
 ///
-/// With `BrokenPipe` alone it has the filter, and the listener is lost. It is killed where it does not get through a
+/// With `BrokenPipe` alone it has the filter, and the listener is lost. It is killed if it does not get through a
 /// system call within 30 seconds.
 pub fn listen_in(pid: i32, program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<OwnedFd> {
     listen_within(STOP_TIMEOUT, pid, program, flags)
@@ -96,7 +96,7 @@ pub(super) fn listen_within(
     };
     let _blocked = signal::block();
     // Only the thread that traces a process may do something with it, and it is let go when that thread ends, even
-    // where it does not stop.
+    // if it does not stop.
     std::thread::scope(|scope| {
         let tracer = std::thread::Builder::new().name("tracer".into()).spawn_scoped(scope, trace)?;
         tracer.join().unwrap_or_else(|_| Err(io::Error::other("tracing failed")))

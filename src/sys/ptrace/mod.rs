@@ -15,9 +15,9 @@
 //! - The listener is closed there as soon as we have it. Were it left open, then after our end whoever makes a call
 //!   that is to be notified would wait for ever; so such calls fail with `ENOSYS`.
 //!
-//! A call of ours that fails there changes nothing: it gets its registers back. Only where we end while they are
+//! A call of ours that fails there changes nothing: it gets its registers back. Only if we end while they are
 //! changed, or cannot give them back, it is killed (`PTRACE_O_EXITKILL`): else it would take our result for that of its
-//! wait. So where a filter of somebody else's may kill us, all of it is done with children of ours first.
+//! wait. So if a filter of somebody else's may kill us, all of it is done with children of ours first.
 
 mod arch;
 mod attempt;

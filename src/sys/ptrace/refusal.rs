@@ -18,6 +18,15 @@ pub(super) fn unprivileged() -> io::Error {
     refusal(ErrorKind::PermissionDenied, "the process has neither CAP_SYS_ADMIN nor no_new_privs")
 }
 
+/// It has the filter, and its listener did not come to us.
+#[derive(Debug, thiserror::Error)]
+#[error("the listener was lost: {0}")]
+struct LostListener(#[source] io::Error);
+
+pub(super) fn lost(source: io::Error) -> io::Error {
+    io::Error::new(ErrorKind::BrokenPipe, LostListener(source))
+}
+
 pub(super) fn pretended() -> io::Error {
     refusal(ErrorKind::PermissionDenied, "seccomp(2) succeeded without a listener: a filter pretends it")
 }

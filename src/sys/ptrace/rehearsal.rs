@@ -1,4 +1,4 @@
-//! The same between children of ours first: where a filter forbids any part of it, or kills whoever tries.
+//! The same between children of ours first: if a filter forbids any part of it, or kills whoever tries.
 
 #![allow(unsafe_code)]
 
@@ -20,7 +20,7 @@ use crate::sys::seccomp::filter;
 /// How long a child may take to install a filter in itself.
 const REHEARSAL: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
-/// Does all of it between children of ours, where a filter may forbid any part of it.
+/// Does all of it between children of ours, if a filter may forbid any part of it.
 pub(super) fn rehearse_tracing(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<()> {
     if !filter::is_in_force() {
         return Ok(());
@@ -108,7 +108,7 @@ fn install_here(argument: &libc::sock_fprog, flags: libc::c_ulong) -> libc::c_in
     if fd < 0 {
         return errno();
     }
-    // SAFETY: a descriptor that has just been opened; where it is none, nothing comes of it.
+    // SAFETY: a descriptor that has just been opened; if it is none, nothing comes of it.
     let listener = unsafe { BorrowedFd::borrow_raw(fd as i32) };
     if !is_listener(listener) {
         return libc::ENOSYS;

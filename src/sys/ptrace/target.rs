@@ -214,7 +214,7 @@ impl<'fd> Target<'fd> {
 
 impl Drop for Target<'_> {
     fn drop(&mut self) {
-        // Either fails where it has ended. Where it runs, it is let go when this thread ends.
+        // Either fails if it has ended. If it runs, it is let go when this thread ends.
         if self.mask.is_some() {
             let _ = rustix::process::pidfd_send_signal(self.pidfd, Signal::KILL);
         } else {

@@ -5,7 +5,7 @@
 
 /// How a call's arguments name a file, and what it does to it. Numbers are positions of arguments.
 ///
-/// Where `at` is set a directory's descriptor comes first and paths after it.
+/// If `at` is set a directory's descriptor comes first and paths after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// Opens a path; `flags` as of `open(2)`.
@@ -80,7 +80,7 @@ pub enum Right {
     Own,
     /// To own the file, unless the owner and group that begin at this argument are those it has.
     OwnOrKeep(u8),
-    /// To own the file, or, where the times that this argument points to are now, permission to write.
+    /// To own the file; permission to write is enough if the times that this argument points to are now.
     OwnOrTouch(u8),
     /// Permission to write for the attributes of users, which the string in this argument names; else to own the file.
     OwnOrAttribute(u8),
@@ -264,17 +264,17 @@ pub const ARM64: Abi = Abi {
     ],
 };
 
-/// The ABIs that programs of this machine may use; none where there is no table for it.
+/// The ABIs that programs of this machine may use; none if there is no table for it.
 #[cfg(target_arch = "x86_64")]
 pub const ABIS: &[Abi] = &[X86_64, I386];
-/// The ABIs that programs of this machine may use; none where there is no table for it.
+/// The ABIs that programs of this machine may use; none if there is no table for it.
 #[cfg(target_arch = "aarch64")]
 pub const ABIS: &[Abi] = &[ARM64];
-/// The ABIs that programs of this machine may use; none where there is no table for it.
+/// The ABIs that programs of this machine may use; none if there is no table for it.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub const ABIS: &[Abi] = &[];
 
-/// The shape of a call; `None` where it changes nothing.
+/// The shape of a call; `None` if it changes nothing.
 pub fn shape(audit: u32, number: u32) -> Option<Shape> {
     let abi = ABIS.iter().find(|abi| abi.audit == audit)?;
     let at = abi.calls.binary_search_by_key(&number, |(number, _)| *number).ok()?;

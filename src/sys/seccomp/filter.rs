@@ -1,7 +1,7 @@
 //! Which system calls a filter forbids this process (`seccomp(2)`).
 //!
 //! A filter may let a call fail, or kill the process that makes it. So each call is tried in a child, with arguments that the kernel
-//! refuses whoever asks, before this process needs it. Where there is no filter, nothing is tried.
+//! refuses whoever asks, before this process needs it. If there is no filter, nothing is tried.
 
 #![allow(unsafe_code)]
 
@@ -159,7 +159,7 @@ fn against(need: Need) -> Option<&'static str> {
     found.map(|(probe, _)| probe.name)
 }
 
-/// What the filters say; none where there is no filter.
+/// What the filters say; none if there is no filter.
 fn results() -> Option<&'static Results> {
     static RESULTS: OnceLock<Option<&'static Results>> = OnceLock::new();
     *RESULTS.get_or_init(|| if is_in_force() { Some(ask()) } else { None })
@@ -174,7 +174,7 @@ fn mode() -> Option<u8> {
     procfs::value(&text[..length], "Seccomp")?.bytes().next()
 }
 
-/// The same where no procfs is mounted, from a child: a filter may kill the process that asks (`PR_GET_SECCOMP(2const)`).
+/// The same if no procfs is mounted, from a child: a filter may kill the process that asks (`PR_GET_SECCOMP(2const)`).
 fn mode_asked() -> Option<u8> {
     // SAFETY: it touches no memory.
     let code = in_child(|| unsafe { libc::prctl(libc::PR_GET_SECCOMP) }).ok()??;
@@ -237,7 +237,7 @@ fn ask_from(first: usize, results: &Results, limit: bool) -> io::Result<()> {
     ended.map(drop)
 }
 
-/// Runs `work` in a child, which ends with the exit code it returns; none where a signal killed it. It makes nothing but
+/// Runs `work` in a child, which ends with the exit code it returns; none if a signal killed it. It makes nothing but
 /// system calls.
 fn in_child(work: impl FnOnce() -> libc::c_int) -> io::Result<Option<libc::c_int>> {
     // SAFETY: without flags this is fork(2), but no signal tells of the child's end, nor can another thread wait for

@@ -27,7 +27,7 @@ impl Message {
     /// Sends the message to the supervisor of this process. Returns whether it agrees: `false` without a supervisor of
     /// this version, too.
     pub fn send(self) -> bool {
-        // Where there is no filter nobody answers; and one of somebody else's may kill who asks.
+        // If there is no filter nobody answers; and one of somebody else's may kill who asks.
         if !filter::is_in_force() || !filter::permits(libc::SYS_openat2) {
             return false;
         }

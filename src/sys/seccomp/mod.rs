@@ -25,7 +25,7 @@ const SYNC_WAKE_UP: libc::c_ulong = 1;
 pub struct Call {
     /// What the answer goes to.
     pub id: u64,
-    /// The thread that waits, in our numbering; 0 where it is in none of our process namespaces.
+    /// The thread that waits, in our numbering; 0 if it is in none of our process namespaces.
     pub tid: i32,
     /// `AUDIT_ARCH_*`.
     pub audit: u32,
@@ -75,7 +75,7 @@ impl Listener {
     /// Waits for the next call.
     ///
     /// # Errors
-    /// `ENOENT` where the caller was killed meanwhile; `EINTR`.
+    /// `ENOENT` if the caller was killed meanwhile; `EINTR`.
     pub fn receive(&self) -> io::Result<Call> {
         let mut room = vec![0u64; self.words];
         // SAFETY: the buffer is zeroed, aligned for the structure, and has the size the kernel asked for.
@@ -98,7 +98,7 @@ impl Listener {
     /// Lets the call go on.
     ///
     /// # Errors
-    /// `ENOENT` where nobody waits any more.
+    /// `ENOENT` if nobody waits any more.
     pub fn respond(&self, id: u64, response: Response) -> io::Result<()> {
         let (val, error, flags) = match response {
             Response::Continue => (0, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
@@ -156,7 +156,7 @@ impl AsFd for Listener {
 /// Puts the calling thread, and all it will start, behind a filter for good; returns the listener's descriptor.
 ///
 /// # Errors
-/// `EBUSY` where there is a listener already; `EACCES` without `CAP_SYS_ADMIN` in the user namespace; `ENOSYS` or
+/// `EBUSY` if there is a listener already; `EACCES` without `CAP_SYS_ADMIN` in the user namespace; `ENOSYS` or
 /// `EINVAL` on kernels that cannot.
 pub fn install(program: &[libc::sock_filter]) -> io::Result<OwnedFd> {
     match try_install(program, KILLABLE) {

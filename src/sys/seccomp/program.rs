@@ -122,7 +122,7 @@ fn unless_any(bits: u32, then: Vec<sock_filter>) -> Vec<sock_filter> {
     when(libc::BPF_JSET, bits, then)
 }
 
-/// Runs `then` where the comparison holds, else goes on behind it. A conditional jump reaches 255 instructions, an
+/// Runs `then` if the comparison holds, else goes on behind it. A conditional jump reaches 255 instructions, an
 /// unconditional one any.
 fn when(comparison: u32, k: u32, then: Vec<sock_filter>) -> Vec<sock_filter> {
     let jump = sock_filter { code: (libc::BPF_JMP | comparison | libc::BPF_K) as u16, jt: 1, jf: 0, k };

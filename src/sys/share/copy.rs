@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use crate::sys::file::content::next_data;
 use crate::sys::file::inode::Inode;
 use crate::sys::file::metadata::Metadata;
 use crate::sys::file::traits::Traits;
 use crate::sys::file::xattr;
-use crate::sys::path::root::next_data;
 use crate::sys::seccomp::filter;
 
 /// Makes private copies on one filesystem, and remembers whether it can share blocks (`FICLONE`).
@@ -31,10 +31,10 @@ impl Copier {
     /// Creates `name` in `dir` as a private copy of `source`, an open regular file that `inode` describes.
     ///
     /// Nothing is flushed: one `syncfs` for the whole batch is the caller's. What fails half way is removed.
-    /// Returns the open copy and how many bytes were written; 0 where blocks are shared.
+    /// Returns the open copy and how many bytes were written; 0 if blocks are shared.
     ///
     /// # Errors
-    /// As the system calls; `UnexpectedEof` where the source has been cut short meanwhile.
+    /// As the system calls; `UnexpectedEof` if the source has been cut short meanwhile.
     pub fn copy(
         &self,
         source: &OwnedFd,

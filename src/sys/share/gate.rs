@@ -11,8 +11,8 @@
 //! One thread of the process answers, at once and from what each asker does alone: no window waits for it, and it
 //! waits for nobody. It opens nothing but procfs, and all of its code is in memory before the first mark: else it might
 //! have to answer itself. Several processes that mark one inode each answer for themselves, one after the other.
-//! Where this process dies, the kernel allows whatever has not been answered (`fanotify_release`), and recovery has
-//! to set the flag again. Where it is stopped, who opens a marked file waits until it goes on or is killed.
+//! If this process dies, the kernel allows whatever has not been answered (`fanotify_release`), and recovery has
+//! to set the flag again. If it is stopped, who opens a marked file waits until it goes on or is killed.
 //!
 //! Not kept away: who truncates so that we cannot see it: before Linux 6.14 and on filesystems without
 //! `FAN_PRE_ACCESS` (tmpfs) by `truncate(2)`; from another process namespace by that or by `O_RDONLY | O_TRUNC`; by the
@@ -51,7 +51,7 @@ static GATE: OnceLock<Option<Gate>> = OnceLock::new();
 
 /// Closes the gate of an open inode, until some time after the result is dropped.
 ///
-/// `None` where there can be no gate: no `CAP_SYS_ADMIN` in the first user namespace, or a kernel without
+/// `None` if there can be no gate: no `CAP_SYS_ADMIN` in the first user namespace, or a kernel without
 /// `CONFIG_FANOTIFY_ACCESS_PERMISSIONS`.
 pub fn close(fd: BorrowedFd<'_>, inode: InodeId) -> Option<ClosedGate> {
     let gate = GATE.get_or_init(|| Gate::new().ok()).as_ref()?;
@@ -169,7 +169,7 @@ impl Gate {
         }
         let generation = state.current;
         let mark = |mask| self.groups[generation].mark(MarkFlags::FAN_MARK_ADD, mask, fd, None::<&OsStr>);
-        // EINVAL before Linux 6.14, EOPNOTSUPP where the filesystem does not ask.
+        // EINVAL before Linux 6.14, EOPNOTSUPP if the filesystem does not ask.
         mark(self.mask).or_else(|_| mark(MaskFlags::FAN_OPEN_PERM)).ok()?;
         state.generations[generation].marks += 1;
         state.generations[generation].open += 1;
@@ -220,7 +220,7 @@ impl Gate {
             *tried = true;
         }
         let response = if allowed { Response::FAN_ALLOW } else { Response::FAN_DENY };
-        // It fails where the asker has been killed.
+        // It fails if the asker has been killed.
         let _ = group.write_response(FanotifyResponse::new(file, response));
     }
 
@@ -250,7 +250,7 @@ fn asker(processes: &Processes, tid: i32) -> Option<SystemCall> {
     }
 }
 
-/// Whether a system call opens for writing; `None` where its registers do not say.
+/// Whether a system call opens for writing; `None` if its registers do not say.
 fn opens_for_writing(call: SystemCall) -> Option<bool> {
     let flags = match call.number {
         #[cfg(target_arch = "x86_64")]

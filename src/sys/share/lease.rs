@@ -17,10 +17,10 @@ pub struct Lease<'fd> {
 impl<'fd> Lease<'fd> {
     /// Takes a read lease through `fd`, which must be open read-only.
     ///
-    /// `None` where somebody has the file open for writing or mapped it from such a descriptor.
+    /// `None` if somebody has the file open for writing or mapped it from such a descriptor.
     ///
     /// # Errors
-    /// `EINVAL` where the filesystem knows no leases; `EACCES` without ownership and `CAP_LEASE`.
+    /// `EINVAL` if the filesystem knows no leases; `EACCES` without ownership and `CAP_LEASE`.
     pub fn take(fd: BorrowedFd<'fd>) -> io::Result<Option<Lease<'fd>>> {
         // A broken lease is announced by a signal, and SIGIO would end the process. SIGURG is ignored by default.
         fcntl(fd, F_SETSIG, libc::SIGURG)?;

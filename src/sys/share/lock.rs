@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 /// The lock goes with the last descriptor of the open file.
 ///
 /// # Errors
-/// `TimedOut` where somebody else keeps the lock; any guest's root may hold one on a shared inode.
+/// `TimedOut` if somebody else keeps the lock; any guest's root may hold one on a shared inode.
 pub fn exclusive(fd: impl AsFd, patience: Duration) -> io::Result<()> {
     let mut pause = Duration::from_micros(50);
     // Who asks rarely is starved by those who come and go.

@@ -48,7 +48,7 @@ pub enum Error {
     Unchanged(#[from] io::Error),
     /// The names are as asked or as before, but the shared inode could not be protected again.
     #[error("the immutable flag could not be set again: {0}")]
-    Unprotected(io::Error),
+    Unprotected(#[source] io::Error),
 }
 
 /// How long the lock on a shared inode is waited for at most, if the change can be made without it.
@@ -56,8 +56,8 @@ pub enum Error {
 /// What is done under the lock takes microseconds, but every user of a guest may hold it for ever.
 pub const SHARED_LOCK_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How often a change is tried again whose window another process may have closed.
-const TRIES: usize = 5;
+/// How often a change is made at most whose window another process may have closed.
+const MAX_CHANGES: usize = 5;
 
 /// How long metadata is restored that other processes change again and again.
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -80,7 +80,7 @@ impl Shared {
     /// Opens and locks the inode that `name` in `dir` names.
     ///
     /// # Errors
-    /// `ELOOP` for a symlink; `TimedOut` where another process keeps the lock.
+    /// `ELOOP` for a symlink; `TimedOut` if another process keeps the lock.
     pub fn lock_at(dir: impl AsFd, name: &OsStr, patience: Duration) -> io::Result<Shared> {
         Self::lock(open_file(dir, name)?, patience)
     }
@@ -118,7 +118,7 @@ impl Shared {
 
     /// Makes `change` to the inode's names, in a window if there is no other way.
     ///
-    /// `change` must leave nothing behind where it fails. The flag is set again whatever `change` returns, unless no
+    /// `change` must leave nothing behind if it fails. The flag is set again whatever `change` returns, unless no
     /// name of the inode is left.
     pub fn change_names(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<SwapReport, Error> {
         match change() {
@@ -130,7 +130,7 @@ impl Shared {
         if !before.inode.immutable {
             return Err(Error::Unchanged(Errno::PERM.into()));
         }
-        // A lease fails where a writer is already there (not of our making), or where there are none.
+        // A lease fails if a writer is already there (not of our making), or if there are none.
         let lease = Lease::take(self.fd.as_fd()).ok().flatten();
         // On ext4, too: it takes no writes while the flag is set, but in the next window it would.
         let gate = gate::close(self.fd.as_fd(), before.inode.id);
@@ -161,7 +161,7 @@ impl Shared {
     pub fn persist(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<SwapReport, Error> {
         let mut earlier = SwapReport::default();
         let mut others_window = false;
-        for _ in 1..TRIES {
+        for _ in 1..MAX_CHANGES {
             let refused = match self.change_names(&change) {
                 Err(Error::Unchanged(e)) if e.raw_os_error() == Some(libc::EPERM) => e,
                 changed => return changed.map(|report| report.and(earlier)),
@@ -291,7 +291,7 @@ impl Name<'_> {
         rustix::fs::unlinkat(self.dir, self.name, AtFlags::empty())
     }
 
-    /// What the name names; `None` where there is nothing.
+    /// What the name names; `None` if there is nothing.
     pub fn inode(self) -> io::Result<Option<Inode>> {
         match Inode::at(self.dir, self.name) {
             Ok(inode) => Ok(Some(inode)),
@@ -338,8 +338,8 @@ pub fn unlink_shared(name: Name<'_>, patience: Duration) -> Result<SwapReport, E
 
 /// Whether this process may set and clear the immutable flag on the filesystem of `dir`.
 ///
-/// Tried on a nameless file: holding `CAP_LINUX_IMMUTABLE` is not enough inside a user namespace. A directory where
-/// none can be made says nothing.
+/// Tried on a nameless file: holding `CAP_LINUX_IMMUTABLE` is not enough inside a user namespace. If
+/// none can be made in the directory, that says nothing.
 pub fn may_change_immutable(dir: impl AsFd) -> io::Result<()> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let Ok(file) = rustix::fs::openat(dir, ".", flags, Mode::RUSR | Mode::WUSR) else { return Ok(()) };
@@ -349,7 +349,7 @@ pub fn may_change_immutable(dir: impl AsFd) -> io::Result<()> {
 
 fn open_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    // Looking at a file is no use of it: its time of access stays, where we may have it so.
+    // Looking at a file is no use of it: its time of access stays, if we may open it so.
     match rustix::fs::openat(&dir, name, flags | OFlags::NOATIME, Mode::empty()) {
         Err(Errno::PERM) => Ok(rustix::fs::openat(&dir, name, flags, Mode::empty())?),
         opened => Ok(opened?),

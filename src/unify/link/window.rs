@@ -12,9 +12,9 @@ use rustix::io::Errno;
 use super::linked::Linked;
 use super::linker::Linker;
 use crate::report::{Reason, Shown};
+use crate::sys::file::content;
 use crate::sys::file::inode::Inode;
 use crate::sys::file::xattr;
-use crate::sys::path::root;
 use crate::sys::share::swap::{self, Name, SHARED_LOCK_TIMEOUT, Shared};
 use crate::unify::pool::identity::{self, Digest};
 use crate::unify::pool::object::ObjectName;
@@ -306,7 +306,7 @@ impl LinkWindow<'_> {
 
     /// Whether the object has the content of a guest's file. Of an error it says whose it is.
     fn has_content_of(&self, own: &OwnedFd) -> io::Result<bool> {
-        root::same_content(own, self.shared).map_err(|e| match Digest::of_quiet(self.shared) {
+        content::same_content(own, self.shared).map_err(|e| match Digest::of_quiet(self.shared) {
             Err(of_object) => io::Error::other(ObjectError::Unreadable(of_object)),
             Ok(_) => e,
         })

@@ -8,10 +8,10 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+use crate::sys::file::content::{self, fill};
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::file::traits::Traits;
 use crate::sys::file::xattr::{self, Xattrs};
-use crate::sys::path::root::{self, fill};
 
 /// Whether files may differ in their time of modification.
 #[derive(
@@ -41,7 +41,7 @@ pub fn same(a: impl AsFd, b: impl AsFd, mtime: Mtime) -> io::Result<bool> {
     Ok(same_metadata(&Inode::of(&a)?, &Inode::of(&b)?, mtime)
         && xattr::read(&a)? == xattr::read(&b)?
         && Traits::of(&a)? == Traits::of(&b)?
-        && root::same_content(a, b)?)
+        && content::same_content(a, b)?)
 }
 
 /// A digest of what [`same_metadata`] compares. Equal files have equal tags; the reverse wants a second look.
@@ -127,7 +127,7 @@ impl Content {
         while at < size {
             let end = (at + BYTES_PER_EMPTY_BLOCK).min(size);
             let may_be_empty = end - at == BYTES_PER_EMPTY_BLOCK;
-            let hole = may_be_empty && root::next_data(&file, at)? >= end;
+            let hole = may_be_empty && content::next_data(&file, at)? >= end;
             match if hole { Some(true) } else { self.block(&file, at, end, &mut buffer, go_on)? } {
                 Some(true) if may_be_empty => self.empty.extend_from_slice(&at.to_le_bytes()),
                 Some(_) => {}

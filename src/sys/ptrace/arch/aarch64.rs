@@ -38,7 +38,7 @@ pub fn again(saved: &Registers, at: u64) -> Registers {
     Registers { pc: at, ..*saved }
 }
 
-/// What a system call returned; `None` where it was itself interrupted.
+/// What a system call returned; `None` if it was itself interrupted.
 pub fn result(registers: &Registers, at: u64) -> Option<i64> {
     (registers.pc != at).then_some(registers.regs[0].cast_signed())
 }

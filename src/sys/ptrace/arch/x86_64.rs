@@ -41,7 +41,7 @@ pub fn again(saved: &Registers, at: u64) -> Registers {
     Registers { rip: at, rax: saved.orig_rax, orig_rax: NO_CALL, ..*saved }
 }
 
-/// What a system call returned; `None` where it was itself interrupted.
+/// What a system call returned; `None` if it was itself interrupted.
 pub fn result(registers: &Registers, _at: u64) -> Option<i64> {
     // ERESTARTSYS to ERESTART_RESTARTBLOCK of linux/errno.h.
     let result = registers.rax.cast_signed();

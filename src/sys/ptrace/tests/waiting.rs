@@ -34,7 +34,7 @@ pub fn notifying(number: libc::c_long) -> [libc::sock_filter; 4] {
     ]
 }
 
-/// Waits for a notification, and answers it; `None` where nobody is left.
+/// Waits for a notification, and answers it; `None` if nobody is left.
 pub fn answer(listener: &OwnedFd, value: i64, error: i32) -> Option<libc::c_long> {
     let mut ready = [PollFd::new(listener, PollFlags::IN)];
     assert_eq!(poll(&mut ready, Some(&Timespec { tv_sec: 20, tv_nsec: 0 })), Ok(1), "nobody asks");
@@ -186,7 +186,7 @@ impl Waiting {
     }
 
     pub fn end_child(&mut self, code: u8) {
-        // It fails where the process was killed, and its child with it.
+        // It fails if the process was killed, and its child with it.
         let _ = self.end.write_all(&[code]);
     }
 
@@ -228,7 +228,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // SAFETY: touches no memory; nobody has waited for it where it is still there.
+        // SAFETY: touches no memory; nobody has waited for it if it is still there.
         unsafe {
             if libc::waitpid(self.pid, std::ptr::null_mut(), libc::WNOHANG) == 0 {
                 libc::kill(self.pid, libc::SIGKILL);
