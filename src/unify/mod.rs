@@ -9,12 +9,12 @@
 //! - [`pool`]: the host's directory of objects; what equal means; what was begun and not ended.
 //! - [`eligible`]: which files may be unified, by their paths alone.
 
-pub mod care;
-pub mod eligible;
-pub mod link;
-pub mod pass;
-pub mod pool;
-pub mod scan;
+pub(crate) mod care;
+pub(crate) mod eligible;
+pub(crate) mod link;
+pub(crate) mod pass;
+pub(crate) mod pool;
+pub(crate) mod scan;
 
 use std::ffi::OsString;
 use std::io;
@@ -101,7 +101,7 @@ pub enum Error {
         /// What of the system it holds.
         part: PathBuf,
     },
-    /// The cache, which is made anew where it can be.
+    /// The cache, which is made anew if it can be.
     #[error("{}: {source}", Shown(path))]
     Cache {
         /// The database.
@@ -135,7 +135,7 @@ pub enum GuestError {
 }
 
 impl Error {
-    /// What a person can do about it, where that is more than the message says.
+    /// What a person can do about it, if that is more than the message says.
     pub fn remedy(&self) -> Option<&'static str> {
         Some(match self {
             Error::Exposed { .. } => "chown root and chmod 700 the pool, or name another with --pool",

@@ -34,7 +34,7 @@ impl Guests {
     /// Opens guests; `scope` says which of their files are wanted.
     ///
     /// # Errors
-    /// Where none of them can be opened.
+    /// If none of them can be opened.
     pub fn open(paths: &[PathBuf], scope: Scope) -> Result<Guests, Error> {
         let mut guests = Guests::default();
         // What is out of reach by one mount may be in reach by another.
@@ -62,7 +62,7 @@ impl Guests {
     /// Leaves out the guests that cannot share with a pool at `path`.
     ///
     /// # Errors
-    /// Where one of them could reach the pool, or none is left.
+    /// If one of them could reach the pool, or none is left.
     pub fn in_reach(mut self, path: &Path, share: Sharing) -> Result<Guests, Error> {
         let mut first = None;
         for guest in std::mem::take(&mut self.open) {

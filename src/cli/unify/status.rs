@@ -17,7 +17,7 @@ use crate::unify::care::status::{GuestStatus, StatusReader};
 use crate::unify::eligible::scope::Scope;
 use crate::unify::pool::settings::Sharing;
 
-/// What there is, for machines. What is not known is null: where guests share blocks, inodes do not tell.
+/// What there is, for machines. What is not known is null: if guests share blocks, inodes do not tell.
 #[derive(Debug, Serialize)]
 struct Report {
     pool: Named,

@@ -18,7 +18,7 @@ use crate::unify::eligible::scope::Scope;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::settings::Sharing;
 
-/// What is left to a person where there is no intact copy.
+/// What is left to a person if there is no intact copy.
 pub const WANTS_COPY: &str = "remedy: reinstall the packages these files belong to in one of the guests, then run \
                               `cow-unify verify` with all guests again";
 

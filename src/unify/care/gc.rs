@@ -33,13 +33,12 @@ pub struct Collected {
 pub struct Collector<'a> {
     /// The pool, locked by the caller.
     pub pool: &'a Pool,
-    /// Say what would be removed, and change nothing.
+    /// Find what would be removed, and change nothing.
     pub dry_run: bool,
     /// How long to wait for the lock on one object.
     pub lock_timeout: Duration,
     /// How many threads look and remove.
     pub threads: usize,
-    /// Told how far it has got.
     pub watch: &'a dyn Watch,
 }
 
@@ -47,7 +46,7 @@ impl Collector<'_> {
     /// Removes every object and every file in quarantine that no guest has, or shares blocks with.
     ///
     /// # Errors
-    /// Where nothing can be done at all. What fails for one object is in the result.
+    /// If nothing can be done at all. What fails for one object is in the result.
     pub fn collect(&self) -> Result<Collected, Error> {
         let mut collected = Collected::default();
         if !self.dry_run {
@@ -87,7 +86,7 @@ impl Collector<'_> {
         Ok(collected)
     }
 
-    /// `false` where somebody has linked it meanwhile.
+    /// `false` if somebody has linked it meanwhile.
     fn remove(&self, stored: &PoolFile) -> Result<bool, swap::Error> {
         if self.dry_run {
             return Ok(true);

@@ -41,7 +41,7 @@ pub struct FoundName {
     pub path: PathBuf,
     /// The damaged file in the pool's quarantine.
     pub damaged: PathBuf,
-    /// Why it is a name of the damaged inode still; none where it has been repaired.
+    /// Why it is a name of the damaged inode still; none if it has been repaired.
     pub left: Option<SharedError>,
 }
 
@@ -66,9 +66,7 @@ pub struct Repaired {
 pub struct Repairer<'a> {
     /// The pool, locked by the caller and verified.
     pub pool: &'a Pool,
-    /// The guests that are looked through.
     pub guests: &'a [GuestTree],
-    /// How the pool's inodes are fenced.
     pub protection: PoolProtection,
     /// How long to wait for the lock on one inode.
     pub lock_timeout: Duration,
@@ -76,7 +74,6 @@ pub struct Repairer<'a> {
     pub reserve: u64,
     /// How many guests are looked through at a time.
     pub threads: usize,
-    /// Told how far it has got.
     pub watch: &'a dyn Watch,
 }
 

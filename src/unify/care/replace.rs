@@ -123,7 +123,7 @@ fn replace_all(
 
 /// Makes a change to names of two locked inodes, in windows on one or both if there is no other way.
 ///
-/// `change` must leave nothing behind where it fails.
+/// `change` must leave nothing behind if it fails.
 fn change_names_of(
     intact: &Shared,
     damaged: &Shared,

@@ -25,15 +25,12 @@ use crate::unify::{At, Error, FailedPath};
 
 /// Looks at guests and their pool.
 pub struct StatusReader<'a> {
-    /// The pool.
     pub pool: &'a Pool,
-    /// Which files are eligible.
     pub scope: Scope,
     /// What is never unified.
     pub never: &'a PatternSet,
     /// How many threads look.
     pub threads: usize,
-    /// Told of each file that was looked at.
     pub watch: &'a dyn Watch,
 }
 
@@ -42,7 +39,7 @@ pub struct StatusReader<'a> {
 pub struct SharingStatus {
     /// Each guest, in the order they were given.
     pub guests: Vec<GuestStatus>,
-    /// Bytes of disk that would be needed more if every one of these guests had copies of its own; none where guests
+    /// Bytes of disk that would be needed more if every one of these guests had copies of its own; none if guests
     /// share blocks, which no inode tells of.
     pub disk_saved: Option<u64>,
     /// Bytes of memory that would be needed more then, were all these files in use: what their pages take.
@@ -60,9 +57,8 @@ pub struct SharingStatus {
 /// What one guest has.
 #[derive(Debug, Default)]
 pub struct GuestStatus {
-    /// Its root.
     pub path: PathBuf,
-    /// Names of objects, and the bytes they hold; none where guests share blocks.
+    /// Names of objects, and the bytes they hold; none if guests share blocks.
     pub shared: Option<Tally>,
     /// The objects these are names of.
     pub shared_inodes: Option<u64>,
@@ -84,10 +80,10 @@ impl StatusReader<'_> {
     /// Looks at everything.
     ///
     /// # Errors
-    /// Where the pool cannot be read. What cannot be read in a guest is in the result.
+    /// If the pool cannot be read. What cannot be read in a guest is in the result.
     pub fn look(&self, guests: &[GuestTree]) -> Result<SharingStatus, Error> {
         let files = self.pool.look_at_all(self.threads)?;
-        // Where blocks are shared no name is an object's, and another subvolume may have inodes of the same numbers.
+        // If blocks are shared no name is an object's, and another subvolume may have inodes of the same numbers.
         let index = if self.joins_inodes() { ObjectIndex::of(&files) } else { ObjectIndex::default() };
         self.watch.begin("looking", 0);
         let looked = parallel::map(self.threads, guests, |guest| self.look_at(guest, guests, &index));

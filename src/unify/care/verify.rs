@@ -84,7 +84,7 @@ impl Verifier<'_> {
     /// Verifies all objects; also says how the pool is fenced. All that should be protected is when this is over.
     ///
     /// # Errors
-    /// Where nothing can be done at all. What fails for one object is in the result.
+    /// If nothing can be done at all. What fails for one object is in the result.
     pub fn verify(&self) -> Result<(Verified, PoolProtection), Error> {
         let mut recovered = recover::recover(self.pool, self.lock_timeout)?;
         let files = self.pool.look_at_all(self.threads)?;
@@ -155,7 +155,7 @@ impl Verifier<'_> {
         Ok(failed)
     }
 
-    /// What differs; `None` where the object is gone.
+    /// What differs; `None` if the object is gone.
     fn read(&self, stored: &PoolFile, protection: PoolProtection) -> io::Result<Option<Vec<Damage>>> {
         let dir = self.pool.dir_of(stored)?;
         let file = match (Name { dir: dir.as_fd(), name: &stored.file }).open() {

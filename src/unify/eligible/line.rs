@@ -22,9 +22,7 @@ pub enum Choice {
 pub struct Error {
     /// Counted from 1.
     pub line: usize,
-    /// What it says.
     pub text: Vec<u8>,
-    /// What is wrong with it.
     pub why: LineProblem,
 }
 

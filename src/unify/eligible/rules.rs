@@ -110,7 +110,7 @@ impl Rules {
         within
     }
 
-    /// Whether something below the directory `dir` may be included. Where that is not so, what is excluded, or not
+    /// Whether something below the directory `dir` may be included. If that is not so, what is excluded, or not
     /// to be unified for another reason, need not be entered.
     pub fn may_include_below(&self, dir: &Path) -> bool {
         for rule in &self.0 {

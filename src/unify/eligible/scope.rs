@@ -64,7 +64,7 @@ pub struct Eligible {
     never: PatternSet,
     /// Configuration files, ghosts, and files of packages whose installation has not come to its end.
     refused: Files,
-    /// What packages own; `None` where that does not matter.
+    /// What packages own; `None` if that does not matter.
     owned: Option<Files>,
 }
 
@@ -72,7 +72,7 @@ pub struct Eligible {
 #[derive(Debug)]
 pub struct EligibleNames<'e> {
     rules: rules::DirectoryRules<'e>,
-    /// `None` where nothing in the directory is ever unified.
+    /// `None` if nothing in the directory is ever unified.
     never: Option<Vec<&'e NamePattern>>,
     refused: Option<&'e HashSet<OsString>>,
     scope: Scope,
@@ -85,7 +85,7 @@ impl Eligible {
     /// `never` is the policy's `never_unify`.
     ///
     /// # Errors
-    /// Where the database cannot be read, or there is none and `scope` needs one.
+    /// If the database cannot be read, or there is none and `scope` needs one.
     pub fn load(root: &Root, scope: Scope, rules: &Rules, never: &PatternSet) -> Result<Eligible, Error> {
         let guest = || root.path().to_path_buf();
         let mut eligible = Eligible {
@@ -126,7 +126,7 @@ impl Eligible {
         Ok(eligible)
     }
 
-    /// What may be unified of the directory `dir`; `None` where it need not be entered, nor anything below it.
+    /// What may be unified of the directory `dir`; `None` if it need not be entered, nor anything below it.
     pub fn directory(&self, dir: &Path) -> Option<EligibleNames<'_>> {
         let rules = self.rules.within(dir);
         let never = self.never.within(dir);
@@ -172,7 +172,7 @@ impl EligibleNames<'_> {
 /// becomes a symlink without a package manager's doing.
 ///
 /// # Errors
-/// Where one of these files is there and cannot be looked at.
+/// If one of these files is there and cannot be looked at.
 pub fn fingerprint(root: &Root, scope: Scope, rules: &Rules, never: &PatternSet) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let mut text = |text: &[u8]| {
@@ -184,7 +184,7 @@ pub fn fingerprint(root: &Root, scope: Scope, rules: &Rules, never: &PatternSet)
     text(rules.to_string().as_bytes());
     for pattern in never {
         text(pattern.to_string().as_bytes());
-        // Differs from the text where the pattern was moved.
+        // Differs from the text if the pattern was moved.
         text(pattern.fixed_prefix().as_os_str().as_bytes());
     }
     let witnesses = Managers::new(root).witnesses();

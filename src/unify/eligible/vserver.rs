@@ -135,7 +135,7 @@ fn parse(pattern: &[u8]) -> Result<Vec<Token>, Unusable> {
     if is_other(tokens.first()) || is_slash(tokens.last()) { Err(Unusable::NoPath) } else { Ok(tokens) }
 }
 
-/// Parses what follows a `[`; also returns what follows the closing `]`. `None` where there is none.
+/// Parses what follows a `[`; also returns what follows the closing `]`. `None` if there is none.
 fn parse_set(text: &[u8]) -> Result<Option<(Token, &[u8])>, Unusable> {
     let (negated, mut rest) = match text {
         [b'!' | b'^', rest @ ..] => (true, rest),

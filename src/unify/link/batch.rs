@@ -55,7 +55,7 @@ impl Linker<'_> {
     /// Links a batch.
     ///
     /// # Errors
-    /// Where nothing more can be done at all: no room, no journal. What was linked stays so.
+    /// If nothing more can be done at all: no room, no journal. What was linked stays so.
     pub fn link(&self, works: &[Work]) -> Result<Linked, Error> {
         let mut linked = Linked::default();
         let mut jobs = Vec::new();
@@ -177,7 +177,7 @@ impl Linker<'_> {
 
     /// Links some jobs; then their directories have the times they had.
     fn slice(&self, jobs: &[&Job<'_>]) -> Linked {
-        // Names change only where inodes are shared.
+        // Names change only if inodes are shared.
         let renames = self.pool().settings.share == Sharing::Hardlink;
         let files = jobs.iter().filter(|_| renames).flat_map(|job| &job.work.names);
         let dirs: BTreeSet<DirIndex> = files.map(|&at| self.catalog[at].dir).collect();

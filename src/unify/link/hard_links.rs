@@ -38,7 +38,7 @@ pub(in crate::unify) fn note(catalog: &Catalog, step: &[Work]) {
 /// Begins to write down hard links in a guest: with the names that share an inode already. Nothing tells any more which of
 /// these were one file, so each inode stays one, as it is for whoever knows nothing of hard links.
 ///
-/// `false` where the guest is without our hooks.
+/// `false` if the guest is without our hooks.
 fn begin(guest: &GuestTree, guests: &[GuestTree]) -> io::Result<bool> {
     if HardLinks::read(&guest.root)?.are_known() {
         return Ok(true);

@@ -10,7 +10,7 @@ use crate::unify::scan::not_unified::NotUnified;
 /// What linking came to.
 #[derive(Debug, Default)]
 pub struct Linked {
-    /// Names that are names of an object now: guest and path, by their places in the catalog's files.
+    /// Names that are names of an object now.
     pub names: Vec<FileIndex>,
     /// Objects made.
     pub objects: u64,
@@ -30,9 +30,9 @@ pub struct Linked {
     pub postponed: Vec<Postponed>,
     /// Names that could not be linked, with the reason.
     pub failed: Vec<FailedPath>,
-    /// Windows in which somebody tried in vain to write.
+    /// Windows in which another process tried to write, and could not.
     pub contested: u64,
-    /// Objects that somebody may have written to, or still may: they want verification.
+    /// Objects that another process may have written to, or still may: to be verified.
     pub leaked: Vec<ObjectName>,
     /// Something was left half way: the journal tells recovery what.
     pub unfinished: bool,
@@ -41,7 +41,6 @@ pub struct Linked {
 /// A directory in which names have changed, and its times of change in nanoseconds; 0 if one is not known.
 #[derive(Clone, Copy, Debug)]
 pub struct ChangedDir {
-    /// The directory.
     pub dir: DirIndex,
     /// Before its names changed.
     pub before: i64,

@@ -12,9 +12,7 @@ use crate::unify::{FailedPath, SharedError};
 
 /// Links one catalog's files.
 pub struct Linker<'a> {
-    /// The pool, and this run's place in it.
     pub publisher: Publisher<'a>,
-    /// The files.
     pub catalog: &'a Catalog,
     /// How many threads link.
     pub threads: usize,

@@ -17,7 +17,7 @@ pub struct Work {
     pub object: ObjectName,
     /// What the pool has already.
     pub existing: Option<Object>,
-    /// The names, by their places in the catalog's files; those of one inode side by side.
+    /// The names; those of one inode side by side.
     pub names: Vec<FileIndex>,
 }
 
@@ -51,7 +51,7 @@ const FILES_PER_STEP: usize = 1 << 14;
 pub struct Planner<'a> {
     /// What keeps files as they are.
     pub limits: Limits,
-    /// The guest whose files alone are a model for the others.
+    /// Files are unified only with those of this guest.
     pub reference: Option<GuestIndex>,
     /// How many threads read.
     pub threads: usize,

@@ -72,7 +72,7 @@ pub(super) struct LinkWindow<'l> {
 }
 
 impl LinkWindow<'_> {
-    /// Links inodes, in one window. How many of them are settled; fewer than all where the object is full.
+    /// Links inodes, in one window. How many of them are settled; fewer than all if the object is full.
     pub fn chunk(
         &self,
         inodes: &[&[FileIndex]],
@@ -139,7 +139,7 @@ impl LinkWindow<'_> {
         }
     }
 
-    /// Looks at a guest's inode under a lease, and compares it with the object where that was not done yet.
+    /// Looks at a guest's inode under a lease, and compares it with the object if that was not done yet.
     fn look<'f>(
         &self,
         names: &[FileIndex],

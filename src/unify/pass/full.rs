@@ -67,7 +67,7 @@ impl Pass<'_> {
     /// Unifies equal files of these guests.
     ///
     /// # Errors
-    /// Where nothing can be done at all. What fails for one file or guest is in the result.
+    /// If nothing can be done at all. What fails for one file or guest is in the result.
     pub fn unify(&self, guests: Vec<GuestTree>) -> Result<Passed, Error> {
         let Some(pool) = self.pool else { return Ok(Passed::default()) };
         let (mut passed, index) = self.begin(pool, &guests)?;

@@ -94,7 +94,7 @@ impl<'p> ListedFiles<'p> {
     }
 }
 
-/// Adds a directory of a guest; `None` where it is none of it.
+/// Adds a directory of a guest; `None` if it is none of it.
 fn open(guest: &GuestTree, number: GuestIndex, path: &Path, part: &mut Catalog) -> Option<DirIndex> {
     let inode = Inode::of(guest.root.open_dir(path).ok()?).ok()?;
     let ours = inode.id.dev == guest.inode.id.dev && inode.mount == guest.inode.mount;

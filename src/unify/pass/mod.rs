@@ -40,19 +40,18 @@ use crate::unify::scan::not_unified::NotUnified;
 /// What is to be done.
 #[derive(Debug)]
 pub struct PassOptions {
-    /// Which files.
+    /// Which files are looked at.
     pub scope: Scope,
     /// What the command line includes and excludes.
     pub rules: Rules,
     /// What is never unified unless it is asked for.
     pub never: PatternSet,
-    /// The smallest file, in bytes.
+    /// The smallest file that is unified, in bytes.
     pub min_size: u64,
     /// Unify set-id files and files with capabilities, too.
     pub allow_setid: bool,
     /// The guest that is the model: only files of the same path as one of its are unified.
     pub reference: Option<GuestIndex>,
-    /// How shared inodes are fenced.
     pub protection: PoolProtection,
     /// They are immutable, or will be once it is not only tried: who cannot clear the flag is not to have them.
     pub immutable: bool,
@@ -62,7 +61,7 @@ pub struct PassOptions {
     pub lock_timeout: Duration,
     /// Bytes to be left free on the filesystem.
     pub reserve: u64,
-    /// The paths of what is linked are wanted.
+    /// Keep the paths of what is linked and of what is left.
     pub list: bool,
     /// Files that running programs were loaded from.
     pub in_use: InUse,
@@ -92,7 +91,6 @@ pub struct Passed {
     pub still_seen: u64,
     /// Objects that somebody has written to meanwhile.
     pub changed_objects: u64,
-    /// What was linked.
     pub linked: Linked,
     /// The paths of the names linked, or to be linked.
     pub names: Vec<PathBuf>,
@@ -104,9 +102,9 @@ pub struct Passed {
     pub left_names: Vec<(PathBuf, NotUnified)>,
     /// Guests that were left out, with the reason.
     pub skipped: Vec<FailedPath>,
-    /// Those of them in which a package manager is at work, by their places among the guests.
+    /// Those of them in which a package manager is at work, and their paths.
     pub busy: BTreeMap<GuestIndex, PathBuf>,
-    /// Names left for programs that run, by their places in the catalog's files.
+    /// Names left for programs that run.
     pub waiting: Vec<FileIndex>,
     /// Names that were linked although programs run from what they named.
     pub displaced: u64,
@@ -122,17 +120,13 @@ pub struct Passed {
 
 /// A pass over some guests.
 pub struct Pass<'a> {
-    /// The pool; a rehearsal can do without.
     pub pool: Option<&'a Pool>,
-    /// How files are shared in it.
     pub settings: PoolSettings,
-    /// What is to be done.
     pub options: &'a PassOptions,
-    /// Told how far it has got.
     pub watch: &'a dyn Watch,
     /// The caller holds the locks of the guests.
     pub locked: bool,
-    /// The programs that run; none if the caller has looked after them.
+    /// The programs that run; none if the caller has looked after what they use.
     pub programs: Option<&'a Programs>,
 }
 

@@ -68,7 +68,7 @@ pub fn members(pool: &Pool, guests: &[GuestTree]) -> usize {
     guests.iter().filter(is_member).count()
 }
 
-/// The guests that were looked at with a pool; none where it has forgotten.
+/// The guests that were looked at with a pool; none if it has forgotten.
 pub fn seen(pool: &Pool) -> Vec<PathBuf> {
     let path = pool.cache_path();
     if !path.exists() {
@@ -80,7 +80,7 @@ pub fn seen(pool: &Pool) -> Vec<PathBuf> {
     })
 }
 
-/// The pool that the running system was told of; none where it lies outside of it, as it does for any guest.
+/// The pool that the running system was told of; none if it lies outside of it, as it does for any guest.
 pub fn of_system(root: &Root) -> Option<Pool> {
     let state_dir = root.open_dir(Path::new(STATE_DIR)).ok()?;
     let dir = PoolNotice::read(&state_dir).ok()??.pool.open(&state_dir).ok()?;

@@ -26,7 +26,7 @@ use crate::unify::{At, Error, FailedPath, SharedError};
 /// Names in one step: one journal, two flushes.
 const NAMES_PER_STEP: usize = 1 << 15;
 
-/// Work that is not done yet, with what the system says of it; nothing where there is too little room to begin.
+/// Work that is not done yet, with what the system says of it; nothing if there is too little room to begin.
 type Waiting = (Work, Option<io::Error>);
 
 impl Pass<'_> {
@@ -62,7 +62,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Where room is short, what frees most for the bytes it takes comes first; else neighbours stay neighbours.
+    /// If room is short, what frees most for the bytes it takes comes first; else neighbours stay neighbours.
     fn in_order(
         &self,
         pool: &Pool,

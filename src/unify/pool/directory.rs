@@ -12,7 +12,7 @@
 //! ```
 //!
 //! An object's name says what it must be: `CONTENT-TAG-XATTRS.INDEX`, digests in hexadecimal. There are several
-//! indices where an inode has as many links as the filesystem allows. With a reference guest, a fifth part keeps
+//! indices if an inode has as many links as the filesystem allows. With a reference guest, a fifth part keeps
 //! files of different paths apart.
 
 use std::collections::HashSet;
@@ -51,7 +51,6 @@ pub struct Pool {
     objects: OwnedFd,
     runs: OwnedFd,
     inode: Inode,
-    /// How files are shared here.
     pub settings: PoolSettings,
     /// Objects to be read again that could not be written down.
     pub(crate) unlisted: Mutex<HashSet<OsString>>,
@@ -62,7 +61,7 @@ pub struct Pool {
 pub struct PoolLock(#[allow(dead_code)] OwnedFd);
 
 impl Pool {
-    /// Makes the pool `path`, where nothing is, an empty directory or a pool that was not made to its end; and opens it.
+    /// Makes the pool `path` and opens it. At the path is nothing, an empty directory, or a pool whose making was interrupted.
     pub fn create(path: &Path, settings: PoolSettings) -> Result<Pool, Error> {
         let parent = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -92,10 +91,10 @@ impl Pool {
         self.settings.write(&self.root).at(self.path())
     }
 
-    /// Opens the pool `path`; `None` where there is none yet.
+    /// Opens the pool `path`; `None` if there is none yet.
     ///
     /// # Errors
-    /// Where it is not the caller's, or open to others: a guest must never reach it.
+    /// If it is not the caller's, or open to others: a guest must never reach it.
     pub fn open(path: &Path) -> Result<Option<Pool>, Error> {
         let root = match Root::open(path) {
             Ok(root) => root,
@@ -105,7 +104,7 @@ impl Pool {
         Pool::at(root)
     }
 
-    /// Opens the pool in a directory that is open already; `None` where there is none in it.
+    /// Opens the pool in a directory that is open already; `None` if there is none in it.
     ///
     /// # Errors
     /// As [`Pool::open`].
@@ -165,7 +164,7 @@ impl Pool {
     /// Takes the lock of the whole pool, waiting at most `lock_timeout`.
     ///
     /// # Errors
-    /// [`Error::Busy`] where another run keeps it.
+    /// [`Error::Busy`] if another run keeps it.
     pub fn lock(&self, lock_timeout: Duration) -> Result<PoolLock, Error> {
         let file = dirfd::open_lock_file(&self.root, OsStr::new("lock")).at(self.path())?;
         match lock::exclusive(&file, lock_timeout) {
@@ -177,7 +176,7 @@ impl Pool {
         }
     }
 
-    /// Opens the directory an object lies in, made where it is missing and asked for.
+    /// Opens the directory an object lies in, made if it is missing and asked for.
     pub fn shelf(&self, shelf: u8, make: bool) -> io::Result<Option<OwnedFd>> {
         let name = OsString::from(format!("{shelf:02x}"));
         if make {
@@ -211,7 +210,7 @@ impl Pool {
         let at = |source| Error::At { path: self.path().to_path_buf(), source };
         let Some(shelf) = self.shelf(name.shelf(), false).map_err(at)? else { return Ok(None) };
         let mut found = None;
-        // Where collection has left a gap, a lower index is begun anew: no harm.
+        // If collection has left a gap, a lower index is begun anew: no harm.
         for index in 0.. {
             let name = ObjectName { index, ..*name };
             match (Name { dir: shelf.as_fd(), name: &name.file() }).inode().map_err(at)? {
@@ -312,7 +311,7 @@ impl Pool {
     /// Whether objects can be changed.
     ///
     /// # Errors
-    /// Where the filesystem is mounted read-only, or objects are `protected` and the flag cannot be cleared.
+    /// If the filesystem is mounted read-only, or objects are `protected` and the flag cannot be cleared.
     pub fn may_change(&self, protected: bool) -> Result<(), Error> {
         may_change(&self.runs, self.path(), protected)
     }

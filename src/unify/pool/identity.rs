@@ -1,6 +1,6 @@
 //! The one predicate: may these two files be one inode?
 //!
-//! They may where everything agrees that a guest could tell them apart by: what `stat(2)` shows, every extended
+//! They may if everything agrees that a guest could tell them apart by: what `stat(2)` shows, every extended
 //! attribute, every inode flag that people set, the project, every byte. For files that are not at hand at the same time the same question is put to digests.
 
 use std::io;
@@ -58,7 +58,7 @@ pub fn tag(inode: &Inode, mtime: Mtime) -> u64 {
     short(&encoded)
 }
 
-/// What keeps files of different paths apart where only those of the same path may be equal; 0 where any may.
+/// What keeps files of different paths apart if only those of the same path may be equal; 0 if any may.
 pub fn salt(by_path: bool, path: impl FnOnce() -> PathBuf) -> u64 {
     // Never 0.
     if by_path { short(path().as_os_str().as_bytes()) | 1 } else { 0 }
@@ -79,7 +79,7 @@ pub fn short(data: &[u8]) -> u64 {
 /// What of a file does not fit into its [`tag`]: content, extended attributes and traits, as digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
-    /// BLAKE3 of all bytes; where many of them are zero in a row, of the others and of where they are.
+    /// BLAKE3 of all bytes; if many of them are zero in a row, of the others and of the places at which they are.
     pub content: [u8; 32],
     /// A digest of names and values of the extended attributes, and of flags and project; 0 for none.
     pub xattrs: u64,
@@ -88,7 +88,7 @@ pub struct Digest {
 impl Digest {
     /// Reads an open file of `size` bytes.
     ///
-    /// `go_on` is asked after each piece; where it says no, or where the file is shorter, there is no digest. Whether it
+    /// `go_on` is asked after each piece; if it says no, or if the file is shorter, there is no digest. Whether it
     /// has grown is the caller's to see.
     pub fn of(
         file: impl AsFd,
@@ -104,7 +104,7 @@ impl Digest {
     /// The digest of an open file that nobody writes to, and what it was made of.
     ///
     /// # Errors
-    /// `UnexpectedEof` where somebody does.
+    /// `UnexpectedEof` if somebody does.
     pub fn of_quiet(file: impl AsFd) -> io::Result<(Inode, Digest)> {
         let inode = Inode::of(&file)?;
         let digest = Digest::of(&file, inode.size, &xattr::read(&file)?, || true)?;
@@ -147,7 +147,7 @@ impl Content {
         Ok(Some(with_holes.finalize().into()))
     }
 
-    /// Reads from `at` to `end`. Whether all bytes are zero, and as many as are counted; none where there are fewer, or
+    /// Reads from `at` to `end`. Whether all bytes are zero, and as many as are counted; none if there are fewer, or
     /// the reading is to stop.
     fn block(
         &mut self,

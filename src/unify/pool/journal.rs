@@ -18,9 +18,7 @@ pub struct LinkIntent {
     pub temporary: u64,
     /// The object, whatever its index.
     pub object: ObjectName,
-    /// The directory of the name.
     pub dir: Handle,
-    /// The name.
     pub name: OsString,
     /// Number of the inode it had.
     pub ino: u64,
@@ -48,7 +46,7 @@ pub(super) fn encode(protect: bool, intents: &[LinkIntent]) -> Vec<u8> {
     out
 }
 
-/// Reads a journal; `None` where it is not whole.
+/// Reads a journal; `None` if it is not whole.
 pub(super) fn decode(data: &[u8]) -> Option<(bool, Vec<LinkIntent>)> {
     let body = data.strip_prefix(MAGIC)?.strip_suffix(MAGIC)?;
     let (&protect, mut rest) = body.split_first()?;

@@ -109,7 +109,6 @@ impl fmt::Display for ObjectName {
 /// One inode of the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Object {
-    /// Its name.
     pub name: ObjectName,
     /// Its inode number, on the pool's filesystem.
     pub ino: u64,
@@ -124,7 +123,6 @@ pub struct PoolFile {
     pub file: OsString,
     /// It lies in quarantine.
     pub quarantined: bool,
-    /// Its inode.
     pub inode: Inode,
 }
 

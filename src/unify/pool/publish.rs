@@ -19,11 +19,8 @@ use crate::sys::share::swap::{Name, Shared};
 /// Makes objects of files.
 #[derive(Clone, Copy, Debug)]
 pub struct Publisher<'a> {
-    /// The pool.
     pub pool: &'a Pool,
-    /// This run's place in it.
     pub run: &'a RunDir<'a>,
-    /// How objects are protected.
     pub protection: PoolProtection,
     /// How long to wait for the lock on one object, at most.
     pub lock_timeout: Duration,

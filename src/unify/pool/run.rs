@@ -73,7 +73,7 @@ impl<'p> RunDir<'p> {
 
 impl Drop for RunDir<'_> {
     fn drop(&mut self) {
-        // Where something is left in it, the next run sees to that.
+        // If something is left in it, the next run sees to that.
         let _ = dirfd::remove_dir(self.pool.runs(), &self.name);
     }
 }
@@ -93,7 +93,7 @@ pub(super) fn is_kept(name: &OsStr) -> bool {
     name.as_bytes().ends_with(KEPT.as_bytes())
 }
 
-/// Opens and locks a run's directory; `None` where somebody holds it, or it is gone.
+/// Opens and locks a run's directory; `None` if somebody holds it, or it is gone.
 pub(super) fn claim(pool: &Pool, name: &OsStr) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = match rustix::fs::openat(pool.runs(), name, flags, Mode::empty()) {

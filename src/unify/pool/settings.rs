@@ -28,7 +28,6 @@ pub enum Sharing {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PoolSettings {
-    /// How equal files share.
     pub share: Sharing,
     /// Whether times of modification must agree.
     pub mtime: Mtime,

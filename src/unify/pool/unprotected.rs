@@ -2,7 +2,7 @@
 //!
 //! A file that has lost its protection may have been changed by any guest. So it is put on a list of suspects, on the
 //! disk, before it is protected again; the list goes when its files have been read. Whoever is killed in between leaves
-//! the list for the next run. Where there is no room for a list, the run itself keeps it.
+//! the list for the next run. If there is no room for a list, the run itself keeps it.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};

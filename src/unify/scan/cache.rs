@@ -20,7 +20,6 @@ const SCHEMA_VERSION: i64 = 1;
 /// A directory as it was.
 #[derive(Debug, Default)]
 pub struct CachedDir {
-    /// Inode number.
     pub ino: u64,
     /// Time of its last change, in nanoseconds.
     pub ctime: i64,
@@ -31,9 +30,7 @@ pub struct CachedDir {
 /// A private file as it was.
 #[derive(Debug)]
 pub struct CachedFile {
-    /// Name in its directory.
     pub name: OsString,
-    /// Inode number.
     pub ino: u64,
     /// Time of the last change of the inode, in nanoseconds.
     pub ctime: i64,
@@ -51,7 +48,7 @@ pub type CachedDirs = HashMap<PathBuf, CachedDir>;
 pub struct Cache(Connection);
 
 impl Cache {
-    /// Opens the cache, made where it is missing; begun anew where it cannot be used. Where there is no room for it, it
+    /// Opens the cache, made if it is missing; begun anew if it cannot be used. If there is no room for it, it
     /// lasts as long as this run.
     pub fn open(path: &Path) -> rusqlite::Result<Cache> {
         match Self::open_as_is(path) {

@@ -43,13 +43,12 @@ impl GuestIndex {
 /// A directory of a guest.
 #[derive(Clone, Debug)]
 pub struct Dir {
-    /// Whose it is.
     pub guest: GuestIndex,
     /// Canonical path, from the guest's root.
     pub path: PathBuf,
     /// Inode number; its device is that of the guest's root.
     pub ino: u64,
-    /// Time of its last change, in nanoseconds, before it was listed; 0 where it may have changed since.
+    /// Time of its last change, in nanoseconds, before it was listed; 0 if it may have changed since.
     pub ctime: i64,
     /// What an earlier run remembers of it and its files, if anything, is not what is here.
     pub fresh: bool,
@@ -70,9 +69,7 @@ pub struct PrivateFile {
     pub ctime: i64,
     /// Time of modification, in nanoseconds.
     pub mtime: i64,
-    /// Number of links.
     pub nlink: u32,
-    /// The directory it lies in.
     pub dir: DirIndex,
     /// What an earlier run, or this one, has read of it; in [`Catalog::digests`].
     pub digest: Option<std::num::NonZero<u32>>,
@@ -91,9 +88,7 @@ pub struct Catalog {
     pub guests: Vec<GuestTree>,
     /// Directories with such files, and those whose names were read.
     pub dirs: Vec<Dir>,
-    /// The files.
     pub files: Vec<PrivateFile>,
-    /// Known digests.
     pub digests: Vec<Digest>,
     /// Files that could not be read, with the reason.
     pub unreadable: Vec<(FileIndex, SharedError)>,
@@ -274,7 +269,7 @@ impl Catalog {
     /// Opens a directory; it must be the one that was scanned.
     ///
     /// # Errors
-    /// `ESTALE` where another directory has its path by now.
+    /// `ESTALE` if another directory has its path by now.
     pub fn open_dir(&self, dir: &Dir) -> io::Result<OwnedFd> {
         let guest = &self[dir.guest];
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;

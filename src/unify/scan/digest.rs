@@ -110,7 +110,7 @@ pub fn is_same(inode: &Inode, file: &PrivateFile) -> bool {
     inode.id.ino == file.ino && inode.size == file.size && inode.ctime.nanoseconds() == file.ctime
 }
 
-/// A lease, or what must do where the filesystem has none.
+/// A lease, or what must do if the filesystem has none.
 #[derive(Debug)]
 pub enum Quiet<'fd> {
     /// Nobody has the file open for writing.
@@ -129,7 +129,7 @@ impl Quiet<'_> {
     }
 }
 
-/// Takes a lease on a file; `None` where somebody has it open for writing.
+/// Takes a lease on a file; `None` if somebody has it open for writing.
 pub fn take_lease(file: &impl AsFd) -> io::Result<Option<Quiet<'_>>> {
     match Lease::take(file.as_fd()) {
         Ok(lease) => Ok(lease.map(Quiet::Leased)),

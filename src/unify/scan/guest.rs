@@ -11,7 +11,6 @@ use crate::unify::{At, Error, GuestError};
 /// A guest.
 #[derive(Debug)]
 pub struct GuestTree {
-    /// Its root.
     pub root: Root,
     /// The root directory as it was opened.
     pub inode: Inode,

@@ -46,10 +46,10 @@ pub fn mark_mount_points(catalog: &mut Catalog) {
     }
 }
 
-/// Marks the files whose names are not all of the same path: where these alone may be equal, unifying would cut the
+/// Marks the files whose names are not all of the same path: if these alone may be equal, unifying would cut the
 /// names off from one another.
 pub fn mark_several_names(catalog: &mut Catalog) {
-    // Where paths count, they are part of the keys.
+    // If paths count, they are part of the keys.
     let mut keys: HashMap<InodeId, u64> = HashMap::new();
     let mut several: HashSet<InodeId> = HashSet::new();
     for file in catalog.files.iter().filter(|file| file.nlink > 1) {

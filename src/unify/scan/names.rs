@@ -25,7 +25,7 @@ pub fn walk(
     visit: &mut dyn FnMut(&TreeEntry<'_>),
 ) -> Vec<FailedPath> {
     let is_border = |entry: &TreeEntry<'_>| {
-        // The inode is asked for only where its number says that it may be one.
+        // The inode is asked for only if its number says that it may be one.
         let may_be = borders.iter().any(|border| border.ino == entry.ino);
         may_be && entry.inode().is_ok_and(|inode| borders.contains(&inode.id))
     };

@@ -30,9 +30,7 @@ use crate::unify::pool::settings::Sharing;
 /// What is looked for.
 #[derive(Clone, Copy, Debug)]
 pub struct ScanOptions<'a> {
-    /// What is known of the pool.
     pub index: &'a ObjectIndex,
-    /// How files are shared.
     pub share: Sharing,
     /// Whether times of modification must agree.
     pub mtime: Mtime,
@@ -50,8 +48,8 @@ pub struct ScanOptions<'a> {
 
 /// What is in the guest that has this number.
 ///
-/// `remembered` is what an earlier run saw, by path. `eligible` is asked only where a directory has to be listed; it
-/// says nothing where that cannot be known.
+/// `remembered` is what an earlier run saw, by path. `eligible` is asked only if a directory has to be listed; it
+/// says nothing if that cannot be known.
 pub fn scan<'e>(
     guest: &GuestTree,
     number: GuestIndex,
@@ -95,7 +93,7 @@ struct Scanner<'a, 'e> {
 }
 
 impl Scanner<'_, '_> {
-    /// Looks at what an earlier run left private in a directory. `false` where the directory has changed.
+    /// Looks at what an earlier run left private in a directory. `false` if the directory has changed.
     fn unchanged(&self, path: &Path, row: &CachedDir, part: &mut Catalog) -> bool {
         match self.guest.root.look(path) {
             Ok(inode)
