@@ -13,6 +13,7 @@ import tempfile
 FS_IOC_GETFLAGS = 0x80086601
 FS_IOC_SETFLAGS = 0x40086602
 IMMUTABLE = 0x10
+SHOWN = 20
 RPM_CONFIG, RPM_GHOST = 1, 64
 CONFFILE = re.compile(rb"^ (/.*) (?:[0-9a-f]{32}|newconffile)(?: obsolete| remove-on-upgrade)*$")
 
@@ -184,3 +185,13 @@ def xattrs(path):
 def digest(path):
     with open(path, "rb", buffering=0) as file:
         return hashlib.file_digest(file, "blake2b").digest()
+
+
+def show_wrong(wrong):
+    """Prints {check: [what is wrong]}, of each check the first SHOWN lines."""
+    for what, lines in wrong.items():
+        print("%-11s %s" % (what, "%d WRONG" % len(lines) if lines else "ok"))
+        for line in lines[:SHOWN]:
+            print("            " + line.encode("ascii", "backslashreplace").decode())
+        if len(lines) > SHOWN:
+            print("            ... and %d more" % (len(lines) - SHOWN))
