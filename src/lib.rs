@@ -4,18 +4,25 @@
 //! change a file for the others. Before a package manager touches such a file, the guest gets a private copy; when it
 //! has run, what did not change is shared again.
 //!
-//! The rooms, from the outside in; each knows only those below it:
+//! The rooms, from the outside in; each knows only those below it, and those of one line do not know each other
+//! (`tests/arrows.rs` checks that, here and in the rooms that have such a list of their own):
 //!
-//! - [`cli`], and the entry points in `src/bin` and `hooks`: what a person or a package manager calls.
-//! - [`hook`]: what the hooks of all package managers share; [`rpm_plugin`]: rpm's, which is this library itself.
-//! - [`report`], [`logging`], [`exit`]: how results are shown.
-//! - [`transaction`]: begin, settle, recover; the story of one run of a package manager.
-//! - [`detach`]: finds unified files and gives their names private copies. [`unify`]: makes equal files one inode.
+//! - [`cli`], [`rpm_plugin`]: what a person calls; what rpm loads, which is this library itself. With the entry points in
+//!   `src/bin` and `hooks` they are all that is called from outside.
+//! - [`hook`]: what the hooks of all package managers share.
+//! - [`exit`], [`logging`]: how a program ends, and where its messages go.
+//! - [`transaction`]: the story of one run of a package manager: begin, settle, release.
 //! - [`supervise`]: gives a process tree copy on write, call by call.
-//! - [`inspect`]: what a file is to us; pure. [`policy`]: what the administrator wants. [`package`]: what package
-//!   managers say they will touch. [`ledger`]: what was begun and not yet ended.
+//! - [`unify`]: makes equal files of many guests one inode, and keeps them so. The host's side.
+//! - [`detach`]: finds unified files, gives their names private copies, and ends what a killed process had begun.
+//! - [`inspect`]: what a file is to us; pure.
+//! - [`package`], [`policy`]: what package managers say they will touch; what the administrator wants.
+//! - [`ledger`]: SQLite: what was begun and not yet ended.
+//! - [`state`]: our other files in a guest.
+//! - [`report`]: how results are shown.
+//! - `parallel`: work on all processors.
 //! - [`sys`]: the only room that changes guests' files, which `clippy.toml` enforces, and the only one with unsafe code
-//!   but for `hooks/rpm/ffi.rs`.
+//!   but for `hooks/rpm/ffi.rs`: rpm calls its plugin through C pointers.
 //!
 //! What always holds:
 //!
@@ -25,6 +32,8 @@
 //! - After a package manager has run, nothing of ours makes it fail.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
+// The documentation is for those who work on it, and made with private items.
+#![allow(rustdoc::private_intra_doc_links)]
 
 pub mod cli;
 pub mod detach;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 mod archive;
+mod arrows;
 mod containers;
 mod detach;
 mod detach_race;

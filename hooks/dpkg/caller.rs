@@ -13,6 +13,9 @@ use cow_hooks::report::{Reason, Shown};
 use cow_hooks::state::members::Member;
 use cow_hooks::sys::process::Process;
 
+/// The name that the hooks are called by.
+pub const NAME: &str = "cow-dpkg";
+
 /// A caller, and where its dpkg keeps its database.
 #[derive(Debug)]
 pub struct DpkgCaller {

@@ -10,9 +10,6 @@ use std::process::ExitCode;
 
 use cow_hooks::hook;
 
-/// The name that this is called by.
-const NAME: &str = "cow-dpkg";
-
 /// Does what the arguments of this process say.
 pub fn main() -> ExitCode {
     hook::log();

@@ -9,8 +9,7 @@ use cow_hooks::sys::process::ProcessId;
 use cow_hooks::transaction::settle::Settled;
 use cow_hooks::transaction::{Error, Guest};
 
-use super::NAME;
-use super::caller::DpkgCaller;
+use super::caller::{DpkgCaller, NAME};
 
 /// apt's `DPkg::Post-Invoke`: the whole run is over, or has failed.
 pub fn apt() -> ExitCode {

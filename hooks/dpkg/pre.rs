@@ -20,8 +20,7 @@ use cow_hooks::sys::path::root::{Root, relative};
 use cow_hooks::sys::process::{Process, ProcessId};
 use cow_hooks::transaction::{Guest, member};
 
-use super::NAME;
-use super::caller::{DpkgCaller, chroot_of, has_other_root};
+use super::caller::{DpkgCaller, NAME, chroot_of, has_other_root};
 
 /// apt's `DPkg::Pre-Install-Pkgs`: the whole run, from the stream on standard input.
 pub fn apt() -> Decision {

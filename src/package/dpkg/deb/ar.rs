@@ -48,7 +48,8 @@ pub fn member<R: Read>(mut reader: R, prefix: &str) -> io::Result<Member<R>> {
     }
 }
 
-fn invalid(reason: String) -> io::Error {
+/// Data that is not as the format has it.
+pub(super) fn invalid(reason: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use xz2::stream::Stream;
 
-use super::{ar, invalid};
+use super::ar::{self, invalid};
 
 /// As much memory as a decompressor may take, in bytes: four times what `xz -9` asks for.
 const MOST_MEMORY: u64 = 256 << 20;

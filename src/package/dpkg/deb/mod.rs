@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use self::ar::invalid;
 use super::control::{Stanza, relationship_names, stanzas};
 use super::lists;
 use crate::package::{MultiArch, PackageId};
@@ -103,10 +104,6 @@ fn read_bounded(reader: impl Read) -> io::Result<Vec<u8>> {
         return Err(invalid(format!("a file of its control member is longer than {MAX_SIZE} bytes")));
     }
     Ok(data)
-}
-
-fn invalid(reason: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::{Error, ar, invalid, members};
+use super::ar::{self, invalid};
+use super::{Error, members};
 use crate::package::absolute;
 use crate::package::installed::MOST_LISTED;
 
