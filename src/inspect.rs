@@ -62,26 +62,28 @@ impl Verdict {
             Verdict::Private => "private".into(),
             Verdict::PrivateLinks => "private (hard links within this guest)".into(),
             Verdict::Layered => {
-                "shared in a layer below; the kernel makes it private when it is changed".into()
+                "shared in a lower layer of overlayfs; the kernel copies it before it changes".into()
             }
             Verdict::Unified { fence: VisibleFence::Immutable } => "unified (immutable)".into(),
             Verdict::Unified { fence: VisibleFence::None } => "unified (not protected)".into(),
             Verdict::UnprotectedLinks => {
-                "hard links without protection; the policy does not take them for unified".into()
+                "hard links without protection, which are not unified files by the policy".into()
             }
-            Verdict::AdministratorsOwn => "immutable and not shared: the administrator's own".into(),
-            Verdict::AppendOnly => "append-only: the administrator's own".into(),
+            Verdict::AdministratorsOwn => "immutable but not shared: protected by the administrator".into(),
+            Verdict::AppendOnly => "append-only: protected by the administrator".into(),
             Verdict::NotRegular { kind } => format!("not a regular file ({})", kind.name()),
             Verdict::NeverTouch => "named in the policy's never_touch list".into(),
             Verdict::OtherFilesystem => "on another filesystem or mount".into(),
-            Verdict::MountPoint => "a mount point; the file that is mounted there is not this guest's".into(),
+            Verdict::MountPoint => {
+                "a mount point; the file mounted there does not belong to this guest".into()
+            }
             Verdict::MountedElsewhere => {
-                "a mount point in the mount namespace of some process, which would lose that mount".into()
+                "a mount point in the mount namespace of another process, which would lose that mount".into()
             }
             Verdict::OtherMount => {
                 "hard links without protection, on another mount than the guest's root".into()
             }
-            Verdict::ReadOnlyMount => "on a mount that is read-only".into(),
+            Verdict::ReadOnlyMount => "on a read-only mount".into(),
         }
     }
 

@@ -153,7 +153,7 @@ fn privileged_a_lock_on_the_shared_inode_is_waited_for_and_then_named() {
     let output = guests.prepare(&["/usr/bin"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(
-        text(&output).contains("/usr/bin/file-2: another process keeps it locked\n"),
+        text(&output).contains("/usr/bin/file-2: another process holds a lock on it\n"),
         "{}",
         text(&output)
     );
@@ -166,7 +166,8 @@ fn privileged_a_lock_on_the_shared_inode_is_waited_for_and_then_named() {
     let said = text(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(
-        said.contains("/usr/bin/file-2: another process keeps it locked") && said.contains("COW_HOOKS=off")
+        said.contains("/usr/bin/file-2: another process holds a lock on it")
+            && said.contains("COW_HOOKS=off")
     );
     assert!(guests.shared("usr/bin/file-2") && guests.shared("usr/share/doc/file-3"), "{said}");
     assert_pool_whole(&guests, &before);

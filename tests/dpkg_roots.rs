@@ -185,7 +185,7 @@ fn privileged_dpkg_is_refused_where_it_would_change_what_is_out_of_reach() {
             "dpkg --root=/sub",
             "DB /sub/var/lib/dpkg; mkdir -p /opt /sub/usr/share; ln -s /opt /sub/usr/share/cow",
             "",
-            "a symlink leads dpkg out of its root",
+            "a symbolic link leads dpkg out of its root",
         ),
         (
             "bin/program",

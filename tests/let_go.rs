@@ -30,16 +30,16 @@ fn assert_over(tiny: &Tiny, output: &str) {
     let other = tiny.deb(1, Package { name: "other", files: &[(&["opt/other"], "other\n")], postinst: None });
     let next = tiny.succeed(&format!("dpkg -i {other}"));
     let ours: Vec<&str> = next.lines().filter(|line| line.starts_with("cow-hooks: ")).collect();
-    assert!(ours.iter().all(|line| line.contains("1 new wait")), "{next}");
+    assert!(ours.iter().all(|line| line.contains("1 new file waits")), "{next}");
 }
 
 #[test]
 #[ignore = "needs root"]
 fn privileged_what_a_script_protects_is_let_go_and_that_is_said_once() {
     for (script, reason) in [
-        (format!("chattr +i /{FILE}"), "file: it is immutable now"),
-        (format!("chattr +a /{FILE}"), "file: it is append-only now"),
-        ("chattr +i /opt/kept".to_owned(), "file: its directory is immutable now"),
+        (format!("chattr +i /{FILE}"), "file: became immutable during the run"),
+        (format!("chattr +a /{FILE}"), "file: became append-only during the run"),
+        ("chattr +i /opt/kept".to_owned(), "file: its directory became immutable during the run"),
     ] {
         for way in WAYS {
             let (tiny, two) = shared(way, &script);
@@ -63,7 +63,7 @@ fn privileged_what_another_program_shares_meanwhile_is_its_own() {
     fs::hard_link(&file, tiny.path("foreign")).unwrap();
     set_immutable(&file, true);
     let output = tiny.succeed("dpkg --configure -a");
-    assert_eq!(output.matches("file: it is immutable now").count(), 1, "{output}");
+    assert_eq!(output.matches("file: became immutable during the run").count(), 1, "{output}");
     assert_over(&tiny, &output);
     assert!(same_inode(&file, &tiny.path("foreign")));
 }

@@ -75,7 +75,7 @@ fn privileged_what_is_mounted_on_a_name_is_left_and_refuses_nothing() {
 
     let output = hook(&guests);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-    assert!(text(&output).contains("/usr/bin/file-0: left: a mount point; "), "{}", text(&output));
+    assert!(text(&output).contains("/usr/bin/file-0: left as it is: a mount point; "), "{}", text(&output));
     assert!(!guests.shared("usr/bin/file-2"), "{}", text(&output));
     for (name, source, ..) in bound {
         assert!(is_mount_point(&first.join(name)), "{name}");
@@ -276,7 +276,7 @@ fn privileged_what_processes_have_mounted_stays_when_names_change_from_outside()
         assert_mounted(&there, "after cow-unify");
         assert!(names.iter().all(|name| !guests.shared(name)), "{}", text(&output));
         assert!(guests.shared(&other), "{}", text(&output));
-        let expected = "6 mount points in the mount namespace of some process";
+        let expected = "6 mount points in the mount namespace of another process";
         assert!(text(&output).contains(expected), "{}", text(&output));
     }
     drop(there);
@@ -292,7 +292,7 @@ fn privileged_what_processes_have_mounted_stays_when_names_change_from_outside()
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert_mounted(&there, "after verify");
     assert!(
-        text(&output).contains("a mount point in the mount namespace of some process"),
+        text(&output).contains("a mount point in the mount namespace of another process"),
         "{}",
         text(&output)
     );
@@ -310,7 +310,7 @@ fn privileged_what_processes_have_mounted_stays_when_names_change_from_outside()
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert_mounted(&there, "after detach");
     assert!(
-        text(&output).contains(": still shared: a mount point in the mount namespace"),
+        text(&output).contains(": still shared with other guests: a mount point in the mount namespace"),
         "{}",
         text(&output)
     );

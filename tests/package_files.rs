@@ -293,7 +293,7 @@ fn privileged_a_file_that_is_no_package_refuses_all() {
     let broken = [
         (write("short.deb", &deb[..200]), "is not a readable .deb", "fetch the file again"),
         (write("garbled.deb", &garbled), "is not a readable .deb", "fetch the file again"),
-        (write("short.rpm", &rpm[..300]), "is not a readable .rpm: it is cut off", "fetch the file again"),
+        (write("short.rpm", &rpm[..300]), "is not a readable .rpm: it is truncated", "fetch the file again"),
         (write("outside.rpm", &outside), "is not a readable .rpm", "fetch the file again"),
         (write("text.rpm", b"x\n"), "is neither a .deb nor an .rpm", "before it"),
         (write("empty.deb", b""), "is neither a .deb nor an .rpm", "before it"),

@@ -402,7 +402,7 @@ fn privileged_a_guest_whose_package_manager_is_at_work_is_left_alone() {
     let before = look(&farm.path("g2"));
     let output = farm.run(&["detach", "g2"]);
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
-    assert!(text(&output).contains("a package manager is at work in it"), "{}", text(&output));
+    assert!(text(&output).contains("a package manager is running in this guest"), "{}", text(&output));
     assert!(before.keys().eq(look(&farm.path("g2")).keys()));
     // It is over.
     fs::remove_file(members.join("1")).unwrap();
@@ -472,7 +472,7 @@ fn privileged_without_a_pool_or_with_a_busy_one_nothing_is_done() {
         *words.last_mut().unwrap() = farm.path("g1").into();
         let output = Command::new(&words[0]).args(&words[1..]).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{}", text(&output));
-        assert!(text(&output).contains("there is no pool"), "{}", text(&output));
+        assert!(text(&output).contains("there not a pool"), "{}", text(&output));
     }
     let lock = fs::File::open(farm.pool().join("lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
@@ -483,7 +483,7 @@ fn privileged_without_a_pool_or_with_a_busy_one_nothing_is_done() {
                 let output = farm.run(words);
                 assert_eq!(output.status.code(), Some(3), "{}", text(&output));
                 assert!(
-                    text(&output).contains("another cow-unify is at work on this pool"),
+                    text(&output).contains("another cow-unify is working on this pool"),
                     "{}",
                     text(&output)
                 );

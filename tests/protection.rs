@@ -173,7 +173,7 @@ fn privileged_a_writer_from_when_there_was_no_protection_is_waited_for() {
     let (_, writer) = writer(&farm);
     for words in [PASS, CHANGED, VERIFY] {
         let said = farm.exits(1, words);
-        assert!(said.contains("open for writing since it was not protected"), "{words:?}: {said}");
+        assert!(said.contains("open for writing since it lost its protection"), "{words:?}: {said}");
         assert_protected(&farm, "open for writing");
     }
     drop(writer);
@@ -269,7 +269,7 @@ fn privileged_a_damaged_file_that_stays_in_use_is_named_and_told_of_by_later_run
         damage(&farm.path("g1/usr/bin/a"), "content");
         let said = farm.exits(1, &[words, &["-v"]].concat());
         for guest in ["g1", "g2"] {
-            let line = format!("{guest}/usr/bin/a: damaged, left: no intact copy");
+            let line = format!("{guest}/usr/bin/a: damaged, not repaired: no intact copy");
             assert!(said.contains(&line), "{words:?}: {said}");
         }
         assert!(said.contains("remedy: reinstall the packages"), "{words:?}: {said}");
@@ -323,7 +323,11 @@ fn privileged_without_room_for_a_list_all_is_protected_and_read_in_the_same_run(
         drop(file);
         // What is damaged needs room for a journal, perhaps.
         let output = farm.command(words).output().unwrap();
-        assert!(text(&output).contains("known to this run alone"), "{words:?}: {}", text(&output));
+        assert!(
+            text(&output).contains("the list of objects to verify cannot be saved"),
+            "{words:?}: {}",
+            text(&output)
+        );
         assert_protected(&farm, "no room");
         assert_eq!(farm.stored("quarantine").len(), 1, "{words:?}: {}", text(&output));
         fs::remove_file(&ballast).unwrap();

@@ -96,7 +96,7 @@ fn privileged_on_a_full_filesystem() {
         // With copy on write nothing is copied beforehand.
         guests.policy("supervise = 'never'\n");
         guests.filesystem.fill();
-        refused(&guests, &[], "no room for private copies of ", "free ");
+        refused(&guests, &[], "not enough space for private copies of ", "free ");
     }
 }
 
@@ -110,7 +110,7 @@ fn privileged_on_a_read_only_filesystem() {
             assert!(guests.program("cow-prepare").arg("/usr/bin/file-18").status().unwrap().success());
         }
         guests.filesystem.remount("ro");
-        refused(&guests, &[], "the filesystem is mounted read-only\n", "mount it read-write\n");
+        refused(&guests, &[], "the filesystem is mounted read-only\n", "remount it for writing\n");
         // What asks for nothing is not refused.
         let output = feed(guests.program("cow-dpkg").arg("apt-pre"), removal("none").as_bytes());
         assert_eq!((output.status.code(), text(&output).as_str()), (Some(0), ""), "{used}");
@@ -155,7 +155,7 @@ fn privileged_a_policy_may_only_warn() {
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(
         said.starts_with(
-            "cow-hooks: warning: dpkg may fail, or change other guests: files would stay unified\n"
+            "cow-hooks: warning: dpkg may fail, or change files of other guests: files would stay unified\n"
         ),
         "{said}"
     );

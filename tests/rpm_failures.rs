@@ -74,7 +74,7 @@ fn privileged_a_full_filesystem_refuses_rpm() {
     pair.policy("supervise = 'never'\n");
     pair.watch(|| {
         pair.filesystem.fill();
-        refused(&pair, &format!("{REINSTALL} || exit 1"), &["no room for private copies"]);
+        refused(&pair, &format!("{REINSTALL} || exit 1"), &["not enough space for private copies"]);
         fs::remove_file(pair.filesystem.path().join("filler")).unwrap();
         pair.succeed(REINSTALL);
     });
@@ -91,7 +91,7 @@ fn privileged_a_ledger_that_cannot_be_opened_refuses_rpm_and_a_broken_one_does_n
         assert!(output.contains("refused, before rpm") && output.contains("ledger.db"), "{output}");
         fs::remove_dir(&ledger).unwrap();
         fs::write(&ledger, [7; 9000]).unwrap();
-        assert!(pair.succeed(REINSTALL).contains("begun anew"));
+        assert!(pair.succeed(REINSTALL).contains("a new ledger is started"));
     });
 }
 
@@ -103,7 +103,7 @@ fn privileged_a_database_of_rpms_that_is_shared_refuses_rpm() {
     // As a host would have it that unifies all there is.
     fs::hard_link(pair.path("g1").join(database), pair.path("pool/shared")).unwrap();
     let output = pair.exits(1, &format!("{REINSTALL} || exit 1"));
-    assert!(output.contains("rpm's own database is shared with other guests"), "{output}");
+    assert!(output.contains("rpm's own database is still shared with other guests"), "{output}");
     let remedy = output.split('`').nth(1).unwrap();
     assert_eq!(remedy, "cow-prepare /var/lib/rpm");
     pair.succeed(remedy);

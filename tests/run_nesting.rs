@@ -178,7 +178,7 @@ fn privileged_with_another_listener_the_command_is_not_run() {
     let output = start(&mut bed.command(&[&act, "listener", run, "sh", "-c", "echo ran >ran"])).done();
     assert_eq!(output.status.code(), Some(125), "{}", text(&output));
     assert!(!bed.first("ran").exists());
-    assert_refused(&bed, &output, "another program supervises its system calls already; ");
+    assert_refused(&bed, &output, "another program already intercepts its system calls; ");
     bed.assert_over();
 }
 

@@ -63,7 +63,7 @@ fn privileged_status_counts_what_there_is() {
                 "  verdict        unified (immutable)",
                 "  protection     immutable",
                 "  package        pkg",
-                "  next           made private when a package manager is about to change it (copy on write)",
+                "  next           made private just before a package manager changes it (copy on write)",
             ][..],
         ),
         ("/usr/bin/file-2", &["  package        pkg"]),
@@ -80,14 +80,14 @@ fn privileged_status_counts_what_there_is() {
             "/usr/bin/file-6",
             &[
                 "  package        none",
-                "  next           nothing: no package owns it; run `cow-prepare /usr/bin/file-6` before it is written to",
+                "  next           nothing: no package owns it; run `cow-prepare /usr/bin/file-6` before you change it",
             ],
         ),
         (
             "/etc/own",
             &[
-                "  verdict        immutable and not shared: the administrator's own",
-                "  next           left as it is: the package manager fails to replace it until it is made mutable (`chattr -i`)",
+                "  verdict        immutable but not shared: protected by the administrator",
+                "  next           left as it is: the package manager cannot replace it until you run `chattr -i` on it",
             ],
         ),
         ("/etc/linked", &["  verdict        private (hard links within this guest)"]),

@@ -98,7 +98,8 @@ fn privileged_what_cannot_be_supervised_is_prepared_or_refused() {
     });
     let pair = with_policy(pair, "supervise = 'never'\n");
     assert!(
-        pair.succeed("cow-status").contains("none, files are made private beforehand: the policy says never")
+        pair.succeed("cow-status")
+            .contains("none, files are made private beforehand: the policy says `supervise = \"never\"`")
     );
     let shared = pair.watch(|| {
         let output = pair.succeed(&format!("apt-get install --reinstall {}", guests::packages("newer")));

@@ -60,7 +60,7 @@ fn privileged_the_running_system_is_refused_whatever_it_is_called() {
         for more in [&[][..], &["--changed"], &["-n"]] {
             let words = [&["--scope", "all", "/srv/guest", guest], more].concat();
             let said = ran(&root, 3, "cow-unify", &words);
-            assert!(said.contains("holds the running system"), "{guest}: {said}");
+            assert!(said.contains("contains the running system"), "{guest}: {said}");
             assert!(said.contains("--unify-running-system"), "{guest}: {said}");
         }
         assert!(!root.join(".cow-pool").exists() && !root.join("srv/.cow-pool").exists(), "{guest}");

@@ -153,7 +153,7 @@ fn privileged_one_line_says_why_many_files_are_not_done() {
     let said = failing(&[]);
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.contains("80 files, such as ") && said.contains("/g1/usr/lib/"), "{said}");
-    assert!(said.contains(": Input/output error; -v names each"), "{said}");
+    assert!(said.contains(": Input/output error; use -v to see each file"), "{said}");
     let said = failing(&["-v"]);
     assert!(
         pairs.iter().all(|(a, b)| [a, b].iter().all(|path| said.contains(&format!("{}: ", path.display()))))

@@ -60,8 +60,8 @@ fn privileged_a_file_that_does_not_fit_is_named_and_all_others_are_unified() {
     let small: Vec<_> = (0..40).map(|n| farm.both(&format!("usr/lib/{n}"), bytes(10 + n, 300_000))).collect();
     let filler = leave(&farm, RESERVE + (12 << 20));
     let said = farm.exits(1, &["--scope", "all", "g1", "g2"]);
-    assert!(said.contains("opt/a-big: no room for the pool's copy"), "{said}");
-    assert!(said.contains("16 MiB are reserved; make room"), "{said}");
+    assert!(said.contains("opt/a-big: not enough space for the pool's copy"), "{said}");
+    assert!(said.contains("16 MiB must stay free; free some space"), "{said}");
     assert!(!same_inode(&big.0, &big.1) && inode(&big.0).nlink == 1, "{said}");
     assert_all_same(&small, "small");
     assert!(same_inode(&fits_later.0, &fits_later.1), "what was freed was not used: {said}");
@@ -151,7 +151,7 @@ fn privileged_no_free_inode_is_said_of_the_files() {
         number += 1;
     }
     let said = farm.exits(1, &["--scope", "all", "g1", "g2"]);
-    assert!(said.contains("usr/bin/tool: no room") && said.contains(" 0 inodes"), "{said}");
+    assert!(said.contains("usr/bin/tool: not enough space") && said.contains(" 0 inodes"), "{said}");
     assert!(!same_inode(&a, &b));
 }
 
@@ -228,7 +228,7 @@ fn privileged_a_quota_is_said_of_the_files_and_what_was_done_stays_so() {
     quota(&["quota", "rescan", "-w"]);
     quota(&["qgroup", "limit", "16K", "0/5"]);
     let said = farm.exits(1, &["--scope", "all", "g1", "g2"]);
-    assert!(said.contains("usr/bin/second: Disk quota exceeded; make room"), "{said}");
+    assert!(said.contains("usr/bin/second: Disk quota exceeded; free some space"), "{said}");
     assert!(same_inode(&first.0, &first.1) && !same_inode(&a, &b));
     quota(&["quota", "disable"]);
     assert_eq!(farm.unify(&[])["linked"], 2);
@@ -248,8 +248,8 @@ fn privileged_on_a_full_filesystem_what_needs_no_room_is_done() {
     let filler = leave(&farm, 200 << 10);
     let said = farm.exits(1, &["--scope", "all", "g1", "g2"]);
     assert!(same_inode(&known.0, &known.1) && fs::metadata(&known.0).unwrap().nlink() == 5, "{said}");
-    assert!(!same_inode(&new.0, &new.1) && said.contains("usr/bin/new: no room"), "{said}");
-    assert!(said.contains("16 MiB are reserved"), "{said}");
+    assert!(!same_inode(&new.0, &new.1) && said.contains("usr/bin/new: not enough space"), "{said}");
+    assert!(said.contains("16 MiB must stay free"), "{said}");
     fs::remove_file(filler).unwrap();
     assert_eq!(farm.unify(&[])["linked"], 2);
 }

@@ -77,7 +77,10 @@ fn with(
                 post::report(work(Guest { root, policy: &policy }, &caller));
             }
         }
-        Err(e) => log::warn!("{}; the next run puts this in order", cow_hooks::report::Reason(e)),
+        Err(e) => log::warn!(
+            "{}; the next run, or `cow-prepare --recover`, completes it",
+            cow_hooks::report::Reason(e)
+        ),
     }
     ExitCode::SUCCESS
 }

@@ -28,7 +28,7 @@ pub fn apt() -> Decision {
         Ok(stream) => stream,
         Err(e) => {
             // dpkg's own hook will plan for each of its runs.
-            log::warn!("apt's list of packages cannot be read: {}", Reason(e));
+            log::warn!("{}; the hook of dpkg prepares each of its runs instead", Reason(e));
             return Decision::GoOn;
         }
     };
@@ -90,7 +90,7 @@ pub fn dpkg() -> Decision {
             Some(invocation) => Change::of_invocation(invocation, database, &base),
             None => (
                 everything(database),
-                vec!["dpkg's command line cannot be seen; all its files are prepared".into()],
+                vec!["dpkg's command line cannot be read; the files of all packages are prepared".into()],
             ),
         },
     )
@@ -181,10 +181,13 @@ fn prepare(
     let plan = match plan {
         Ok(Some(plan)) => plan,
         Ok(None) => return Decision::GoOn,
-        Err(e) => return refuse(&policy, "dpkg", &[e.to_string()], "mend the cause, then try again"),
+        Err(e) => {
+            return refuse(&policy, "dpkg", &[e.to_string()], "fix the cause, then run the command again");
+        }
     };
     if let Some(problem) = beyond_reach(caller, &policy, &plan) {
-        let remedy = "run `cow-prepare` on it in the root that it belongs to, then try again";
+        let remedy = "run `cow-prepare` on this file in the root that it belongs to, then run the command \
+            again";
         if refuse(&policy, "dpkg", &[problem], remedy) == Decision::Refuse {
             return Decision::Refuse;
         }
@@ -209,11 +212,17 @@ fn beyond_reach(caller: &DpkgCaller, policy: &Policy, plan: &Plan) -> Option<Str
     let root = &caller.caller.root;
     let database = caller.admindir().outside().and_then(|(outside, dir)| shared_below(outside, policy, dir));
     let database = database.map(|path| {
-        format!("{}: dpkg's database, outside of its root, is shared with other guests", Shown(&path))
+        format!(
+            "{}: this file of dpkg's database is outside of dpkg's root and still shared with other \
+            guests",
+            Shown(&path)
+        )
     });
     database.or_else(|| {
         let path = if root.is_own() { None } else { astray(root, &plan.paths) };
-        path.map(|path| format!("{}: a symlink leads dpkg out of its root, to a unified file", Shown(&path)))
+        path.map(|path| {
+            format!("{}: a symbolic link leads dpkg out of its root to a unified file", Shown(&path))
+        })
     })
 }
 

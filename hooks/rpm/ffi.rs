@@ -347,7 +347,10 @@ pub const fn hooks<P: Plugin>() -> Hooks {
 /// What `work` returns; `otherwise` if it panics, which must not unwind into rpm.
 fn guarded(hook: &str, otherwise: RpmRc, work: impl FnOnce() -> RpmRc) -> RpmRc {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        log::error!("the plugin has failed, in {hook}; {SWITCH}=off in the environment runs rpm without it");
+        log::error!(
+            "rpm's plugin has crashed in {hook}; to run rpm without it, set {SWITCH}=off in the \
+            environment"
+        );
         otherwise
     })
 }

@@ -91,7 +91,7 @@ impl Plugin for CowHooks {
         let root = Root::open(root).inspect_err(|e| log::warn!("{}: {}", Shown(root), Reason(e))).ok()?;
         let mut policy = hook::any_policy(&root)?;
         if let Err(e) = policy.adjust(options) {
-            log::warn!("options of rpm's plugin: {e}; they are ignored");
+            log::warn!("options of rpm's plugin: {e}; these options are ignored");
         }
         let options = options.to_owned();
         (policy.mode != Mode::Off).then(|| CowHooks {
@@ -109,7 +109,7 @@ impl Plugin for CowHooks {
             Ok(decision) => decision == Decision::GoOn,
             Err(e) => {
                 let reasons = [e.to_string()];
-                refuse(&self.target.policy, "rpm", &reasons, "mend the cause, then try again")
+                refuse(&self.target.policy, "rpm", &reasons, "fix the cause, then run the command again")
                     == Decision::GoOn
             }
         }
@@ -154,8 +154,8 @@ impl CowHooks {
         let database = transaction.database();
         let canonical = Resolver::new(root).directory(&database)?.unwrap_or_else(|| database.clone());
         if let Some(shared) = shared_below(root, policy, &canonical) {
-            let reason = format!("{}: rpm's own database is shared with other guests", Shown(&shared));
-            let remedy = format!("run `cow-prepare {}`, then try again", Shown(&database));
+            let reason = format!("{}: rpm's own database is still shared with other guests", Shown(&shared));
+            let remedy = format!("run `cow-prepare {}`, then run the command again", Shown(&database));
             if refuse(policy, "rpm", &[reason], &remedy) == Decision::Refuse {
                 return Ok(Decision::Refuse);
             }
@@ -220,14 +220,23 @@ impl Open {
         match &self.unconfined {
             _ if self.stays => detach(),
             Some(unconfined) => unconfined.run(detach),
-            None => log::warn!("{}: stays unified; rpm may fail on it, or change other guests", Shown(path)),
+            None => log::warn!(
+                "{}: still shared with other guests; rpm may fail on this file, or change it \
+                in other guests",
+                Shown(path)
+            ),
         }
     }
 }
 
 /// In the middle of the transaction: it goes on whatever this comes to.
 fn detach(target: &Target, member: Member, names: &[PathBuf]) {
-    let stays = |problem: String| log::warn!("{problem}; rpm may fail on it, or change other guests");
+    let stays = |problem: String| {
+        log::warn!(
+            "{problem}; rpm may fail on this file, or change it in other \
+        guests"
+        )
+    };
     match target.run(member).begin(|surveyor| drop(surveyor.paths(names))) {
         Ok(begun) => begun.outcome.failed.iter().map(ToString::to_string).for_each(stays),
         Err(refusal) => stays(refusal.to_string()),

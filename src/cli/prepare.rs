@@ -18,7 +18,7 @@ use crate::inspect::Verdict;
 use crate::package::touched::Touched;
 use crate::package::{Managers, files};
 use crate::policy::Policy;
-use crate::report::{Reason, Shown, size};
+use crate::report::{Reason, Shown, size, tell_of_prevented_write, warn_of_possible_write};
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::path::resolve::Resolver;
 use crate::sys::path::root::Root;
@@ -238,8 +238,8 @@ fn recover(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<Exit> {
     } else {
         writeln!(
             out,
-            "{done} intents carried through, {undone} taken back, {protected} files protected again, {orphans} strays \
-             removed, {shared_again} files shared again, {handed_over} wait for the host"
+            "{done} files completed, {undone} rolled back, {protected} protected again, {shared_again} shared \
+             again; {handed_over} wait for the host; {orphans} temporary files removed"
         )
     };
     Ok(exit)
@@ -266,13 +266,10 @@ fn report(arguments: &Arguments, begun: Begun, missing: Vec<Problem>) -> Exit {
         log::error!("{}: {}", Shown(&problem.path), problem.reason);
     }
     for path in &outcome.contested {
-        log::info!("{}: somebody tried to change the shared file in that moment, in vain", Shown(path));
+        tell_of_prevented_write(path);
     }
     for path in &outcome.leaked {
-        log::warn!(
-            "{}: somebody may have changed the shared file in that moment; let the host verify it",
-            Shown(path)
-        );
+        warn_of_possible_write(path);
     }
     let detached = if arguments.dry_run {
         survey.unified.iter().map(|found| Named { path: found.place.path() }).collect()
@@ -314,7 +311,7 @@ fn print(out: &mut dyn Write, arguments: &Arguments, report: &Report) -> io::Res
         }
     }
     for left in report.left.iter().filter(|left| left.named || arguments.verbose > 0) {
-        writeln!(out, "{}: left: {}", Shown(&left.path), left.verdict.describe())?;
+        writeln!(out, "{}: left as it is: {}", Shown(&left.path), left.verdict.describe())?;
     }
     let (made, copied) = if report.dry_run { ("would be made", "to copy") } else { ("made", "copied") };
     write!(
@@ -325,7 +322,7 @@ fn print(out: &mut dyn Write, arguments: &Arguments, report: &Report) -> io::Res
         size(report.bytes_copied)
     )?;
     if report.hard_links > 0 {
-        write!(out, ", {} of them other names of these files", report.hard_links)?;
+        write!(out, ", {} of them other hard links of the files given", report.hard_links)?;
     }
     if !report.left.is_empty() {
         write!(out, ", {} left as they are", report.left.len())?;

@@ -71,8 +71,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (_, policy) = guest(Path::new("/"))?;
     if policy.protection == Protection::None && !arguments.unprotected {
         anyhow::bail!(
-            "the policy says that shared files are not protected (`protection = \"none\"`): what escapes would \
-             change them for other guests; protect them, or say --unprotected"
+            "the policy says that shared files are not protected (`protection = \"none\"`): a write that the \
+             supervisor misses would change them in other guests; protect the files, or use --unprotected"
         );
     }
     let options =

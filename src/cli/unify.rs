@@ -31,8 +31,10 @@ pub fn main() -> Exit {
     raise_limit(Resource::Fsize);
     crate::sys::process::signal::ignore_file_size_limit();
     if arguments.command.is_some() && !arguments.pass.guests.is_empty() {
-        let e =
-            anyhow::anyhow!("guests stand before the command's name; a guest of that name is written ./NAME");
+        let e = anyhow::anyhow!(
+            "guests must follow the name of the command; if a guest has that name, write it \
+                as ./NAME"
+        );
         return failed(&e, Exit::Usage);
     }
     let done = match &arguments.command {

@@ -186,7 +186,7 @@ impl Detacher<'_> {
         }
         drop(blocked);
         if let Err(e) = durable {
-            log::warn!("{e}; the next run ends what was begun");
+            log::warn!("{e}; the next run completes this or rolls it back");
         }
         Ok(crossing)
     }
@@ -223,9 +223,13 @@ impl Detacher<'_> {
     /// Copies each file once; its further names become links of the copy.
     fn copy_all(&self, jobs: &[Job]) -> Result<u64, Error> {
         let links = match self.manner {
-            Manner::Batch => {
-                HardLinks::read(self.root).inspect_err(|e| log::debug!("hard links: {}", Reason(e)))
-            }
+            Manner::Batch => HardLinks::read(self.root).inspect_err(|e| {
+                log::debug!(
+                    "the list of hard links cannot be \
+                    updated: {}",
+                    Reason(e)
+                )
+            }),
             Manner::Single => Ok(HardLinks::default()),
         };
         let links = links.unwrap_or_default();
@@ -299,7 +303,7 @@ impl Detacher<'_> {
             return Ok(0);
         }
         if !now.same_content_as(&job.inode) {
-            return Err(io::Error::other("it changed while it was looked at; try again"));
+            return Err(io::Error::other("the file changed while it was examined; try again"));
         }
         let name = job.entry.temporary();
         let to = self.temporary(&job.entry, dir, &name);
@@ -328,7 +332,7 @@ impl Detacher<'_> {
             };
             if let Err(e) = removed {
                 log::warn!(
-                    "{}: its unused copy could not be removed: {}",
+                    "{}: the temporary copy could not be removed: {}",
                     Shown(&job.entry.intent.place.path()),
                     Reason(e)
                 );
@@ -431,7 +435,7 @@ impl Detacher<'_> {
         };
         if !now.same_content_as(&job.inode) {
             return Err(Unswapped::from(&io::Error::other(
-                "it was written to while it was copied; try again",
+                "another process wrote to the file while it was copied; try again",
             )));
         }
         let stashed = job.entry.stashed();

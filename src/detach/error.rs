@@ -23,7 +23,7 @@ pub enum Error {
         outside: bool,
     },
     /// A filter of the container's or the service's forbids a system call that private copies need.
-    #[error("{}: a system call filter forbids {call}, without which there is no private copy", Shown(path))]
+    #[error("{}: a system call filter forbids {call}, which is needed to make a private copy", Shown(path))]
     Forbidden {
         /// A file that needs one.
         path: PathBuf,
@@ -38,7 +38,8 @@ pub enum Error {
     },
     /// The copies would not fit.
     #[error(
-        "{}: no room for private copies of {files} files: {needed} bytes are needed, {available} are available",
+        "{}: not enough space for private copies of {files} files: {needed} bytes are needed, {available} are \
+         available",
         Shown(path)
     )]
     Space {
@@ -80,15 +81,15 @@ impl Error {
                 "run it as root of the host, with CAP_LINUX_IMMUTABLE in the initial user namespace".into()
             }
             Error::Capability { outside: false, .. } => {
-                "give the guest CAP_LINUX_IMMUTABLE in the initial user namespace, or run `cow-unify detach DIR` on \
-                 the host, where DIR is the guest's root: it then stays as it is"
+                "give the guest CAP_LINUX_IMMUTABLE in the initial user namespace, or run `cow-unify detach \
+                 DIR` on the host, where DIR is the guest's root; cow-unify then leaves the guest as it is"
                     .into()
             }
             Error::Unseen(_) => "raise the limit of open files (`ulimit -n`), or free some memory".into(),
             Error::Forbidden { call, .. } => {
-                format!("let the filter of the container or the service pass {call}")
+                format!("allow {call} in the system call filter of the container or the service")
             }
-            Error::ReadOnly { .. } => "mount it read-write".into(),
+            Error::ReadOnly { .. } => "remount it for writing".into(),
             Error::Space { needed, available, .. } => {
                 format!(
                     "free {} bytes, or lower `reserve` in cow-hooks.toml",
@@ -98,9 +99,9 @@ impl Error {
             Error::Copy { source, .. } | Error::State { source, .. } if is_full(source) => {
                 "free some space".into()
             }
-            Error::Copy { .. } => "mend the cause, then try again".into(),
+            Error::Copy { .. } => "fix the cause, then run the command again".into(),
             Error::State { path, .. } => format!("make {} writable for root", Shown(path)),
-            Error::Ledger(_) => "free some space, or look at the permissions of /var/lib/cow-hooks".into(),
+            Error::Ledger(_) => "free some space, or check the permissions of /var/lib/cow-hooks".into(),
         }
     }
 }

@@ -349,7 +349,13 @@ impl<'a> Surveyor<'a> {
             Descend::Past
         };
         self.visit(Path::new("/"), &mut visit);
-        let links = HardLinks::read(self.root).inspect_err(|e| log::debug!("hard links: {}", Reason(e)));
+        let links = HardLinks::read(self.root).inspect_err(|e| {
+            log::debug!(
+                "the list of hard links cannot be \
+            updated: {}",
+                Reason(e)
+            )
+        });
         let links = links.unwrap_or_default();
         // Where nothing is known, the inode alone tells.
         let file = |path: &Path, inode: &Inode| (inode.id, links.file(path).map(Path::to_path_buf));
@@ -436,7 +442,11 @@ fn leave_mount_points(root: &Root, survey: &mut Survey, named: impl Fn(&Place) -
         return;
     }
     let mounted = MountPoints::look().unwrap_or_else(|e| {
-        log::warn!("what is mounted in the guest cannot be seen: {}", Reason(e));
+        log::warn!(
+            "the mounts of other processes cannot be read: {}; a mount on a file that is replaced will \
+            be lost",
+            Reason(e)
+        );
         MountPoints::default()
     });
     survey.unified.retain(|Found { place, .. }| {

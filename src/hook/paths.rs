@@ -58,7 +58,7 @@ impl<'a> Called<'a> {
             Ok(paths) => paths,
             Err(e) => {
                 let reason = format!("the list of files cannot be read: {}", Reason(e));
-                return refuse(self.policy, self.program, &[reason], "try again");
+                return refuse(self.policy, self.program, &[reason], "run the command again");
             }
         };
         if self.caller.covered_by().is_some() {

@@ -11,7 +11,7 @@ const SHOWN: usize = 10;
 pub fn report(done: Result<Option<Settled>, Error>) {
     match done {
         Ok(settled) => tell(&settled.unwrap_or_default()),
-        Err(e) => log::warn!("{}; the next run puts this in order", Reason(e)),
+        Err(e) => log::warn!("{}; the next run, or `cow-prepare --recover`, completes it", Reason(e)),
     }
 }
 
@@ -29,8 +29,10 @@ fn tell(settled: &Settled) {
     if settled.unified > 0 {
         parts.push(format!("{} unified with the pool", settled.unified));
     }
-    if settled.new > 0 {
-        parts.push(format!("{} new wait for the host", settled.new));
+    match settled.new {
+        0 => {}
+        1 => parts.push("1 new file waits for the host".into()),
+        new => parts.push(format!("{new} new files wait for the host")),
     }
     if settled.postponed > 0 {
         parts.push(format!("{} wait until their packages are configured", settled.postponed));

@@ -9,7 +9,7 @@ use crate::detach::survey::{Left, Surveyor};
 use crate::inspect::Verdict;
 use crate::package::PackageManager;
 use crate::policy::{Mode, Policy};
-use crate::report::{Reason, Shown, Silent, size};
+use crate::report::{Reason, Shown, Silent, size, tell_of_prevented_write, warn_of_possible_write};
 use crate::state::members::Member;
 use crate::supervise;
 use crate::sys::path::root::Root;
@@ -123,7 +123,11 @@ impl<'a> Run<'a> {
     fn stayed_unified(&self, begun: &Begun) -> Decision {
         let reasons: Vec<String> =
             begun.outcome.failed.iter().map(|f| format!("{}: {}", Shown(&f.path), f.reason)).collect();
-        self.refuse(&reasons, "end what holds these files, then try again; `cow-status FILE` explains each")
+        self.refuse(
+            &reasons,
+            "end the processes that use these files, then run the command again; \
+            `cow-status FILE` explains each file",
+        )
     }
 
     fn refuse(&self, reasons: &[String], remedy: &str) -> Decision {
@@ -137,7 +141,7 @@ impl<'a> Run<'a> {
         }
         let restored = begun.recovered.done + begun.recovered.undone;
         if restored > 0 {
-            log::info!("{restored} files of an interrupted run put in order");
+            log::info!("{restored} files of an interrupted run completed or rolled back");
         }
         for unseen in &begun.survey.unseen {
             log::warn!("{}: {}", Shown(&unseen.path), Reason(&unseen.source));
@@ -150,17 +154,17 @@ impl<'a> Run<'a> {
         }
         for (what, paths) in left {
             for path in paths.iter().take(SHOWN) {
-                log::warn!("{}: left: {what}; {program} may fail on it", Shown(path));
+                log::warn!("{}: left as it is: {what}; {program} may fail on it", Shown(path));
             }
             if paths.len() > SHOWN {
-                log::warn!("and {} more: left: {what}", paths.len() - SHOWN);
+                log::warn!("and {} more: left as they are: {what}", paths.len() - SHOWN);
             }
         }
         for path in &begun.outcome.contested {
-            log::info!("{}: somebody tried to change the shared file, in vain", Shown(path));
+            tell_of_prevented_write(path);
         }
         for path in &begun.outcome.leaked {
-            log::warn!("{}: somebody may have changed the shared file; let the host verify it", Shown(path));
+            warn_of_possible_write(path);
         }
         let count = begun.outcome.detached.len();
         if count > 0 {
@@ -189,7 +193,7 @@ pub fn refuse(policy: &Policy, program: &str, reasons: &[String], remedy: &str) 
     let action = if enforce {
         format!("refused, before {program} has touched anything")
     } else {
-        format!("{program} may fail, or change other guests")
+        format!("{program} may fail, or change files of other guests")
     };
     log::log!(level, "{action}: files would stay unified");
     for reason in reasons.iter().take(SHOWN) {
@@ -209,7 +213,13 @@ pub fn refuse(policy: &Policy, program: &str, reasons: &[String], remedy: &str) 
 /// It cannot be known what `program` is about to change: refuses, whatever guest that may be in.
 pub fn unknown(program: &str, reason: &str) -> Decision {
     match Policy::builtin() {
-        Ok(policy) => refuse(&policy, program, &[reason.to_owned()], "mend the cause, then try again"),
+        Ok(policy) => refuse(
+            &policy,
+            program,
+            &[reason.to_owned()],
+            "fix the cause, then run the command \
+            again",
+        ),
         Err(_) => Decision::Refuse,
     }
 }
@@ -223,6 +233,6 @@ pub fn shared_below(root: &Root, policy: &Policy, dir: &Path) -> Option<PathBuf>
 
 /// The hook cannot do its work at all, for a reason that keeps the package manager from its own, too.
 pub fn skipped(reason: &str) -> Decision {
-    log::warn!("{reason}; nothing was prepared");
+    log::warn!("{reason}; no file was prepared");
     Decision::GoOn
 }

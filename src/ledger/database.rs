@@ -35,7 +35,10 @@ impl Ledger {
             if dirfd::names(store.stash()).map_or(true, |names| names.is_empty()) {
                 return Ok(None);
             }
-            log::warn!("ledger {}: lost, begun anew", Shown(path));
+            log::warn!(
+                "ledger {}: missing while original files are in the stash; a new ledger is started",
+                Shown(path)
+            );
         }
         Ledger::open(path).map(Some)
     }
@@ -58,7 +61,7 @@ impl Ledger {
             Ok(ledger) => Ok(ledger),
             Err(e) if e.is_unreadable() => {
                 let aside = put_aside(path)?;
-                log::warn!("{e}; kept as {}, begun anew", Shown(&aside));
+                log::warn!("{e}; it is kept as {}, and a new ledger is started", Shown(&aside));
                 Self::try_open(path)
             }
             Err(e) => Err(e),

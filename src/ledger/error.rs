@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::schema::VERSION;
 use crate::report::{Reason, Shown};
 
 /// What went wrong with the ledger.
@@ -17,7 +18,10 @@ pub enum Error {
         source: rusqlite::Error,
     },
     /// Its tables are of another version of this program.
-    #[error("ledger {}: its tables are of version {found}", Shown(path))]
+    #[error(
+        "ledger {}: written by another version of cow-hooks: its format is {found}, this version needs {VERSION}",
+        Shown(path)
+    )]
     Version {
         /// The database.
         path: PathBuf,

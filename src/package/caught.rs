@@ -25,7 +25,7 @@ pub fn caught<T>(read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     // Whatever it leaves half done is dropped with it.
     let result = panic::catch_unwind(AssertUnwindSafe(read));
     IS_CAUGHT.set(before);
-    result.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::InvalidData, "it makes no sense")))
+    result.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::InvalidData, "it is invalid")))
 }
 
 #[cfg(test)]

@@ -31,8 +31,8 @@ pub enum Error {
     },
     /// Somebody writes to a database.
     #[error(
-        "{manager}'s database changes while it is read: a package manager is at work in the guest; run again when \
-         it has ended"
+        "{manager}'s database changed while it was read: a package manager is running in the guest; run this \
+         again when it has ended"
     )]
     Busy {
         /// The package manager.

@@ -195,7 +195,7 @@ pub(super) fn bytes<'de, D: Deserializer<'de>, T: From<u64>>(deserializer: D) ->
 /// Reads a size as people write it, such as `16 MiB`.
 pub fn size(text: &str) -> Result<u64, String> {
     parse_size(text).ok_or_else(|| {
-        format!("`{text}` is no size, expected a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`")
+        format!("`{text}` is not a size, expected a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`")
     })
 }
 

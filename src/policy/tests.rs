@@ -126,7 +126,7 @@ fn a_bad_value_is_named_with_those_allowed() {
         ("last_link = 'keep'", "line 1, key `last_link`: unknown value `keep`, expected `leave` or `detach`"),
         (
             "reserve = '16 MB'",
-            "line 1, key `reserve`: `16 MB` is no size, expected a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`",
+            "line 1, key `reserve`: `16 MB` is not a size, expected a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`",
         ),
         (
             "reserve = 16",
@@ -146,11 +146,11 @@ fn a_bad_value_is_named_with_those_allowed() {
         ),
         (
             "prepare = [\n '/etc',\n 'a/b',\n]",
-            "line 3, key `prepare`: pattern `a/b`: a pattern with a slash begins with one: write `/a/b`, or `/**/a/b` for any depth",
+            "line 3, key `prepare`: pattern `a/b`: a pattern that contains a slash must begin with a slash: write `/a/b`, or `/**/a/b` for any depth",
         ),
         (
             "prepare.replace = ['/a[']",
-            "line 1, key `prepare`: pattern `/a[`: `[` has no closing `]`; a literal one is written `[[]`",
+            "line 1, key `prepare`: pattern `/a[`: `[` has no closing `]`; write `[[]` for a literal `[`",
         ),
         ("never_unify = [7]", "line 1, key `never_unify`: invalid type: integer `7`, expected a pattern"),
     ];

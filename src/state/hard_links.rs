@@ -61,7 +61,8 @@ impl HardLinks {
         };
         Ok(parsed.unwrap_or_else(|| {
             log::warn!(
-                "{STATE_DIR}/{FILE} of a guest is too large to be read: its equal files count as hard links"
+                "{STATE_DIR}/{FILE} of a guest is too large to be read; all names of an inode there count as \
+                 hard links"
             );
             HardLinks::default()
         }))
@@ -176,7 +177,7 @@ impl HardLinks {
 pub fn prune(root: &Root, store: &Store) {
     let pruned = dirfd::names(store.stash())
         .and_then(|waiting| if waiting.is_empty() { HardLinks::prune(root) } else { Ok(()) });
-    pruned.unwrap_or_else(|e| log::debug!("hard links: {}", Reason(e)));
+    pruned.unwrap_or_else(|e| log::debug!("the list of hard links cannot be updated: {}", Reason(e)));
 }
 
 /// Changes what is written down in a guest; where nothing is, only if that is to `begin`.

@@ -37,7 +37,8 @@ pub(super) fn read_content(dir: impl AsFd, file: &OsStr) -> io::Result<Vec<u8>> 
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) if e.kind() == io::ErrorKind::FileTooLarge => {
             log::warn!(
-                "a guest's list {} is too large to be read: `cow-unify` without --changed finds the files it names",
+                "the list {} of a guest is too large to be read; run `cow-unify` without --changed to find \
+                 its files",
                 Shown(Path::new(file))
             );
             Ok(Vec::new())

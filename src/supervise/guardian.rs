@@ -60,7 +60,10 @@ impl Guardian {
             }
             failures = if start.elapsed() < MIN_WORKER_LIFE { failures + 1 } else { 0 };
         }
-        log::error!("the supervisor cannot go on; unified files are protected, but no longer made private");
+        log::error!(
+            "the supervisor cannot continue: unified files stay protected, but are no longer made \
+            private, so changes to them fail"
+        );
         worker::let_all_pass(&listener);
     }
 }
@@ -72,7 +75,7 @@ fn is_in_order(owner: ProcessId) -> bool {
         match root.and_then(|root| journal::put_in_order(&root, owner, STATE_LOCK_TIMEOUT)) {
             Ok(()) => 0,
             Err(e) => {
-                log::error!("{}; run cow-prepare --recover", Reason(e));
+                log::error!("{}; run `cow-prepare --recover`", Reason(e));
                 1
             }
         }

@@ -62,7 +62,7 @@ pub fn put_in_order(root: &Root, owner: ProcessId, patience: Duration) -> Result
     let mut journal = Journal::open(root, owner, patience)?;
     let mut failed = Vec::new();
     if journal.ledger.windows()?.iter().any(|window| window.owner == owner) {
-        failed.push("a file is still without protection".to_owned());
+        failed.push("a shared file could not be protected again".to_owned());
     }
     let _lock = journal.store.lock(patience)?;
     failed.extend(recover::recover(root, &journal.store, &mut journal.ledger, patience)?.failed);

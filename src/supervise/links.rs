@@ -179,7 +179,13 @@ impl Links {
         before.get_or_insert_with(|| {
             // First: what is read then is no older.
             *version = HardLinks::version(root);
-            let read = HardLinks::read(root).inspect_err(|e| log::debug!("hard links: {}", Reason(e)));
+            let read = HardLinks::read(root).inspect_err(|e| {
+                log::debug!(
+                    "the list of hard links cannot be \
+                updated: {}",
+                    Reason(e)
+                )
+            });
             read.unwrap_or_default()
         })
     }

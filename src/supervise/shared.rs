@@ -138,7 +138,7 @@ impl<'a> Supervisor<'a> {
         let Counts { calls, detached, bytes, names } = &self.counts;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         log::debug!(
-            "{} files made private ({}), {} changes of names carried out, {} system calls looked at",
+            "{} files made private ({}), {} changes of names carried out, {} system calls inspected",
             count(detached),
             size(count(bytes)),
             count(names),

@@ -31,7 +31,7 @@ pub enum Supervised {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another program listens to the calls of the process, or traces it: a container's manager, a debugger.
-    #[error("another program supervises its system calls already")]
+    #[error("another program already intercepts its system calls")]
     ForeignListener,
     /// A filter of the container's or the service's forbids this system call.
     #[error("a system call filter forbids {0}")]
@@ -43,13 +43,13 @@ pub enum Error {
     #[error("the supervisor could not be started: {}", Reason(.0))]
     Supervisor(#[source] io::Error),
     /// The filter is there, and the supervisor is not: calls that it is to answer fail.
-    #[error("the supervisor has ended before it began: {}", Reason(.0))]
+    #[error("the supervisor ended before it was ready: {}", Reason(.0))]
     Lost(#[source] io::Error),
     /// There is one already that works in another root, and no process has two.
-    #[error("a supervisor that was started in another root serves it already")]
+    #[error("it already has a supervisor, which was started in another root")]
     Elsewhere,
     /// There is no table of system calls for this processor.
-    #[error("not available on this processor")]
+    #[error("supervision is not available on this processor")]
     Processor,
 }
 
@@ -58,19 +58,25 @@ impl Error {
     pub fn remedy(&self) -> &'static str {
         match self {
             Error::ForeignListener => {
-                "switch its system call interception off, or prepare the files with `cow-prepare PATH...`"
+                "switch off that program's system call interception, or prepare the files with `cow-prepare \
+                 PATH...`"
             }
             Error::Forbidden(_) => {
-                "let the filter of the container or the service pass it, or prepare the files with `cow-prepare PATH...`"
+                "allow it in the filter of the container or the service, or prepare the files with \
+                 `cow-prepare PATH...`"
             }
             Error::Filter(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 "run it as root, with CAP_SYS_ADMIN in the container"
             }
             Error::Filter(_) => {
-                "use Linux 5.9 or newer with CONFIG_SECCOMP_FILTER, or prepare the files with `cow-prepare PATH...`"
+                "use Linux 5.9 or later with CONFIG_SECCOMP_FILTER, or prepare the files with `cow-prepare \
+                 PATH...`"
             }
-            Error::Supervisor(_) | Error::Lost(_) => "free some memory or processes, then try again",
-            Error::Elsewhere => "start cow-run in this root, or leave it out",
+            Error::Supervisor(_) | Error::Lost(_) => {
+                "free some memory or end some processes, then run the \
+                command again"
+            }
+            Error::Elsewhere => "start cow-run in this root, or run the command without cow-run",
             Error::Processor => "prepare the files with `cow-prepare PATH...`",
         }
     }

@@ -24,10 +24,10 @@ pub enum Course {
 #[derive(Debug, thiserror::Error)]
 pub enum Unsupervised {
     /// The policy.
-    #[error("the policy says never")]
+    #[error("the policy says `supervise = \"never\"`")]
     Never,
     /// The guest is another root than that of the package manager.
-    #[error("only from within the guest")]
+    #[error("only a run inside the guest can be supervised")]
     OtherRoot,
     /// Without protection a path that comes to mean another file between the supervisor's look and the kernel's would
     /// do harm.

@@ -30,13 +30,13 @@ pub enum Error {
     Refused(#[from] Refusal),
     /// The root of the calling process, which holds the pool and all other guests as well: which they are, the pool
     /// tells.
-    #[error("{}: the root of this host shares nothing with a pool that is known", Shown(path))]
+    #[error("{}: the root of this host shares no file with a known pool", Shown(path))]
     Own {
         /// The root.
         path: PathBuf,
     },
     /// What its hooks have set aside is to come back yet.
-    #[error("{}: a package manager is at work in it, or was killed", Shown(path))]
+    #[error("{}: a package manager is running in this guest, or was killed", Shown(path))]
     Busy {
         /// The guest.
         path: PathBuf,
@@ -56,12 +56,14 @@ impl Error {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Error::Refused(refusal) => Some(refusal.remedy()),
-            Error::Own { .. } => {
-                Some("name the pool with --pool; `cow-prepare PATH...`, of the package cow-hooks, detaches single files".into())
-            }
-            Error::Busy { .. } => {
-                Some("wait for its end; after a kill, run `cow-prepare --recover` in the guest".into())
-            }
+            Error::Own { .. } => Some(
+                "name the pool with --pool; to make single files private, use `cow-prepare PATH...` of \
+                    the package cow-hooks"
+                    .into(),
+            ),
+            Error::Busy { .. } => Some(
+                "wait until it has ended; if it was killed, run `cow-prepare --recover` in the guest".into(),
+            ),
             Error::At { .. } => None,
         }
     }

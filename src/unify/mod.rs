@@ -35,13 +35,16 @@ pub enum Error {
         source: io::Error,
     },
     /// Other users could reach the pool.
-    #[error("{}: a pool must belong to the user who runs this, and be closed to all others", Shown(path))]
+    #[error(
+        "{}: a pool must belong to the user who runs cow-unify, and no other user may have access to it",
+        Shown(path)
+    )]
     Exposed {
         /// The pool.
         path: PathBuf,
     },
     /// A directory that holds something else.
-    #[error("{}: is no pool, and holds other files ({})", Shown(path), Shown(stranger.as_ref()))]
+    #[error("{}: not a pool: it contains other files, such as {}", Shown(path), Shown(stranger.as_ref()))]
     NoPool {
         /// The directory.
         path: PathBuf,
@@ -58,7 +61,7 @@ pub enum Error {
     },
     /// The kernel lacks a flag.
     #[error(
-        "{}: this kernel has no flag for \"immutable, but may be unlinked\": it is no Linux-VServer",
+        "{}: this kernel does not have Linux-VServer's flag \"immutable, but may be unlinked\"",
         Shown(path)
     )]
     NoIunlink {
@@ -78,7 +81,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A pool made for another way of sharing.
-    #[error("{}: this pool was made with {made}", Shown(path))]
+    #[error("{}: this pool was created with {made}", Shown(path))]
     PoolSettings {
         /// The pool.
         path: PathBuf,
@@ -94,7 +97,7 @@ pub enum Error {
         source: GuestError,
     },
     /// The running system, which nobody asked for by name.
-    #[error("{}: holds the running system ({}), which is no guest", Shown(path), Shown(part))]
+    #[error("{}: contains the running system ({}), which is not a guest", Shown(path), Shown(part))]
     System {
         /// The guest.
         path: PathBuf,
@@ -110,7 +113,7 @@ pub enum Error {
         source: rusqlite::Error,
     },
     /// Somebody else works on the pool.
-    #[error("{}: another cow-unify is at work on this pool", Shown(path))]
+    #[error("{}: another cow-unify is working on this pool", Shown(path))]
     Busy {
         /// The pool.
         path: PathBuf,
@@ -121,16 +124,16 @@ pub enum Error {
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
     /// The pool lies in the guest.
-    #[error("the pool lies in it, where the guest could reach it; name another with --pool")]
+    #[error("the pool is inside this guest, which could reach it; name another with --pool")]
     HoldsPool,
     /// The pool is out of reach of hard links.
     #[error(
-        "on another filesystem, mount or subvolume than the pool, so no hard link can join them; give it a pool of its \
-         own there (--pool), or share blocks with --share reflink where the filesystem can"
+        "on another filesystem, mount or subvolume than the pool, so hard links are not possible; create a \
+         pool for it there (--pool), or use --share reflink if the filesystem can share blocks"
     )]
     OutOfReach,
     /// The directory is no guest, but this.
-    #[error("no guest: {0}")]
+    #[error("not a guest: {0}")]
     NoGuest(&'static str),
 }
 
@@ -138,24 +141,28 @@ impl Error {
     /// What a person can do about it, if that is more than the message says.
     pub fn remedy(&self) -> Option<&'static str> {
         Some(match self {
-            Error::Exposed { .. } => "chown root and chmod 700 the pool, or name another with --pool",
+            Error::Exposed { .. } => {
+                "run `chown root` and `chmod 700` on the pool, or name another with \
+                --pool"
+            }
             Error::NoPool { .. } => "name a new or an empty directory with --pool",
-            Error::Busy { .. } => "wait for its end; an interrupted one keeps no lock",
+            Error::Busy { .. } => "wait until it has ended; an interrupted run keeps no lock",
             Error::Capability { .. } => {
-                "run it as root of the host, with CAP_LINUX_IMMUTABLE, on a filesystem that knows the flag; \
-                 or say --protection none, which protects nothing, or --share reflink"
+                "run it as root of the host, with CAP_LINUX_IMMUTABLE, on a filesystem that has the flag; or \
+                 use --protection none, which protects nothing, or --share reflink"
             }
-            Error::NoIunlink { .. } => "leave --protection out, or say --protection immutable",
+            Error::NoIunlink { .. } => "leave out --protection, or use --protection immutable",
             Error::NoReflink { .. } => {
-                "use --share hardlink, with another --pool if this one is made already"
+                "use --share hardlink; if this pool exists already, name another with --pool"
             }
-            Error::PoolSettings { .. } => "leave the option out, or name another pool with --pool",
+            Error::PoolSettings { .. } => "leave out the option, or name another pool with --pool",
             Error::System { .. } => {
-                "name guests; or say --unify-running-system: then files of this host's own programs become immutable, \
-                 its package manager needs cow-hooks, and `cow-unify detach` with this path undoes it"
+                "name only guests; or use --unify-running-system: files of this host's own programs then \
+                 become immutable, its package manager needs cow-hooks, and `cow-unify detach` with this \
+                 path undoes it"
             }
             Error::At { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                "make room, and run it again"
+                "free some space, then run it again"
             }
             Error::At { .. } | Error::Guest { .. } | Error::Cache { .. } | Error::ReadOnly { .. } => {
                 return None;

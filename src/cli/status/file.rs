@@ -99,7 +99,7 @@ fn next(
         match course {
             Course::Refused(refusal) => return refused(packages, refusal),
             Course::Supervised if !packages.is_empty() || guest.policy.prepare.matches(path) => {
-                return "made private when a package manager is about to change it (copy on write)".into();
+                return "made private just before a package manager changes it (copy on write)".into();
             }
             _ => {}
         }
@@ -108,7 +108,7 @@ fn next(
         }
         if packages.is_empty() {
             return format!(
-                "nothing: no package owns it; run `cow-prepare {}` before it is written to",
+                "nothing: no package owns it; run `cow-prepare {}` before you change it",
                 Shown(path)
             );
         }
@@ -116,14 +116,13 @@ fn next(
     }
     match verdict {
         Verdict::AdministratorsOwn if !packages.is_empty() => {
-            "left as it is: the package manager fails to replace it until it is made mutable (`chattr -i`)"
-                .into()
+            "left as it is: the package manager cannot replace it until you run `chattr -i` on it".into()
         }
         Verdict::MountPoint if !packages.is_empty() => {
-            "left as it is: the package manager fails to replace it while something is mounted there".into()
+            "left as it is: the package manager cannot replace it while something is mounted on it".into()
         }
         Verdict::ReadOnlyMount if !packages.is_empty() => {
-            "left as it is: the package manager fails to replace it while the mount is read-only".into()
+            "left as it is: the package manager cannot replace it while the mount is read-only".into()
         }
         Verdict::Private if stashed => {
             "shared again when the transaction settles, if it has not changed".into()
@@ -134,7 +133,7 @@ fn next(
 
 fn refused(packages: &[String], refusal: &Refusal) -> String {
     let runs = match packages {
-        [] => "a package manager's run that touches it is".to_owned(),
+        [] => "a run of a package manager that changes it is".to_owned(),
         packages => format!("upgrade, configuration and removal of {} are", packages.join(", ")),
     };
     format!("{runs} refused: {refusal}; {}", refusal.remedy())

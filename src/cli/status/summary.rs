@@ -101,11 +101,11 @@ impl Tree {
         writeln!(out, "  unified        {}", tally(self.unified))?;
         writeln!(out, "  private        {}", tally(self.private))?;
         for (count, what) in [
-            (self.mount_points, "mount points, not this guest's"),
-            (self.on_read_only_mounts, "unified, on a mount that is read-only"),
-            (self.administrators_own, "immutable or append-only, the administrator's own"),
-            (self.unprotected_links, "linked without protection"),
-            (self.never_touched, "unified, and never touched by policy"),
+            (self.mount_points, "that something is mounted on"),
+            (self.on_read_only_mounts, "unified, on a read-only mount"),
+            (self.administrators_own, "immutable or append-only, protected by the administrator"),
+            (self.unprotected_links, "with hard links, without protection"),
+            (self.never_touched, "unified, named in the policy's never_touch list"),
         ] {
             if count > 0 {
                 writeln!(out, "  left           {count} files {what}")?;
@@ -114,7 +114,7 @@ impl Tree {
         if self.other_filesystems > 0 {
             writeln!(
                 out,
-                "  left           {} directories that are other mounts, each to be named to be seen",
+                "left           {} directories on other mounts; give one as PATH to see its files",
                 self.other_filesystems
             )?;
         }
@@ -198,14 +198,15 @@ impl State {
         if self.unfinished > 0 {
             writeln!(
                 out,
-                "  unfinished     {} files of an interrupted run: `cow-prepare --recover` ends it",
+                "  unfinished     {} files of an interrupted run; run `cow-prepare --recover`",
                 self.unfinished
             )?;
         }
         if self.unable {
             writeln!(
                 out,
-                "  unable         to clear the immutable flag when last tried: the host leaves this guest as it is"
+                "unable         to clear the immutable flag at the last attempt: cow-unify leaves this guest \
+                 as it is"
             )?;
         }
         let Some(run) = &self.last else {
@@ -217,12 +218,12 @@ impl State {
                 "open, by process {}",
                 self.members.iter().map(i32::to_string).collect::<Vec<_>>().join(", ")
             ),
-            (None, []) => "not settled: the next run or `cow-prepare --recover` does it".to_owned(),
+            (None, []) => "not settled: the next run or `cow-prepare --recover` settles it".to_owned(),
         };
         writeln!(out, "  transaction    {} ({state})", run.front_end)?;
         writeln!(
             out,
-            "                 {} files made private, {} copied, {} shared again, {} handed over, {} failed",
+            "{} files made private, {} copied, {} shared again, {} listed for the host, {} failed",
             run.detached,
             size(run.bytes_copied),
             run.shared_again,

@@ -12,7 +12,7 @@ use crate::cli::{Named, Problem};
 use crate::exit::Exit;
 use crate::inspect::Verdict;
 use crate::policy::Policy;
-use crate::report::{Reason, Shown, size};
+use crate::report::{Reason, Shown, size, tell_of_prevented_write, warn_of_possible_write};
 use crate::transaction::Begun;
 use crate::transaction::release::detach;
 use crate::unify::pass::pools;
@@ -71,16 +71,18 @@ fn report(guest: &GuestTree, begun: Begun, named: bool) -> Report {
     let stays =
         |verdict| matches!(verdict, Verdict::NeverTouch | Verdict::MountedElsewhere | Verdict::ReadOnlyMount);
     let shared = survey.left.iter().filter(|left| stays(left.verdict));
-    let shared = shared.map(|left| problem(&left.path, format!("still shared: {}", left.verdict.describe())));
+    let shared = shared.map(|left| {
+        problem(&left.path, format!("still shared with other guests: {}", left.verdict.describe()))
+    });
     let recovery = recovered
         .failed
         .iter()
         .map(|reason| Problem { path: guest.root.path().to_path_buf(), reason: reason.clone() });
     for path in &outcome.contested {
-        log::warn!(
-            "{}: somebody tried to write to the shared file in that moment; `cow-unify verify` tells",
-            Shown(&outer(path))
-        );
+        tell_of_prevented_write(&outer(path));
+    }
+    for path in &outcome.leaked {
+        warn_of_possible_write(&outer(path));
     }
     let names = outcome.detached.iter().filter(|_| named);
     Report {

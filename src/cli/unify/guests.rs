@@ -104,7 +104,7 @@ impl Guests {
 fn other(guest: &GuestTree, scope: Scope) -> Option<&'static str> {
     let path = guest.root.path();
     if path.file_name().is_some_and(|name| name == "lost+found") {
-        return Some("where fsck puts what it has found");
+        return Some("the directory for files that fsck has recovered");
     }
     let names = guest.root.open_dir(relative(Path::new("/"))).and_then(dirfd::names).unwrap_or_default();
     if names.is_empty() {
@@ -115,5 +115,5 @@ fn other(guest: &GuestTree, scope: Scope) -> Option<&'static str> {
         return Some("a pool");
     }
     let is_root = OF_A_ROOT.iter().any(holds);
-    (scope == Scope::Owned && !is_root).then_some("nothing in it that a root directory has")
+    (scope == Scope::Owned && !is_root).then_some("it contains none of the usual directories of a root")
 }

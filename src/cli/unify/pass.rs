@@ -182,9 +182,9 @@ fn rules(arguments: &PassArguments, matches: &ArgMatches) -> anyhow::Result<Rule
 fn reference(guests: &[GuestTree], path: &Path) -> anyhow::Result<GuestIndex> {
     let reference = GuestTree::open(path)?;
     let found = guests.iter().position(|guest| guest.inode.id == reference.inode.id);
-    found
-        .map(GuestIndex::new)
-        .ok_or_else(|| anyhow::anyhow!("--reference {}: name it among the guests, too", Shown(path)))
+    found.map(GuestIndex::new).ok_or_else(|| {
+        anyhow::anyhow!("--reference {}: not one of the guests given; add it to them", Shown(path))
+    })
 }
 
 /// How files are shared: as the pool was made, or is to be.
@@ -270,7 +270,7 @@ struct Left {
 
 /// A name of a damaged inode that could not be repaired.
 #[derive(Debug, thiserror::Error)]
-#[error("damaged, left: {}", Reason(.0))]
+#[error("damaged, not repaired: {}", Reason(.0))]
 struct DamagedLeft(#[source] SharedError);
 
 fn report(
@@ -342,11 +342,15 @@ fn report(
     if damaged {
         // Names are counted in directories that were read alone, files in all.
         let count = report.still_seen.max(1);
-        log::error!("{count} damaged files are still in use: `cow-unify verify GUEST...` names them");
+        log::error!(
+            "{count} damaged files are still in use; run `cow-unify verify GUEST...` to find and \
+            repair them"
+        );
     }
     if report.changed_objects > 0 {
         log::error!(
-            "{} objects were written to while they changed names: `cow-unify verify GUEST...` names them",
+            "another process wrote to {} objects of the pool while they were linked; run `cow-unify verify \
+             GUEST...` to find and repair them",
             report.changed_objects
         );
     }
@@ -364,22 +368,27 @@ fn tell_of_protection(report: &Report) {
     let Report { protected, set_aside, repaired, .. } = report;
     let mut changed = match set_aside.len() {
         0 => "none has changed".to_owned(),
-        1 => "1 has changed and was set aside".to_owned(),
-        count => format!("{count} have changed and were set aside"),
+        1 => "1 has changed and was quarantined".to_owned(),
+        count => format!("{count} have changed and were quarantined"),
     };
     if *repaired > 0 {
         changed += &format!(", {repaired} files in guests repaired");
     }
     if let Some(Named { path }) = protected.first() {
         log::error!(
-            "{} objects of the pool had lost their protection, such as {}: protected and read again, {changed}",
+            "{} objects of the pool had lost their protection, such as {}: they were protected and verified, \
+             {changed}",
             protected.len(),
             Shown(path)
         );
     } else if let Some(Named { path }) = set_aside.first() {
         log::error!("objects of the pool, such as {}, had lost their protection: {changed}", Shown(path));
     } else if report.unprotected_objects > 0 {
-        log::error!("{} objects of the pool have lost their protection", report.unprotected_objects);
+        log::error!(
+            "{} objects of the pool have lost their protection; a run without --dry-run protects and \
+            verifies them",
+            report.unprotected_objects
+        );
     }
 }
 
@@ -388,7 +397,7 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         writeln!(out, "{}", Shown(path))?;
     }
     for LeftName { path, reason } in &report.left_names {
-        writeln!(out, "{}: left: {}", Shown(path), reason.describe())?;
+        writeln!(out, "{}: left as it is: {}", Shown(path), reason.describe())?;
     }
     let (linked, freed) =
         if report.dry_run { ("would be linked", "to be freed") } else { ("linked", "freed") };

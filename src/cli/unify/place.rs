@@ -14,7 +14,7 @@ pub fn of(common: &Common, guests: &[GuestTree]) -> anyhow::Result<PathBuf> {
     match (&common.pool, guests.first()) {
         (Some(path), _) => named(path),
         (None, Some(first)) => Ok(of_guests(guests)?.unwrap_or_else(|| pools::beside(first))),
-        (None, None) => anyhow::bail!("name the pool with --pool DIR"),
+        (None, None) => anyhow::bail!("no pool given: name it with --pool DIR"),
     }
 }
 
@@ -23,7 +23,7 @@ pub fn existing(common: &Common, guests: &[GuestTree]) -> anyhow::Result<Pool> {
     let path = of(common, guests)?;
     Pool::open(&path)?.ok_or_else(|| {
         anyhow::anyhow!(
-            "{}: there is no pool; `cow-unify GUEST...` makes one, --pool DIR names another",
+            "{}: there is no pool here; create one with `cow-unify GUEST...`, or name another with --pool DIR",
             Shown(&path)
         )
     })
@@ -40,7 +40,11 @@ fn named(path: &Path) -> anyhow::Result<PathBuf> {
     };
     let real = std::fs::canonicalize(parent).at(parent)?.join(name);
     if real.symlink_metadata().is_ok() {
-        anyhow::bail!("--pool {}: a link that leads nowhere; name the directory itself", Shown(&path));
+        anyhow::bail!(
+            "--pool {}: a symbolic link to a directory that does not exist; name the directory \
+            itself",
+            Shown(&path)
+        );
     }
     Ok(real)
 }
@@ -68,7 +72,10 @@ fn of_guests(guests: &[GuestTree]) -> Result<Option<PathBuf>, Error> {
     let mut paths = found.into_iter().map(|(_, _, path)| path);
     let chosen = paths.next();
     for other in paths {
-        log::warn!("{}: a pool of these guests as well; what they share there stays so", Shown(&other));
+        log::warn!(
+            "{}: these guests also share files with this pool; those files stay as they are",
+            Shown(&other)
+        );
     }
     Ok(chosen)
 }

@@ -60,11 +60,11 @@ pub fn print_others(out: &mut dyn Write, others: &[Problem], verbose: bool) -> i
     if verbose {
         others
             .iter()
-            .try_for_each(|other| writeln!(out, "{}: no guest: {}", Shown(&other.path), other.reason))
+            .try_for_each(|other| writeln!(out, "{}: not a guest: {}", Shown(&other.path), other.reason))
     } else if others.is_empty() {
         Ok(())
     } else {
-        writeln!(out, "{} passed over that are no guests", others.len())
+        writeln!(out, "{} paths skipped that are not guests", others.len())
     }
 }
 
@@ -77,7 +77,11 @@ pub fn complain(problems: &[Problem], common: &Common) {
     for (reason, paths) in by_reason {
         match *paths {
             [first, _, ..] if common.verbose == 0 => {
-                log::error!("{} files, such as {}: {reason}; -v names each", paths.len(), Shown(first));
+                log::error!(
+                    "{} files, such as {}: {reason}; use -v to see each file",
+                    paths.len(),
+                    Shown(first)
+                );
             }
             _ => paths.iter().for_each(|path| log::error!("{}: {reason}", Shown(path))),
         }
@@ -87,8 +91,8 @@ pub fn complain(problems: &[Problem], common: &Common) {
 /// Tells of files of the pool that anybody can change.
 pub fn warn_of_unprotected(count: u64, example: &Path) {
     log::error!(
-        "{count} objects of the pool have lost their protection, such as {}; the next run of `cow-unify GUEST...` \
-         protects them, and reads again what may have changed",
+        "{count} objects of the pool have lost their protection, such as {}; the next run of `cow-unify \
+         GUEST...` protects and verifies them",
         Shown(example)
     );
 }

@@ -116,20 +116,24 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         (Some(disk), Some(cache)) => {
             writeln!(out, "saved: {} of disk, up to {} of page cache", size(disk), size(cache))?;
         }
-        _ => writeln!(out, "guests share blocks with the pool; which of their files do, inodes do not tell")?,
+        _ => writeln!(
+            out,
+            "the guests share blocks with the pool, so their inodes do not show which files \
+            are shared"
+        )?,
     }
     let Report { objects, unused_objects: unused, .. } = report;
     write!(out, "pool: {} objects ({})", objects.files, size(objects.bytes))?;
     if unused.files > 0 {
         write!(
             out,
-            ", {} that no guest has a link to ({}): `cow-unify gc` removes them",
+            ", {} without a link in any guest ({}); `cow-unify gc` removes them",
             unused.files,
             size(unused.bytes)
         )?;
     }
     if report.set_aside > 0 {
-        write!(out, ", {} damaged ones set aside", report.set_aside)?;
+        write!(out, ", {} damaged objects in quarantine", report.set_aside)?;
     }
     if report.unprotected_objects > 0 {
         write!(out, ", {} not protected", report.unprotected_objects)?;

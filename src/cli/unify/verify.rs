@@ -79,7 +79,8 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     let pool = place::existing(common, &guests.open)?;
     if pool.settings.share == Sharing::Reflink && !guests.open.is_empty() {
         anyhow::bail!(
-            "{}: where guests share blocks, each has inodes of its own: name no guests to verify the pool alone",
+            "{}: with this pool guests share blocks, not inodes, so their files cannot be checked; run \
+             `cow-unify verify` without guests to check the pool",
             Shown(pool.path())
         );
     }
@@ -106,7 +107,11 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     report.verbose = common.verbose > 0;
     shared::complain(&report.failed, common);
     for Named { path } in &report.contested {
-        log::warn!("{}: somebody tried to write to it meanwhile: verify it again", Shown(path));
+        log::warn!(
+            "{}: another process tried to write to this object while it was linked; run `cow-unify \
+            verify` again",
+            Shown(path)
+        );
     }
     let intact = report.damaged.is_empty() && report.protected.is_empty() && report.names.is_empty();
     let whole = intact && report.failed.is_empty() && report.still_seen == 0;
@@ -150,24 +155,27 @@ fn remedies(report: &Report) {
     if report.wants_copy {
         log::warn!("{WANTS_COPY}");
     } else if report.still_seen > 0 && report.guests == 0 {
-        log::warn!("remedy: `cow-unify verify GUEST...` finds the damaged files in guests, and repairs them");
+        log::warn!("remedy: run `cow-unify verify GUEST...` to find and repair the damaged files in guests");
     } else if report.still_seen > 0 {
-        log::warn!("remedy: name all guests: others may have names of the damaged files");
+        log::warn!(
+            "remedy: name all guests; the guests that were not named may have names of the damaged \
+            files"
+        );
     }
 }
 
 fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     for Differing { path, differs } in &report.damaged {
         let differs: Vec<&str> = differs.iter().map(|damage| damage.describe()).collect();
-        writeln!(out, "{}: damaged, set aside: {}", Shown(path), differs.join(", "))?;
+        writeln!(out, "{}: damaged, quarantined: {}", Shown(path), differs.join(", "))?;
     }
     for Named { path } in &report.protected {
-        writeln!(out, "{}: was not protected, is again", Shown(path))?;
+        writeln!(out, "{}: had lost its protection, protected again", Shown(path))?;
     }
     for Seen { path, reason, .. } in &report.names {
         match reason {
             None => writeln!(out, "{}: damaged, repaired", Shown(path))?,
-            Some(reason) => writeln!(out, "{}: damaged, left: {reason}", Shown(path))?,
+            Some(reason) => writeln!(out, "{}: damaged, not repaired: {reason}", Shown(path))?,
         }
     }
     let repaired = report.names.iter().filter(|name| name.repaired).count();

@@ -9,6 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use crate::package::MultiArch;
+use crate::report::Reason;
 
 /// More than any run has: apt writes about 200 bytes per package.
 const MAX_SIZE: u64 = 64 << 20;
@@ -17,13 +18,13 @@ const MAX_SIZE: u64 = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The stream could not be read.
-    #[error("cannot read apt's list of packages")]
+    #[error("cannot read apt's list of packages: {}", Reason(.0))]
     Read(#[from] io::Error),
     /// The stream does not end.
     #[error("apt's list of packages is longer than {MAX_SIZE} bytes")]
     TooLong,
     /// The stream ends within a line, or within the configuration.
-    #[error("apt's list of packages is cut off")]
+    #[error("apt's list of packages is truncated")]
     Truncated,
     /// A protocol this program does not speak.
     #[error("apt's list of packages has the unknown version {0:?}")]

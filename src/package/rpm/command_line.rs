@@ -71,7 +71,7 @@ impl Content {
         file.take(MOST_OF_LIST).read_to_end(&mut text)?;
         let is_text = |byte: &u8| *byte >= b' ' || byte.is_ascii_whitespace();
         if !text.iter().all(is_text) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no package"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a package"));
         }
         let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.starts_with(b"#"));
         let words =
@@ -113,7 +113,7 @@ mod tests {
         ]);
         let Found { packages, warnings } = Found::among(&line, &open);
         assert!(packages.iter().map(|package| package.name.as_str()).eq(["a", "b"]));
-        assert!(warnings[0].starts_with("broken.rpm: it is cut off"), "{warnings:?}");
+        assert!(warnings[0].starts_with("broken.rpm: it is truncated"), "{warnings:?}");
         assert!(warnings[1].starts_with("gone.rpm: No such file") && warnings.len() == 2, "{warnings:?}");
     }
 }

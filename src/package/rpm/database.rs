@@ -73,7 +73,7 @@ impl<'r> Rpm<'r> {
                 let log = beside(LOG)?;
                 if beside(JOURNAL)?.is_some_and(|journal| is_hot(&journal)) {
                     return Err(malformed(
-                        "a transaction was cut off; `rpm -q rpm` in the guest takes it back",
+                        "a transaction of rpm was interrupted; run `rpm -q rpm` in the guest to roll it back",
                     ));
                 }
                 Ok(Box::new(sqlite::Database::open(file, log)?.blobs("Packages")?))
@@ -81,8 +81,8 @@ impl<'r> Rpm<'r> {
             Kind::Ndb => Ok(Box::new(ndb::blobs(file)?)),
             Kind::Berkeley => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
-                "a Berkeley DB, which is not read; convert it with `rpm --rebuilddb` in the guest, if its rpm has \
-                 the sqlite backend (4.16 or newer), or use `--scope all`",
+                "a Berkeley DB, which cannot be read here; convert it with `rpm --rebuilddb` in the guest, if \
+                 its rpm has the sqlite backend (4.16 or later), or use `--scope all`",
             )),
         }
     }
@@ -262,7 +262,7 @@ mod tests {
         guest.write("/var/lib/rpm/rpmdb.sqlite-journal", b"\xd9");
         std::thread::sleep(TICK);
         let text = names(&guest.root(), None).unwrap_err().to_string();
-        assert!(text.contains("rpmdb.sqlite: a transaction was cut off"), "{text}");
+        assert!(text.contains("rpmdb.sqlite: a transaction of rpm was interrupted"), "{text}");
         guest.write("/var/lib/rpm/rpmdb.sqlite-journal", b"");
         std::thread::sleep(TICK);
         assert!(names(&guest.root(), None).is_ok());
@@ -282,7 +282,7 @@ mod tests {
             Ok(())
         });
         let text = result.unwrap_err().to_string();
-        assert!(text.starts_with("rpm's database changes while it is read"), "{text}");
+        assert!(text.starts_with("rpm's database changed while it was read"), "{text}");
         assert_eq!(names(&root, None).unwrap().unwrap(), ["a", "glibc", "b"]);
     }
 

@@ -74,7 +74,7 @@ impl PackageFile {
         let mut bytes = Vec::new();
         take(&mut reader, &mut bytes, LEAD)?;
         if !bytes.starts_with(&MAGIC) {
-            return Err(malformed("it does not begin as an .rpm"));
+            return Err(malformed("it is not an rpm package file"));
         }
         let signature = header(&mut reader, &mut bytes)?;
         take(&mut reader, &mut bytes, signature.next_multiple_of(8) - signature)?;
@@ -94,7 +94,7 @@ fn header(reader: &mut impl Read, bytes: &mut Vec<u8>) -> io::Result<usize> {
         |at: usize| counts[at..].first_chunk().map_or(0, |&bytes| u32::from_be_bytes(bytes)) as usize;
     let (entries, length) = (number(8), number(12));
     if !counts.starts_with(&HEADER_MAGIC) || entries > MOST_ENTRIES || length > MOST_OF_HEADER {
-        return Err(malformed("it has a header that makes no sense"));
+        return Err(malformed("a header is invalid"));
     }
     take(reader, bytes, entries * 16 + length)?;
     Header::parse(&bytes[start + INTRODUCTION - 8..])?.check()?;
@@ -104,7 +104,7 @@ fn header(reader: &mut impl Read, bytes: &mut Vec<u8>) -> io::Result<usize> {
 /// Reads so many bytes; memory is taken as they come.
 fn take(reader: &mut impl Read, bytes: &mut Vec<u8>, count: usize) -> io::Result<()> {
     let read = reader.take(count as u64).read_to_end(bytes)?;
-    if read < count { Err(malformed("it is cut off")) } else { Ok(()) }
+    if read < count { Err(malformed("it is truncated")) } else { Ok(()) }
 }
 
 struct Identity {
@@ -117,10 +117,10 @@ fn identity(bytes: &[u8]) -> io::Result<Identity> {
     let wrong = |error: rpm::Error| io::Error::new(io::ErrorKind::InvalidData, error);
     let package = PackageMetadata::parse(&mut &bytes[..]).map_err(wrong)?;
     if package.is_source_package() {
-        return Err(malformed("it is a source package, of which nothing is installed"));
+        return Err(malformed("it is a source package, which cannot be installed"));
     }
     if package.header.entry_is_present(OLD_FILE_NAMES) {
-        return Err(malformed("its format is older than rpm 4"));
+        return Err(malformed("its format is older than that of rpm 4"));
     }
     let obsoletes = package.get_obsoletes().map_err(wrong)?;
     Ok(Identity {
@@ -137,7 +137,7 @@ fn files(header: &Header<'_>) -> io::Result<Vec<Listed>> {
         let Some(path) = file.path() else { continue };
         let taken = size_of::<Listed>() + path.as_os_str().len();
         let left = bytes_left.checked_sub(taken);
-        bytes_left = left.ok_or_else(|| malformed("it has more files than any package"))?;
+        bytes_left = left.ok_or_else(|| malformed("it lists too many files"))?;
         files.push(Listed { path, is_configuration: file.is_configuration() });
     }
     Ok(files)

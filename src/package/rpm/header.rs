@@ -56,7 +56,7 @@ pub struct File<'b> {
 impl<'b> Header<'b> {
     /// Reads a header of rpm's database.
     pub fn parse(blob: &'b [u8]) -> io::Result<Header<'b>> {
-        let cut_off = || malformed("it has a header that is cut off");
+        let cut_off = || malformed("a header is truncated");
         let (counts, rest) = blob.split_at_checked(8).ok_or_else(cut_off)?;
         let (entries, length) = (word(counts, 0) as usize, word(counts, 1) as usize);
         let (index, rest) = rest.split_at_checked(entries.saturating_mul(16)).ok_or_else(cut_off)?;
@@ -118,7 +118,7 @@ impl<'b> Header<'b> {
             && texts(names).take(count).count() == count
             && (0..count).all(|at| (word(indexes, at) as usize) < dirs.len());
         if !is_sound {
-            return Err(malformed("it has a package whose lists of files do not fit together"));
+            return Err(malformed("the file lists of a package contradict each other"));
         }
         Ok(texts(names).take(count).enumerate().map(move |(at, name)| File {
             dir: dirs[word(indexes, at) as usize],
@@ -172,7 +172,7 @@ impl File<'_> {
 }
 
 fn odd(tag: u32) -> io::Error {
-    malformed(format!("it has a header whose tag {tag} makes no sense"))
+    malformed(format!("tag {tag} of a header is invalid"))
 }
 
 /// How many bytes `count` values of a type take, which stand at the beginning of `data`; `None` if there is no such type.

@@ -28,10 +28,10 @@ pub fn blobs(file: OwnedFd) -> io::Result<impl Iterator<Item = io::Result<Vec<u8
     let size = checked_size(&file)?;
     let mut header = [0; HEADER];
     if fill(&file, &mut header, 0)? < HEADER || !header.starts_with(b"RpmP") {
-        return Err(malformed("not a database of rpm's"));
+        return Err(malformed("not a database of rpm"));
     }
     if word(&header, 4) != 0 {
-        return Err(malformed("its version is not known"));
+        return Err(malformed("unknown version"));
     }
     let slots = slots(&file, size, u64::from(word(&header, 12)))?;
     Ok(slots.into_iter().map(move |slot| blob(&file, &slot)))
@@ -39,7 +39,7 @@ pub fn blobs(file: OwnedFd) -> io::Result<impl Iterator<Item = io::Result<Vec<u8
 
 /// The slots that are in use, of so many pages of them.
 fn slots(file: &OwnedFd, size: u64, pages: u64) -> io::Result<Vec<Slot>> {
-    let odd = || malformed("its slots make no sense");
+    let odd = || malformed("invalid slots");
     if pages * PAGE as u64 > size {
         return Err(odd());
     }
@@ -66,7 +66,7 @@ fn slots(file: &OwnedFd, size: u64, pages: u64) -> io::Result<Vec<Slot>> {
 }
 
 fn blob(file: &OwnedFd, slot: &Slot) -> io::Result<Vec<u8>> {
-    let odd = || malformed(format!("its package {} makes no sense", slot.package));
+    let odd = || malformed(format!("the entry of package {} is invalid", slot.package));
     let start = slot.start * UNIT as u64;
     let mut head = [0; HEAD];
     let read = fill(file, &mut head, start)?;

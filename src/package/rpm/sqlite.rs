@@ -47,11 +47,11 @@ impl Database {
         let page_size = match u16::from_be_bytes([header[16], header[17]]) {
             1 => 1 << 16,
             size if size >= 512 && size.is_power_of_two() => usize::from(size),
-            _ => return Err(malformed("its page size is none of SQLite's")),
+            _ => return Err(malformed("invalid page size")),
         };
         let usable = page_size - usize::from(header[20]);
         if usable < 480 {
-            return Err(malformed("its pages are too small"));
+            return Err(malformed("the pages are too small"));
         }
         let log = log.map(|log| Log::read(log, page_size)).transpose()?;
         let pages = u32::try_from(size / page_size as u64).unwrap_or(u32::MAX);
@@ -60,7 +60,7 @@ impl Database {
 
     /// The blobs in the second column of the table `name`, in the order of the rows.
     pub fn blobs(mut self, name: &str) -> io::Result<impl Iterator<Item = io::Result<Vec<u8>>> + use<>> {
-        let root = self.root_of(name)?.ok_or_else(|| malformed(format!("it has no table {name}")))?;
+        let root = self.root_of(name)?.ok_or_else(|| malformed(format!("there is no table {name}")))?;
         self.seen.clear();
         let mut rows = Rows::below(self.claim(root)?);
         Ok(std::iter::from_fn(move || {
@@ -86,10 +86,10 @@ impl Database {
     fn claim(&mut self, number: u32) -> io::Result<u32> {
         let in_log = self.log.as_ref().is_some_and(|log| log.page(number).is_some());
         if number == 0 || (number > self.pages && !in_log) {
-            return Err(malformed(format!("it has no page {number}")));
+            return Err(malformed(format!("there is no page {number}")));
         }
         if !self.seen.insert(number) {
-            return Err(malformed(format!("its page {number} has two places")));
+            return Err(malformed(format!("page {number} is used twice")));
         }
         Ok(number)
     }
@@ -100,7 +100,7 @@ impl Database {
         let (file, at) = in_log.unwrap_or((&self.file, u64::from(number - 1) * self.page_size as u64));
         page.resize(self.page_size, 0);
         if fill(file, page, at)? < page.len() {
-            return Err(malformed(format!("it ends before its page {number}")));
+            return Err(malformed(format!("the file ends before page {number}")));
         }
         Ok(())
     }
@@ -153,7 +153,7 @@ impl Rows {
                     self.pages.push(database.claim(u32_at(&page, usize::from(cell))?)?);
                 }
             }
-            _ => return Err(malformed(format!("its page {number} is not of a table"))),
+            _ => return Err(malformed(format!("page {number} does not belong to a table"))),
         }
         Ok(())
     }
@@ -167,9 +167,9 @@ fn record(database: &mut Database, leaf: &[u8], start: usize) -> io::Result<Vec<
     // The row's number.
     varint(&mut cell)?;
     let length = usize::try_from(length).ok().filter(|&length| length <= MOST_OF_HEADER);
-    let length = length.ok_or_else(|| malformed("it has a row that is too large"))?;
+    let length = length.ok_or_else(|| malformed("a row is too large"))?;
     let here = on_leaf(length, usable);
-    let cut_off = || malformed("it has a row that is cut off");
+    let cut_off = || malformed("a row is truncated");
     let mut record = cell.get(..here).ok_or_else(cut_off)?.to_vec();
     let mut page = Vec::new();
     let mut next = if here < length { u32_at(cell, here)? } else { 0 };
@@ -195,7 +195,7 @@ fn on_leaf(length: usize, usable: usize) -> usize {
 
 /// A column of a record: its serial type, and where its bytes are (fileformat, 2.1).
 fn column(record: &[u8], index: usize) -> io::Result<(u64, Range<usize>)> {
-    let broken = || malformed("it has a row that makes no sense");
+    let broken = || malformed("a row is invalid");
     let mut types = record;
     let header = usize::try_from(varint(&mut types)?).map_err(|_| broken())?;
     let of_header = record.len() - types.len();
@@ -224,7 +224,7 @@ fn column(record: &[u8], index: usize) -> io::Result<(u64, Range<usize>)> {
 fn blob(mut record: Vec<u8>) -> io::Result<Vec<u8>> {
     let (serial, place) = column(&record, 1)?;
     if serial < 12 || serial % 2 != 0 {
-        return Err(malformed("it has a row without a blob"));
+        return Err(malformed("a row has no blob"));
     }
     record.truncate(place.end);
     record.drain(..place.start);
@@ -241,8 +241,7 @@ fn integer(bytes: &[u8]) -> i64 {
 fn varint(bytes: &mut &[u8]) -> io::Result<u64> {
     let mut number = 0;
     for at in 1..=9 {
-        let (&byte, rest) =
-            bytes.split_first().ok_or_else(|| malformed("it has a number that is cut off"))?;
+        let (&byte, rest) = bytes.split_first().ok_or_else(|| malformed("a number is truncated"))?;
         *bytes = rest;
         if at == 9 {
             return Ok(number << 8 | u64::from(byte));
@@ -265,7 +264,7 @@ fn u32_at(page: &[u8], at: usize) -> io::Result<u32> {
 
 fn array<const N: usize>(page: &[u8], at: usize) -> io::Result<[u8; N]> {
     let bytes = page.get(at..).and_then(<[u8]>::first_chunk);
-    bytes.copied().ok_or_else(|| malformed("it has a page that is cut off"))
+    bytes.copied().ok_or_else(|| malformed("a page is truncated"))
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ impl Log {
             return Ok(log);
         }
         if word(&header, 4) != VERSION || word(&header, 8) as usize != page_size {
-            return Err(malformed("its write-ahead log does not belong to it"));
+            return Err(malformed("the write-ahead log belongs to another database"));
         }
         let mut frame = vec![0; FRAME_HEADER + page_size];
         let mut at = HEADER as u64;

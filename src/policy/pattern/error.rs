@@ -7,7 +7,10 @@ pub enum PatternError {
     #[error("a pattern may not be empty")]
     Empty,
     /// `a/b`: anchored or not?
-    #[error("a pattern with a slash begins with one: write `/a/b`, or `/**/a/b` for any depth")]
+    #[error(
+        "a pattern that contains a slash must begin with a slash: write `/a/b`, or `/**/a/b` for any \
+        depth"
+    )]
     NotAbsolute,
     /// `.` or `..` as a component: no path that is matched has any.
     #[error("`.` and `..` are not allowed as components")]
@@ -16,21 +19,21 @@ pub enum PatternError {
     #[error("`**` must be a whole component")]
     PartialAnyDepth,
     /// `[abc`.
-    #[error("`[` has no closing `]`; a literal one is written `[[]`")]
+    #[error("`[` has no closing `]`; write `[[]` for a literal `[`")]
     UnclosedSet,
     /// `[z-a]`.
-    #[error("a range in `[...]` runs backwards")]
+    #[error("a range in `[...]` is in reverse order")]
     BackwardRange,
     /// `[é]`: matching is by byte.
     #[error("`[...]` may hold ASCII characters only")]
     WideSet,
     /// `{a,b}`.
-    #[error("there is no `{{a,b}}`: write one pattern for each; a literal brace is written `[{{]`")]
+    #[error("`{{a,b}}` is not supported: write one pattern for each, and `[{{]` for a literal brace")]
     Braces,
     /// `!a`.
-    #[error("there are no exceptions with `!`; begin with `?` to match a name that starts with one")]
+    #[error("exceptions with `!` are not supported; write `?` to match a name that begins with `!`")]
     Exception,
     /// A NUL byte, which no path holds.
-    #[error("a NUL byte is in no path")]
+    #[error("a path cannot contain a NUL byte")]
     Nul,
 }

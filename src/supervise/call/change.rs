@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::waiting::WaitingCall;
 use super::windows::may_be_shared;
 use crate::detach::survey::Found;
-use crate::report::{Reason, Shown};
+use crate::report::{Reason, Shown, warn_of_possible_write};
 use crate::state::store::STATE_DIR;
 use crate::supervise::journal::names_of;
 use crate::supervise::shared;
@@ -185,7 +185,7 @@ impl WaitingCall<'_> {
             return Err(Errno::IO.into());
         }
         for path in &outcome.leaked {
-            log::warn!("{}: somebody may have changed the shared file; let the host verify it", Shown(path));
+            warn_of_possible_write(path);
         }
         for path in &outcome.detached {
             log::debug!("{}: made private for process {}", Shown(path), self.call.tid);

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::lookup::OwnedName;
 use super::waiting::WaitingCall;
-use crate::report::{Reason, Shown};
+use crate::report::{Reason, Shown, warn_of_possible_write};
 use crate::sys::file::inode::{Inode, InodeId, Kind};
 use crate::sys::seccomp::Response;
 use crate::sys::share::lock;
@@ -116,10 +116,7 @@ impl WaitingCall<'_> {
         match changed {
             Ok(change) => {
                 if change.leaked {
-                    log::warn!(
-                        "{}: somebody may have changed the shared file; let the host verify it",
-                        path()
-                    );
+                    warn_of_possible_write(entry.name.as_ref());
                 }
                 self.supervisor.counts.names.fetch_add(1, Ordering::Relaxed);
                 Ok(inner.into_inner().unwrap_or(Tried::Answered(Response::Continue)))
@@ -129,7 +126,7 @@ impl WaitingCall<'_> {
                 errno => Tried::Answered(Response::Failed(errno)),
             }),
             Err(e @ swap::Error::Unprotected(_)) => {
-                log::error!("{}: {e}; run cow-prepare --recover", path());
+                log::error!("{}: {e}; run `cow-prepare --recover`", path());
                 Ok(inner.into_inner().unwrap_or(Tried::Answered(Response::Failed(Errno::IO))))
             }
         }

@@ -98,7 +98,7 @@ impl Root {
     fn open_in_pieces(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         if path.as_os_str().len() > MAX_PATH {
             return Err(io::Error::other(format!(
-                "its path is longer than {MAX_PATH} bytes, and is not followed"
+                "the path is longer than {MAX_PATH} bytes, which is too long to be followed"
             )));
         }
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;

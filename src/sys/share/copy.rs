@@ -88,7 +88,7 @@ fn whole(file: &OwnedFd, size: u64) -> io::Result<()> {
     if rustix::fs::fstat(file)?.st_size as u64 == size {
         Ok(())
     } else {
-        Err(io::Error::new(io::ErrorKind::UnexpectedEof, "its size changed while it was copied"))
+        Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file's size changed while it was copied"))
     }
 }
 
@@ -123,7 +123,7 @@ fn range(source: &OwnedFd, copy: &OwnedFd, start: u64, end: u64) -> io::Result<u
             Ok(0) => {
                 return Err(io::Error::new(
                     io::ErrorKind::UnexpectedEof,
-                    "it was cut short while it was copied",
+                    "the file was truncated while it was copied",
                 ));
             }
             Ok(_) | Err(Errno::INTR) => {}
@@ -143,7 +143,11 @@ fn through_memory(source: &OwnedFd, copy: &OwnedFd, mut at: u64, end: u64) -> io
         let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(buf.len());
         let got = rustix::io::retry_on_intr(|| rustix::io::pread(source, &mut buf[..want], at))?;
         if got == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it was cut short while it was copied"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file was truncated while it was \
+                copied",
+            ));
         }
         let mut done = 0;
         while done < got {

@@ -25,7 +25,7 @@ pub fn exclusive(fd: impl AsFd, patience: Duration) -> io::Result<()> {
                 pause = (pause * 2).min(longest);
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "another process keeps it locked"));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "another process holds a lock on it"));
             }
             Err(e) => return Err(e.into()),
         }

@@ -110,10 +110,10 @@ impl<'a> Settling<'a> {
 /// What keeps a name from another file, if that is the administrator's doing, or another program's.
 fn kept_from_changing(file: &Inode, dir: &Inode) -> Option<&'static str> {
     match (file, dir) {
-        (Inode { immutable: true, .. }, _) => Some("it is immutable now"),
-        (Inode { append_only: true, .. }, _) => Some("it is append-only now"),
-        (_, Inode { immutable: true, .. }) => Some("its directory is immutable now"),
-        (_, Inode { append_only: true, .. }) => Some("its directory is append-only now"),
+        (Inode { immutable: true, .. }, _) => Some("became immutable during the run"),
+        (Inode { append_only: true, .. }, _) => Some("became append-only during the run"),
+        (_, Inode { immutable: true, .. }) => Some("its directory became immutable during the run"),
+        (_, Inode { append_only: true, .. }) => Some("its directory became append-only during the run"),
         _ => None,
     }
 }

@@ -168,5 +168,5 @@ fn will_not_change(error: &io::Error) -> bool {
 }
 
 fn let_go(path: &Path, why: &str) -> String {
-    format!("{}: {why}; it stays as it is", Shown(path))
+    format!("{}: {why}; the file stays as it is", Shown(path))
 }

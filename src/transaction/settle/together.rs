@@ -82,6 +82,6 @@ impl Settling<'_> {
             if names.len() > 1 { several.push(names) } else { single.extend(names) }
         }
         let noted = HardLinks::follow(self.guest.root, &several, &single);
-        noted.unwrap_or_else(|e| log::warn!("hard links: {}", Reason(e)));
+        noted.unwrap_or_else(|e| log::warn!("the list of hard links cannot be updated: {}", Reason(e)));
     }
 }

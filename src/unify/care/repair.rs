@@ -253,13 +253,13 @@ impl Repairer<'_> {
 /// Why a name is one of a damaged inode still.
 #[derive(Debug, thiserror::Error)]
 enum Left {
-    #[error("a mount point in the mount namespace of some process")]
+    #[error("a mount point in the mount namespace of another process")]
     MountPoint,
-    #[error("a transaction of its hooks holds it")]
+    #[error("an open transaction of the guest's hooks uses it")]
     Stashed,
     #[error("no intact copy in the pool or in these guests")]
     NoCopy,
-    #[error("it is another file by now")]
+    #[error("another file has this name now")]
     AnotherFile,
 }
 

@@ -183,7 +183,8 @@ impl Verifier<'_> {
         // Protection keeps nobody out who is in already.
         if protection != PoolProtection::None && damage.is_empty() && take_lease(&file)?.is_none() {
             return Err(io::Error::other(
-                "open for writing since it was not protected; run it again when that has ended",
+                "a process has had it open for writing since it lost its protection; run this again when that \
+                 process has ended",
             ));
         }
         Ok(Some(damage))

@@ -44,13 +44,13 @@ pub enum LineProblem {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
     /// `etc/passwd`, or `/etc/`.
-    #[error("it matches no path: a path begins with `/` and does not end with one")]
+    #[error("it matches no path: a path begins with `/` and does not end with `/`")]
     NoPath,
     /// `/a\`.
     #[error("it ends in a backslash that escapes nothing")]
     Backslash,
     /// `[[:letters:]]`, `[[=a=]]`, `[[.a.]]`.
-    #[error("no such class of characters, or one that depends on a language")]
+    #[error("an unknown class of characters, or one that depends on the locale")]
     Class,
 }
 

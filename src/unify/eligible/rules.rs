@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn a_line_that_is_no_rule_is_named() {
         for (text, message) in [
-            (&b"/a\n\n/b[\n"[..], "line 3, `/b[`: `[` has no closing `]`; a literal one is written `[[]`"),
+            (&b"/a\n\n/b[\n"[..], "line 3, `/b[`: `[` has no closing `]`; write `[[]` for a literal `[`"),
             (b"!", "line 1, `!`: a pattern may not be empty"),
             (b"!\n!!a", "line 1, `!`: a pattern may not be empty"),
             (b"/caf\xe9\x1b", "line 1, `/caf\\xe9\\x1b`: not UTF-8; `?` matches any one byte"),
@@ -230,7 +230,7 @@ mod tests {
         }
         assert_eq!(
             Rules::read_vserver(b"\n~proc").unwrap_err().to_string(),
-            "line 2, `~proc`: it matches no path: a path begins with `/` and does not end with one"
+            "line 2, `~proc`: it matches no path: a path begins with `/` and does not end with `/`"
         );
         assert_eq!(Rules::default().push_exclude("!a"), Err(PatternError::Exception));
     }

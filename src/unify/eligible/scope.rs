@@ -37,8 +37,8 @@ pub enum Scope {
 pub enum Error {
     /// The scope asks for what packages own, and the guest has no package manager that is known.
     #[error(
-        "{} has no database of dpkg, rpm or pacman, so it is not known which files its packages own; to unify \
-         whatever is equal, use `--scope all`",
+        "{} has no database of dpkg, rpm or pacman, so the files of its packages are not known; to unify all \
+         equal files, use `--scope all`",
         Shown(guest)
     )]
     NoDatabase {

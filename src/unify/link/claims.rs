@@ -22,7 +22,8 @@ pub struct Claims {
 /// Somebody else has begun something in the guest.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "a package manager is at work in it, or was killed (then `cow-prepare --recover` in the guest helps)"
+    "a package manager is running in this guest, or was killed; if it was killed, run `cow-prepare --recover` \
+     in the guest"
 )]
 struct Busy;
 

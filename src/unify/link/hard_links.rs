@@ -31,7 +31,13 @@ pub(in crate::unify) fn note(catalog: &Catalog, step: &[Work]) {
         // Without it, equal files are taken for one there.
         let noted = begin(guest, &catalog.guests)
             .and_then(|begun| if begun { HardLinks::note(&guest.root, &several, &single) } else { Ok(()) });
-        noted.unwrap_or_else(|e| log::warn!("{}: its hard links: {}", Shown(guest.root.path()), Reason(e)));
+        noted.unwrap_or_else(|e| {
+            log::warn!(
+                "{}: the guest's list of hard links cannot be updated: {}",
+                Shown(guest.root.path()),
+                Reason(e)
+            )
+        });
     }
 }
 

@@ -83,8 +83,8 @@ impl FreeSpace {
 /// There is too little room.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "no room for {what}: {} and {} inodes are free, {} are reserved; make room, or lower `reserve` in cow-hooks.toml, and \
-     run it again",
+    "not enough space for {what}: {} and {} inodes are free, {} must stay free; free some space or lower `reserve` in \
+     cow-hooks.toml, then run it again",
     size(free.bytes),
     free.inodes,
     size(free.reserve)

@@ -328,7 +328,7 @@ impl LinkWindow<'_> {
 /// What is wrong with the object, not with the guest's file.
 #[derive(Debug, thiserror::Error)]
 enum ObjectError {
-    #[error("damaged; `cow-unify verify GUEST...` repairs it")]
+    #[error("the pool's object is damaged; run `cow-unify verify GUEST...` to repair it")]
     Damaged,
     #[error("{}", Reason(.0))]
     Unreadable(#[source] io::Error),

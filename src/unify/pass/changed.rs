@@ -82,11 +82,13 @@ impl Pass<'_> {
         }
         // What found no equal waits for one.
         catalog.remove(&linked);
-        cache.note(&catalog).unwrap_or_else(|e| log::warn!("the pool's cache: {e}"));
+        cache.note(&catalog).unwrap_or_else(|e| log::warn!("the pool's cache cannot be read: {e}"));
         for (path, spool) in taken {
             if !passed.skipped.iter().any(|skipped| skipped.path == path) {
                 let released = spool.release(&waiting.remove(&path).unwrap_or_default());
-                released.unwrap_or_else(|e| log::warn!("{}: its spool: {}", Shown(&path), Reason(e)));
+                released.unwrap_or_else(|e| {
+                    log::warn!("{}: the list of its hooks cannot be removed: {}", Shown(&path), Reason(e))
+                });
             }
         }
         Ok(passed)
@@ -122,5 +124,5 @@ fn to_be_tried_again(catalog: &Catalog, passed: &Passed, linked: &HashSet<FileIn
 
 /// A guest's list of what has changed cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("its spool: {}", Reason(.0))]
+#[error("the list of its hooks cannot be read: {}", Reason(.0))]
 struct SpoolError(#[source] io::Error);

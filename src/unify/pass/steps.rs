@@ -235,5 +235,5 @@ impl Pass<'_> {
 
 /// Work that was not done for want of something else than room.
 #[derive(Debug, thiserror::Error)]
-#[error("{}; make room, or give more of what there is too little of, and run it again", Reason(.0))]
+#[error("{}; free some space or raise the limit that was reached, then run it again", Reason(.0))]
 struct OutOf(#[source] io::Error);

@@ -77,7 +77,10 @@ impl Publisher<'_> {
     /// A further inode of an object that can have no more links, and the bytes written for it.
     pub fn successor(&self, object: &ObjectName, full: &OwnedFd) -> io::Result<(ObjectName, u64)> {
         let Ok(copied) = self.copy(full, &Inode::of(full)?, object)? else {
-            return Err(io::Error::other("the pool's object is damaged; `cow-unify verify` tells"));
+            return Err(io::Error::other(
+                "the pool's object is damaged; run `cow-unify verify GUEST...` to \
+                repair it",
+            ));
         };
         filesystem::sync(self.run.dir())?;
         let next = ObjectName { index: object.index + 1, ..*object };

@@ -108,7 +108,7 @@ impl Ending<'_> {
             let left = Name { dir: self.dir.as_fd(), name: &name };
             // Only a fault of ours could leave a guest's file here without a journal: its last name is not removed.
             if is_kept(&name) && left.inode()?.is_some_and(|inode| inode.nlink == 1) {
-                return Err(io::Error::other("a guest's file has its last name here"));
+                return Err(io::Error::other("this is the last name of a guest's file"));
             }
             if name != JOURNAL {
                 swap::unlink_shared(left, self.lock_timeout).map_err(io::Error::other)?;

@@ -136,8 +136,8 @@ impl Pool {
         // Without a list, too, they are protected: they must not stay open to changes.
         if let Err(e) = self.write_down(&names) {
             log::error!(
-                "{}: {}: which objects are to be read again is known to this run alone; if it does not reach its \
-                 end, run `cow-unify verify`",
+                "{}: {}: the list of objects to verify cannot be saved; if this run is interrupted, run \
+                 `cow-unify verify`",
                 Shown(&self.path().join(SUSPECTS)),
                 Reason(e)
             );

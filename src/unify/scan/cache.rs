@@ -54,11 +54,11 @@ impl Cache {
         match Self::open_as_is(path) {
             Ok(cache) => Ok(cache),
             Err(e) if is_full(&e) => {
-                log::warn!("{}: {e}; the next run looks at everything again", Shown(path));
+                log::warn!("{}: {e}; the next run examines everything again", Shown(path));
                 Self::open_as_is(Path::new(":memory:"))
             }
             Err(e) => {
-                log::warn!("{}: {e}; begun anew", Shown(path));
+                log::warn!("{}: {e}; a new cache is started", Shown(path));
                 for suffix in ["", "-wal", "-shm"] {
                     let mut path = path.as_os_str().to_os_string();
                     path.push(suffix);

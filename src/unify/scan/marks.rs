@@ -15,8 +15,8 @@ pub fn mark_unable(catalog: &mut Catalog) {
     let unable: BTreeSet<GuestIndex> = catalog.guest_indices().filter(is_here).collect();
     for at in &unable {
         log::warn!(
-            "{}: left as it is: its hooks may not clear the immutable flag, so its package manager could not replace \
-             shared files; what it shares `cow-unify detach {0}` makes private",
+            "{}: left as it is: its hooks may not clear the immutable flag, so its package manager could not \
+             replace shared files; `cow-unify detach {0}` makes the files private that it shares",
             Shown(catalog[*at].root.path())
         );
     }
@@ -33,7 +33,11 @@ pub fn mark_mount_points(catalog: &mut Catalog) {
         return;
     }
     let mounted = MountPoints::look().unwrap_or_else(|e| {
-        log::warn!("what is mounted in guests cannot be seen: {}", Reason(e));
+        log::warn!(
+            "the mounts of other processes cannot be read: {}; a mount on a file that is replaced will \
+            be lost",
+            Reason(e)
+        );
         MountPoints::default()
     });
     let is_mounted = |file: &&PrivateFile| mounted.are_on(catalog.name(file), || Some(catalog.dir_id(file)));

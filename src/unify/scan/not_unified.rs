@@ -51,26 +51,27 @@ impl NotUnified {
     pub fn describe(self) -> &'static str {
         match self {
             NotUnified::Small => "empty or too small",
-            NotUnified::Inline => "within their inodes, without blocks to share",
+            NotUnified::Inline => "stored in their inodes, without blocks to share",
             NotUnified::SetId => "set-id",
             NotUnified::Capabilities => "file capabilities",
-            NotUnified::Protected => "immutable or append-only, the administrator's own",
+            NotUnified::Protected => "immutable or append-only, protected by the administrator",
             NotUnified::OtherMount => "on another mount",
             NotUnified::Unable => "in guests that could not make them private again",
-            NotUnified::MountPoint => "mount points in the mount namespace of some process",
-            NotUnified::LinkedElsewhere => "hard links outside of what may be unified",
-            NotUnified::SeveralNames => "several names, which a reference guest leaves as they are",
-            NotUnified::Project => "another project (quota) than their directory or the pool",
-            NotUnified::Flags => "inode flags that no copy can have",
+            NotUnified::MountPoint => "mount points in the mount namespace of another process",
+            NotUnified::LinkedElsewhere => "with hard links outside of the files that may be unified",
+            NotUnified::SeveralNames => "with several names, which --reference leaves as they are",
+            NotUnified::Project => "of another project (quota) than their directory or the pool",
+            NotUnified::Flags => "with inode flags that a copy cannot have",
             NotUnified::Writer => "open for writing",
-            NotUnified::Changed => "changed while it was looked at",
+            NotUnified::Changed => "changed while they were examined",
             NotUnified::InUse => "used by running programs",
             NotUnified::Encrypted => "in a directory that is encrypted in another way than the pool",
             NotUnified::Unreadable => "cannot be read",
-            NotUnified::Damaged => "the pool's file is damaged",
-            NotUnified::OtherPool => "immutable and shared with others, another pool's",
+            NotUnified::Damaged => "equal to an object of the pool that is damaged",
+            NotUnified::OtherPool => "immutable, and shared by another pool",
             NotUnified::Unprotected => {
-                "the pool's file has lost its protection, which the next run of the host gives back"
+                "equal to an object of the pool that has lost its protection; the next run on the host \
+                 protects it"
             }
         }
     }

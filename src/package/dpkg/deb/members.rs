@@ -29,7 +29,7 @@ pub fn each(
         let mut entry = entry?;
         // dpkg does not take them either, and their size does not tell what is in the archive.
         if entry.header().entry_type().is_gnu_sparse() {
-            return Err(invalid("it has a sparse file".to_owned()));
+            return Err(invalid("it contains a sparse file".to_owned()));
         }
         // The next entry is looked for behind the data of this one.
         left.set(entry.size().saturating_add(MOST_OF_NAMES));
@@ -48,7 +48,7 @@ impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.data.read(buffer)?;
         let left = self.left.get().checked_sub(read as u64);
-        self.left.set(left.ok_or_else(|| invalid("it has a name that does not end".to_owned()))?);
+        self.left.set(left.ok_or_else(|| invalid("a file name is not terminated".to_owned()))?);
         Ok(read)
     }
 }

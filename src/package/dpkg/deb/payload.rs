@@ -59,7 +59,7 @@ pub(super) fn entries(reader: impl Read) -> io::Result<Vec<Entry>> {
         // Each is kept in so many bytes, and in a node of a list.
         let taken = size_of::<Entry>() + path.as_os_str().len() + target;
         let left = bytes_left.checked_sub(taken);
-        bytes_left = left.ok_or_else(|| invalid("it has more names than any package".to_owned()))?;
+        bytes_left = left.ok_or_else(|| invalid("it lists too many names".to_owned()))?;
         entries.push(Entry { path, kind });
         Ok(())
     })?;

@@ -232,9 +232,9 @@ fn a_name_that_does_not_end_is_not_kept() {
     for kind in [tar::EntryType::GNULongName, tar::EntryType::GNULongLink, tar::EntryType::XHeader] {
         let control = begun("control.tar", kind, 1 << 32);
         let error = Control::read(control.chain(io::repeat(b'x'))).unwrap_err();
-        assert!(error.to_string().contains("a name that does not end"), "{kind:?}: {error}");
+        assert!(error.to_string().contains("a file name is not terminated"), "{kind:?}: {error}");
         let error = payload::entries(begun("data.tar", kind, 1 << 32).chain(io::repeat(b'x'))).unwrap_err();
-        assert!(error.to_string().contains("a name that does not end"), "{kind:?}: {error}");
+        assert!(error.to_string().contains("a file name is not terminated"), "{kind:?}: {error}");
     }
 }
 

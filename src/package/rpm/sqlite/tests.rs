@@ -91,7 +91,7 @@ fn a_table_is_found_among_many() {
     written.insert([blob(9)]);
     assert_eq!(written.read(), [blob(9)]);
     written.run("DROP TABLE t; CREATE VIEW t AS SELECT * FROM t2");
-    assert_eq!(read(written.dir.path()).unwrap_err().to_string(), "it has no table t");
+    assert_eq!(read(written.dir.path()).unwrap_err().to_string(), "there is no table t");
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn a_log_that_was_cut_off_counts_up_to_its_last_commit() {
         fs::write(copy.path().join("db-wal"), &log[..length]).unwrap();
         match read(copy.path()) {
             Ok(blobs) => seen.push(blobs.len()),
-            Err(e) => assert_eq!(e.to_string(), "it has no table t"),
+            Err(e) => assert_eq!(e.to_string(), "there is no table t"),
         }
     }
     seen.dedup();
