@@ -42,7 +42,10 @@ fn options_of<'a>(arguments: impl IntoIterator<Item = &'a Arg>, others: &Options
         let possible = option.get_possible_values();
         let value = match (takes_value, option.get_value_names()) {
             (false, _) => String::new(),
-            (true, Some([name])) if possible.is_empty() => name.to_string(),
+            (true, Some([name])) if possible.is_empty() => {
+                let several = option.get_num_args().is_some_and(|values| values.max_values() > 1);
+                format!("{name}{}", if several { " ..." } else { "" })
+            }
             (true, _) => possible.iter().map(|value| value.get_name()).collect::<Vec<_>>().join(" | "),
         };
         let default = option.get_default_values().first().filter(|_| takes_value);
