@@ -472,7 +472,7 @@ fn privileged_without_a_pool_or_with_a_busy_one_nothing_is_done() {
         *words.last_mut().unwrap() = farm.path("g1").into();
         let output = Command::new(&words[0]).args(&words[1..]).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{}", text(&output));
-        assert!(text(&output).contains("there not a pool"), "{}", text(&output));
+        assert!(text(&output).contains("there is no pool here"), "{}", text(&output));
     }
     let lock = fs::File::open(farm.pool().join("lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
