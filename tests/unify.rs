@@ -53,7 +53,7 @@ fn privileged_each_directory_is_listed_once_and_not_again_until_it_changes() {
         let only = farm.write("g1/usr/bin/only", "alone");
         // The entries, and that there are no more.
         let once = BTreeMap::from(
-            ["g1", "g1/usr", "g1/usr/bin", "g1/usr/share", "g2", "g2/usr", "g2/usr/bin", "g2/usr/share"]
+            ["g1/usr", "g1/usr/bin", "g1/usr/share", "g2/usr", "g2/usr/bin", "g2/usr/share"]
                 .map(|dir| (dir.to_owned(), 2)),
         );
         assert_eq!(listed(&farm), (4, once), "{kind}");
@@ -67,7 +67,8 @@ fn privileged_each_directory_is_listed_once_and_not_again_until_it_changes() {
     }
 }
 
-/// Unifies all files of both guests: how many names it linked, and how often it asked for entries of each directory.
+/// Unifies all files of both guests: how many names it linked, and how often it asked for entries of each directory but
+/// for the guests' roots, which tell that they are guests.
 fn listed(farm: &Farm) -> (u64, BTreeMap<String, usize>) {
     let command = farm.command(&["--scope", "all", "--json", "g1", "g2"]);
     let log = tempfile::NamedTempFile::new().unwrap();
@@ -82,7 +83,8 @@ fn listed(farm: &Farm) -> (u64, BTreeMap<String, usize>) {
     for line in fs::read_to_string(log.path()).unwrap().lines() {
         let Some((_, call)) = line.split_once("getdents64(") else { continue };
         let dir = call.split_once('<').and_then(|(_, rest)| rest.split_once('>')).unwrap().0;
-        let dir = Path::new(dir).strip_prefix(&top).ok().filter(|dir| !dir.starts_with(".cow-pool"));
+        let dir = Path::new(dir).strip_prefix(&top).ok();
+        let dir = dir.filter(|dir| !dir.starts_with(".cow-pool") && dir.components().count() > 1);
         if let Some(dir) = dir {
             *calls.entry(dir.to_str().unwrap().to_owned()).or_default() += 1;
         }
