@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use cow_hooks::detach::request::Request;
 use cow_hooks::policy::Policy;
 use cow_hooks::state::members::Cover;
 use cow_hooks::sys::file::inode::{Inode, Time};
@@ -386,12 +387,11 @@ fn privileged_any_tree_keeps_content_and_topology_detached_and_settled() {
             let purpose = Purpose {
                 front_end: "test",
                 member: Some(member(id, Cover::Planned)),
-                dry_run: false,
                 hand_over: true,
                 progress: &cow_hooks::report::Silent,
                 supervise: None,
             };
-            let begun = work.begin(&purpose, |surveyor| surveyor.tree(Path::new("/usr"))).unwrap();
+            let begun = work.begin(&purpose, &Request::of_tree("/usr")).unwrap();
             prop_assert!(begun.outcome.failed.is_empty());
             prop_assert_eq!(&before, &content_and_topology(&guest));
             for (at, shape) in shapes.iter().enumerate().filter(|(_, shape)| shape.shared) {

@@ -1,16 +1,17 @@
 //! Before dpkg runs: plan, inspect, detach. The one place where a hook may refuse.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use cow_hooks::detach::survey::Surveyor;
+use cow_hooks::detach::request::Request;
 use cow_hooks::hook;
 use cow_hooks::hook::pre::{Decision, Run, Start, refuse, shared_below, unknown};
 use cow_hooks::package::PackageSpec;
 use cow_hooks::package::dpkg::apt::Stream;
 use cow_hooks::package::dpkg::{Change, Database, Invocation, Plan};
+use cow_hooks::package::touched::Touched;
 use cow_hooks::policy::{Policy, SuperviseMode};
 use cow_hooks::report::{Reason, Shown};
 use cow_hooks::state::members::{Cover, Member};
@@ -200,10 +201,10 @@ fn prepare(
     }
     let guest = Guest { root, policy: &policy };
     let run = Run { guest, front_end, program: "dpkg", member };
-    let collect = |surveyor: &mut Surveyor<'_>| collect(surveyor, &plan, &policy);
-    let Some(member) = member else { return run.prepare(&manager, None, collect) };
+    let request = request(plan, &policy);
+    let Some(member) = member else { return run.prepare(&manager, None, &request) };
     let (may, begin) = (|| (supervise.may)(member.id), || (supervise.begin)(member.id));
-    run.prepare(&manager, Some(Start { may: &may, begin: &begin }), collect)
+    run.prepare(&manager, Some(Start { may: &may, begin: &begin }), &request)
 }
 
 /// A unified file that dpkg would change outside of the root it installs into, where nothing is made private: its
@@ -250,16 +251,9 @@ fn astray(root: &Root, paths: &[PathBuf]) -> Option<PathBuf> {
     })
 }
 
-/// Looks at all that the plan and the policy name.
-fn collect(surveyor: &mut Surveyor<'_>, plan: &Plan, policy: &Policy) {
-    let new: BTreeSet<&PathBuf> = plan.non_directories.iter().collect();
-    // dpkg removes a directory that a file takes the place of, with all that is in it.
-    for directory in surveyor.paths(plan.non_directories.iter()) {
-        surveyor.tree(&directory);
-    }
-    surveyor.paths(plan.paths.iter().filter(|path| !new.contains(path)));
-    for tree in &plan.trees {
-        surveyor.tree(tree);
-    }
-    surveyor.patterns(&policy.prepare);
+/// What a run touches that dpkg carries out by this plan.
+fn request(plan: Plan, policy: &Policy) -> Request {
+    let Plan { paths, non_directories, trees, .. } = plan;
+    let touched = Touched { paths, non_directories, trees, followed: Vec::new() };
+    Request { touched, patterns: policy.prepare.clone(), ..Request::default() }
 }

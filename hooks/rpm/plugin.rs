@@ -17,9 +17,11 @@ use rustix::fs::OFlags;
 
 use self::elements::Elements;
 use self::ffi::{Action, Plugin, Transaction};
+use crate::detach::request::Request;
 use crate::hook::pre::{Decision, Run, Start, refuse, shared_below};
 use crate::hook::{self, post};
 use crate::logging;
+use crate::package::touched::Touched;
 use crate::policy::{Mode, Policy};
 use crate::report::{Reason, Shown};
 use crate::state::members::{Cover, Member};
@@ -172,11 +174,7 @@ impl CowHooks {
         let begin = || self.supervise().map(|()| supervised.set(true));
         let supervise = Start { may: &supervise::may_supervise_this_thread, begin: &begin };
         let run = self.target.run(member);
-        let decision = run.prepare(&elements, Some(supervise), |surveyor| {
-            surveyor.paths(&planned);
-            surveyor.behind_symlinks(elements.regular());
-            surveyor.patterns(&policy.prepare);
-        });
+        let decision = run.prepare(&elements, Some(supervise), &request(&planned, &elements, policy));
         if decision == Decision::Refuse {
             return Ok(decision);
         }
@@ -229,6 +227,16 @@ impl Open {
     }
 }
 
+/// What rpm touches that was planned for: a symlink in the place of a regular file may be followed.
+fn request(planned: &HashSet<PathBuf>, elements: &Elements, policy: &Policy) -> Request {
+    let touched = Touched {
+        paths: planned.iter().cloned().collect(),
+        followed: elements.regular().cloned().collect(),
+        ..Touched::default()
+    };
+    Request { touched, patterns: policy.prepare.clone(), ..Request::default() }
+}
+
 /// In the middle of the transaction: it goes on whatever this comes to.
 fn detach(target: &Target, member: Member, names: &[PathBuf]) {
     let stays = |problem: String| {
@@ -237,7 +245,7 @@ fn detach(target: &Target, member: Member, names: &[PathBuf]) {
         guests"
         )
     };
-    match target.run(member).begin(|surveyor| drop(surveyor.paths(names))) {
+    match target.run(member).begin(&Request::of_paths(names.iter().cloned())) {
         Ok(begun) => begun.outcome.failed.iter().map(ToString::to_string).for_each(stays),
         Err(refusal) => stays(refusal.to_string()),
     }

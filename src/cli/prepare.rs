@@ -1,6 +1,5 @@
 //! `cow-prepare`: gives unified files private copies, by hand.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, BufRead, Write};
 use std::os::unix::ffi::OsStringExt;
@@ -12,15 +11,14 @@ use serde::Serialize;
 use super::bar::Bar;
 use super::{Named, Problem, failed, guest, guest_path};
 use crate::detach::recover::Recovered;
-use crate::detach::survey::{Left, Surveyor};
+use crate::detach::request::Request;
+use crate::detach::survey::Left;
 use crate::exit::Exit;
 use crate::inspect::Verdict;
 use crate::package::touched::Touched;
 use crate::package::{Managers, files};
-use crate::policy::Policy;
+use crate::policy::{PatternSet, Policy};
 use crate::report::{Reason, Shown, size, tell_of_prevented_write, warn_of_possible_write};
-use crate::sys::file::inode::{Inode, Kind};
-use crate::sys::path::resolve::Resolver;
 use crate::sys::path::root::Root;
 use crate::transaction::{Begun, Guest, Purpose};
 
@@ -105,23 +103,16 @@ pub fn main() -> Exit {
         Err(e) => return refused(&e.to_string(), e.remedy()),
     };
     let bar = Bar::new(arguments.quiet > 0 || arguments.json);
-    let purpose = Purpose {
-        front_end: "cow-prepare",
-        member: None,
-        dry_run: arguments.dry_run,
-        hand_over: true,
-        progress: &bar,
-        supervise: None,
+    let purpose =
+        Purpose { front_end: "cow-prepare", member: None, hand_over: true, progress: &bar, supervise: None };
+    let request = request(paths, touched, &arguments, &policy);
+    let begun = if arguments.dry_run {
+        guest.survey(&request).map(|survey| Begun { survey, ..Begun::default() })
+    } else {
+        guest.begin(&purpose, &request)
     };
-    let mut missing = Vec::new();
-    let begun = guest.begin(&purpose, |surveyor| {
-        missing = collect(&root, surveyor, &paths);
-        if !arguments.package.is_empty() {
-            collect_touched(surveyor, &touched, &policy);
-        }
-    });
     match begun {
-        Ok(begun) => report(&arguments, begun, missing),
+        Ok(begun) => report(&arguments, begun),
         Err(refusal) => refused(&refusal.to_string(), &refusal.remedy()),
     }
 }
@@ -147,54 +138,10 @@ fn paths(arguments: &Arguments, root: &Root) -> anyhow::Result<Vec<PathBuf>> {
     paths.iter().map(|path| guest_path(root, path)).collect()
 }
 
-/// Gives each path to the surveyor. A path given by hand is followed: whoever writes to it hits what it leads to.
-fn collect(root: &Root, surveyor: &mut Surveyor<'_>, paths: &[PathBuf]) -> Vec<Problem> {
-    let mut resolver = Resolver::new(root);
-    let mut problems = Vec::new();
-    let mut files = BTreeSet::new();
-    let mut trees = BTreeSet::new();
-    for path in paths {
-        let looked = resolver.followed(path).and_then(|place| match place {
-            // `/` and what ends in `..` have no last component.
-            None => match resolver.directory(path)? {
-                Some(dir) => Ok((dir, Kind::Directory)),
-                None => Err(io::Error::from_raw_os_error(libc::ENOENT)),
-            },
-            Some(place) => {
-                let dir = root.open_dir(&place.dir)?;
-                Ok((place.path(), Inode::at(dir, &place.name)?.kind))
-            }
-        });
-        match looked {
-            Ok((path, Kind::Directory)) => drop(trees.insert(path)),
-            Ok((path, _)) => drop(files.insert(path)),
-            Err(e) => problems.push(Problem { path: path.clone(), reason: Reason(e).to_string() }),
-        }
-    }
-    surveyor.paths(&files);
-    let mut above: Option<&PathBuf> = None;
-    for tree in &trees {
-        // Sorted: whatever lies below the last one walked comes right after it.
-        if above.is_none_or(|above| !tree.starts_with(above)) {
-            surveyor.tree(tree);
-            above = Some(tree);
-        }
-    }
-    surveyor.siblings();
-    problems
-}
-
-/// Gives to the surveyor what packages touch, and where their scripts write.
-fn collect_touched(surveyor: &mut Surveyor<'_>, touched: &Touched, policy: &Policy) {
-    for directory in surveyor.paths(&touched.non_directories) {
-        surveyor.tree(&directory);
-    }
-    surveyor.paths(&touched.paths);
-    surveyor.behind_symlinks(&touched.followed);
-    for tree in &touched.trees {
-        surveyor.tree(tree);
-    }
-    surveyor.patterns(&policy.prepare);
+/// What a person wants prepared: paths, and what packages touch with the places where their scripts write.
+fn request(paths: Vec<PathBuf>, touched: Touched, arguments: &Arguments, policy: &Policy) -> Request {
+    let patterns = if arguments.package.is_empty() { PatternSet::default() } else { policy.prepare.clone() };
+    Request { given: paths, touched, patterns, other_names: false }
 }
 
 /// What recovery came to, for machines.
@@ -251,16 +198,15 @@ fn refused(reason: &str, remedy: &str) -> Exit {
     Exit::Refused
 }
 
-fn report(arguments: &Arguments, begun: Begun, missing: Vec<Problem>) -> Exit {
+fn report(arguments: &Arguments, begun: Begun) -> Exit {
     let Begun { mut survey, outcome, recovered, .. } = begun;
     // Packages have symlinks, which nobody has asked for by name.
     if !arguments.package.is_empty() {
         survey.left.retain(|left| !matches!(left.verdict, Verdict::NotRegular { .. }));
     }
-    let mut problems = missing;
-    problems.extend(
-        survey.unseen.into_iter().map(|e| Problem { path: e.path, reason: Reason(e.source).to_string() }),
-    );
+    let unseen = survey.unseen.into_iter();
+    let mut problems: Vec<Problem> =
+        unseen.map(|e| Problem { path: e.path, reason: Reason(e.source).to_string() }).collect();
     problems.extend(outcome.failed.into_iter().map(|e| Problem { path: e.path, reason: e.reason }));
     for problem in &problems {
         log::error!("{}: {}", Shown(&problem.path), problem.reason);

@@ -9,6 +9,7 @@ pub mod layers;
 pub mod lift;
 pub mod preflight;
 pub mod recover;
+pub mod request;
 pub mod survey;
 
 pub use self::error::Error;

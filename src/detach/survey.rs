@@ -10,6 +10,7 @@ use rustix::fs::OFlags;
 use serde::Serialize;
 
 use super::layers::Layers;
+use super::request::Request;
 use crate::inspect::{Verdict, inspect};
 use crate::package::Managers;
 use crate::package::owners::Owners;
@@ -93,9 +94,32 @@ pub struct Survey {
     pub unseen: Vec<Unseen>,
 }
 
+/// Looks at what a request names, and judges what was found.
+pub fn survey(root: &Root, policy: &Policy, request: &Request) -> Survey {
+    let Request { given, touched, patterns, other_names } = request;
+    let mut surveyor = Surveyor::new(root, policy);
+    if !given.is_empty() {
+        surveyor.given(given);
+        surveyor.siblings();
+    }
+    // A directory that a file takes the place of is removed, with all that is in it.
+    for directory in surveyor.paths(&touched.non_directories) {
+        surveyor.tree(&directory);
+    }
+    let known: HashSet<&PathBuf> = touched.non_directories.iter().collect();
+    surveyor.paths(touched.paths.iter().filter(|path| !known.contains(path)));
+    surveyor.behind_symlinks(&touched.followed);
+    touched.trees.iter().for_each(|tree| surveyor.tree(tree));
+    surveyor.patterns(patterns);
+    if *other_names {
+        surveyor.siblings();
+    }
+    surveyor.finish()
+}
+
 /// Collects the files of paths, trees and patterns.
 #[derive(Debug)]
-pub struct Surveyor<'a> {
+struct Surveyor<'a> {
     root: &'a Root,
     policy: &'a Policy,
     resolver: Resolver<'a>,
@@ -120,7 +144,7 @@ pub struct Surveyor<'a> {
 
 impl<'a> Surveyor<'a> {
     /// A search that has found nothing yet.
-    pub fn new(root: &'a Root, policy: &'a Policy) -> Surveyor<'a> {
+    fn new(root: &'a Root, policy: &'a Policy) -> Surveyor<'a> {
         Surveyor {
             root,
             policy,
@@ -139,11 +163,47 @@ impl<'a> Surveyor<'a> {
         }
     }
 
+    /// Looks at the files that these paths lead to, and at all below those that lead to directories.
+    fn given(&mut self, paths: &[PathBuf]) {
+        let (mut files, mut trees) = (BTreeSet::new(), BTreeSet::new());
+        for path in paths {
+            match self.leads_to(path) {
+                Ok((path, Kind::Directory)) => drop(trees.insert(path)),
+                Ok((path, _)) => drop(files.insert(path)),
+                Err(source) => self.unseen.push(Unseen { path: path.clone(), source }),
+            }
+        }
+        self.paths(&files);
+        let mut above: Option<&PathBuf> = None;
+        for tree in &trees {
+            // Sorted: whatever lies below the last one walked comes right after it.
+            if above.is_none_or(|above| !tree.starts_with(above)) {
+                self.tree(tree);
+                above = Some(tree);
+            }
+        }
+    }
+
+    /// The canonical path of what `path` leads to, and what that is.
+    fn leads_to(&mut self, path: &Path) -> io::Result<(PathBuf, Kind)> {
+        match self.resolver.followed(path)? {
+            Some(place) => {
+                let dir = self.root.open_dir(&place.dir)?;
+                Ok((place.path(), Inode::at(dir, &place.name)?.kind))
+            }
+            // `/` and what ends in `..` have no last component.
+            None => match self.resolver.directory(path)? {
+                Some(dir) => Ok((dir, Kind::Directory)),
+                None => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+            },
+        }
+    }
+
     /// Looks at these paths; those that do not exist are passed over.
     ///
     /// The directory part of a path is resolved inside the guest, its last component never. Returns the paths that
     /// are directories.
-    pub fn paths<'p>(&mut self, paths: impl IntoIterator<Item = &'p PathBuf>) -> Vec<PathBuf> {
+    fn paths<'p>(&mut self, paths: impl IntoIterator<Item = &'p PathBuf>) -> Vec<PathBuf> {
         self.look_at(paths, Asked::Name)
     }
 
@@ -180,7 +240,7 @@ impl<'a> Surveyor<'a> {
     }
 
     /// Looks at what these paths lead to, of those among them that were found to be symlinks.
-    pub fn behind_symlinks<'p>(&mut self, paths: impl IntoIterator<Item = &'p PathBuf>) {
+    fn behind_symlinks<'p>(&mut self, paths: impl IntoIterator<Item = &'p PathBuf>) {
         let is_symlink = |left: &&Left| matches!(left.verdict, Verdict::NotRegular { kind: Kind::Symlink });
         let symlinks: HashSet<PathBuf> =
             self.left.iter().filter(is_symlink).map(|left| left.path.clone()).collect();
@@ -199,7 +259,7 @@ impl<'a> Surveyor<'a> {
 
     /// Looks at everything below the directory `top`, on its filesystem. Symlinks in `top` are followed inside the
     /// guest, none below it.
-    pub fn tree(&mut self, top: &Path) {
+    fn tree(&mut self, top: &Path) {
         match self.resolver.directory(top) {
             Ok(Some(dir)) => self.below(&dir),
             Ok(None) => {}
@@ -208,12 +268,12 @@ impl<'a> Surveyor<'a> {
     }
 
     /// The same for a directory whose path is canonical.
-    pub fn below(&mut self, dir: &Path) {
+    fn below(&mut self, dir: &Path) {
         self.walk(dir, None);
     }
 
     /// Looks at everything that matches one of the patterns.
-    pub fn patterns(&mut self, patterns: &PatternSet) {
+    fn patterns(&mut self, patterns: &PatternSet) {
         let tops: BTreeSet<PathBuf> =
             patterns.iter().map(|pattern| pattern.fixed_prefix().to_path_buf()).collect();
         for top in &tops {
@@ -323,7 +383,7 @@ impl<'a> Surveyor<'a> {
     /// what is made private by hand stays one inode under all its names. Equal files that only unification has given
     /// one inode are counted, to know who else has it, and stay as they are; where nobody knows which are which, all
     /// are taken for names of one file.
-    pub fn siblings(&mut self) {
+    fn siblings(&mut self) {
         let mut known: HashMap<InodeId, u32> = HashMap::new();
         for inode in self.candidates.values() {
             *known.entry(inode.id).or_default() += 1;
@@ -376,7 +436,7 @@ impl<'a> Surveyor<'a> {
     }
 
     /// Judges what was found.
-    pub fn finish(self) -> Survey {
+    fn finish(self) -> Survey {
         // By mount: a directory that is mounted in two places shows the same names twice.
         let mut names = self.elsewhere;
         for inode in self.candidates.values() {

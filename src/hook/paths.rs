@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use super::caller::Caller;
 use super::post;
 use super::pre::{Decision, Run, Start, refuse};
-use crate::detach::survey::Surveyor;
+use crate::detach::request::Request;
 use crate::package::dpkg::lists;
+use crate::package::touched::Touched;
 use crate::package::{Managers, PackageManager};
 use crate::policy::Policy;
 use crate::report::Reason;
@@ -71,13 +72,12 @@ impl<'a> Called<'a> {
         // Whoever supervises this run already keeps the originals for its end.
         let is_inherited = supervise::inherited().is_ok_and(|inherited| inherited);
         let supervise = is_inherited.then_some(Start { may: &|| Ok(()), begin: &|| Ok(()) });
-        run.prepare(manager, supervise, |surveyor| collect(surveyor, &paths, self.policy))
+        run.prepare(manager, supervise, &request(paths, self.policy))
     }
 
     /// Whether what [`Called::pre`] would do can be done; does nothing.
     pub fn check(&self) -> Decision {
-        let checked =
-            read().map(|paths| self.guest().check(|surveyor| collect(surveyor, &paths, self.policy)));
+        let checked = read().map(|paths| self.guest().check(&request(paths, self.policy)));
         match checked {
             // The hook that follows meets the same.
             Err(_) | Ok(Ok(())) => Decision::GoOn,
@@ -117,8 +117,24 @@ fn read() -> io::Result<Vec<PathBuf>> {
     Ok(lists::list(&text))
 }
 
-fn collect(surveyor: &mut Surveyor<'_>, paths: &[PathBuf], policy: &Policy) {
-    surveyor.paths(paths);
-    surveyor.behind_symlinks(paths);
-    surveyor.patterns(&policy.prepare);
+/// What a run touches that was told of these paths: their files, what symlinks among them lead to, and where scripts
+/// write.
+fn request(paths: Vec<PathBuf>, policy: &Policy) -> Request {
+    let touched = Touched { followed: paths.clone(), paths, ..Touched::default() };
+    Request { touched, patterns: policy.prepare.clone(), ..Request::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_hook_is_told_is_looked_at_with_what_symlinks_lead_to() {
+        let policy = Policy::builtin().unwrap();
+        let paths = vec![PathBuf::from("/usr/bin/x"), PathBuf::from("/etc/y")];
+        let request = request(paths.clone(), &policy);
+        assert_eq!((&request.touched.paths, &request.touched.followed), (&paths, &paths));
+        assert_eq!(request.patterns, policy.prepare);
+        assert!(request.given.is_empty() && request.touched.trees.is_empty() && !request.other_names);
+    }
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::SWITCH;
-use crate::detach::survey::{Left, Surveyor};
+use crate::detach::request::Request;
+use crate::detach::survey::{Left, survey};
 use crate::inspect::Verdict;
 use crate::package::PackageManager;
 use crate::policy::{Mode, Policy};
@@ -59,20 +60,20 @@ pub struct Run<'a> {
     pub member: Option<Member>,
 }
 
-impl<'a> Run<'a> {
-    /// Detaches what `collect` finds to be unified, says what that came to, and decides.
+impl Run<'_> {
+    /// Detaches what is unified of what the run touches, says what that came to, and decides.
     ///
     /// `supervise` has the run supervised instead, where there is something to protect.
     pub fn prepare(
         &self,
         manager: &dyn PackageManager,
         supervise: Option<Start<'_>>,
-        collect: impl FnOnce(&mut Surveyor<'a>),
+        request: &Request,
     ) -> Decision {
         let needed = || self.guest.has_protected(manager);
         match self.begin_with(
             supervise.map(|Start { may, begin }| Supervise { may, needed: &needed, start: begin }),
-            collect,
+            request,
         ) {
             Err(refusal) => self.refuse(&[refusal.to_string()], &refusal.remedy()),
             Ok(begun) => {
@@ -89,23 +90,18 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Detaches what `collect` finds to be unified, and says nothing.
+    /// Detaches what is unified of what the run touches, and says nothing.
     ///
     /// # Errors
     /// As [`Guest::begin`].
-    pub fn begin(&self, collect: impl FnOnce(&mut Surveyor<'a>)) -> Result<Begun, Refusal> {
-        self.begin_with(None, collect)
+    pub fn begin(&self, request: &Request) -> Result<Begun, Refusal> {
+        self.begin_with(None, request)
     }
 
-    fn begin_with(
-        &self,
-        supervise: Option<Supervise<'_>>,
-        collect: impl FnOnce(&mut Surveyor<'a>),
-    ) -> Result<Begun, Refusal> {
+    fn begin_with(&self, supervise: Option<Supervise<'_>>, request: &Request) -> Result<Begun, Refusal> {
         let Run { guest, front_end, member, .. } = *self;
-        let purpose =
-            Purpose { front_end, member, dry_run: false, hand_over: true, progress: &Silent, supervise };
-        guest.begin(&purpose, collect)
+        let purpose = Purpose { front_end, member, hand_over: true, progress: &Silent, supervise };
+        guest.begin(&purpose, request)
     }
 
     /// Nothing will run: what was detached for it is shared again, as far as its original was kept.
@@ -226,9 +222,7 @@ pub fn unknown(program: &str, reason: &str) -> Decision {
 
 /// A unified file below the directory `dir` of this root.
 pub fn shared_below(root: &Root, policy: &Policy, dir: &Path) -> Option<PathBuf> {
-    let mut surveyor = Surveyor::new(root, policy);
-    surveyor.tree(dir);
-    surveyor.finish().unified.first().map(|found| found.place.path())
+    survey(root, policy, &Request::of_tree(dir)).unified.first().map(|found| found.place.path())
 }
 
 /// The hook cannot do its work at all, for a reason that keeps the package manager from its own, too.

@@ -8,8 +8,9 @@ use super::guest::{Guest, seconds_now};
 use super::refusal::Refusal;
 use crate::detach::apply::{Detacher, Manner, Outcome};
 use crate::detach::recover::Recovered;
-use crate::detach::survey::{Found, Survey, Surveyor, Unseen};
-use crate::detach::{self, lift, preflight};
+use crate::detach::request::Request;
+use crate::detach::survey::{Found, Survey, Unseen};
+use crate::detach::{self, lift, preflight, survey};
 use crate::ledger::Ledger;
 use crate::policy;
 use crate::report::{Reason, Watch};
@@ -40,8 +41,6 @@ pub struct Purpose<'a> {
     pub front_end: &'a str,
     /// The process whose run this is; none where nothing runs afterwards.
     pub member: Option<Member>,
-    /// Tell what would be done, and do nothing.
-    pub dry_run: bool,
     /// Where nothing runs afterwards: let the host know what has become private, for it to be unified again.
     pub hand_over: bool,
     /// Told how many files and bytes are to be copied, then of each as it is.
@@ -61,40 +60,46 @@ pub struct Supervise<'a> {
     pub start: &'a dyn Fn() -> Result<(), supervise::Error>,
 }
 
-impl<'a> Guest<'a> {
-    /// Detaches what `collect` finds to be unified.
+impl Guest<'_> {
+    /// Looks at what a run is about to touch; changes nothing.
+    ///
+    /// # Errors
+    /// If so little can be opened that a unified file may have been overlooked.
+    pub fn survey(self, request: &Request) -> Result<Survey, Refusal> {
+        let mut survey = survey::survey(self.root, self.policy, request);
+        match survey.unseen.iter().position(Unseen::is_exhaustion) {
+            Some(at) => Err(detach::Error::from(survey.unseen.swap_remove(at)).into()),
+            None => Ok(survey),
+        }
+    }
+
+    /// Detaches what is unified of all that a run is about to touch, or has the run supervised.
     ///
     /// With a member, the originals stay in the stash until its run is settled. Where nothing is unified, nothing is
     /// written, but for the note that the member takes part.
     ///
     /// # Errors
     /// A refusal: nothing was touched. Names that could not be detached later on are in the outcome.
-    pub fn begin(
-        self,
-        purpose: &Purpose<'_>,
-        collect: impl FnOnce(&mut Surveyor<'a>),
-    ) -> Result<Begun, Refusal> {
-        let mut begun = Begun::default();
+    pub fn begin(self, purpose: &Purpose<'_>, request: &Request) -> Result<Begun, Refusal> {
         // Nothing of ours can be written then, and what is unified is refused.
         let writes = filter::against_copies().is_none();
-        let open = if purpose.dry_run || !writes { None } else { self.existing()? };
+        let open = if writes { self.existing()? } else { None };
+        let mut begun = Begun::default();
         if let Some((store, _lock)) = &open
             && let Some(mut ledger) = Ledger::existing(store)?
         {
             begun.recovered = self.recover_in(store, &mut ledger)?;
         }
-        if !purpose.dry_run && writes {
+        if writes {
             self.look_at_ability();
         }
-        let mut surveyor = Surveyor::new(self.root, self.policy);
-        collect(&mut surveyor);
-        begun.survey = surveyor.finish();
-        if let Some(at) = begun.survey.unseen.iter().position(Unseen::is_exhaustion) {
-            return Err(detach::Error::from(begun.survey.unseen.swap_remove(at)).into());
+        begun.survey = self.survey(request)?;
+        begun.supervised = self.supervise(purpose, &begun.survey.unified)?;
+        if begun.supervised {
+            return Ok(begun);
         }
-        begun.supervised = !purpose.dry_run && self.supervise(purpose, &begun.survey.unified)?;
-        if begun.survey.unified.is_empty() || purpose.dry_run || begun.supervised {
-            if !purpose.dry_run && !begun.supervised && writes {
+        if begun.survey.unified.is_empty() {
+            if writes {
                 self.join(purpose.member, open.is_some());
             }
             return Ok(begun);
@@ -249,13 +254,12 @@ impl<'a> Guest<'a> {
         Ok(outcome)
     }
 
-    /// Whether a transaction that touches what `collect` finds could begin; changes nothing.
+    /// Whether a run that touches this could begin; changes nothing.
     ///
     /// # Errors
     /// The refusal it would meet.
-    pub fn check(self, collect: impl FnOnce(&mut Surveyor<'a>)) -> Result<(), Refusal> {
-        let mut surveyor = Surveyor::new(self.root, self.policy);
-        collect(&mut surveyor);
-        Ok(preflight::check(self.root, &surveyor.finish().unified, Some(self.policy.reserve))?)
+    pub fn check(self, request: &Request) -> Result<(), Refusal> {
+        let survey = survey::survey(self.root, self.policy, request);
+        Ok(preflight::check(self.root, &survey.unified, Some(self.policy.reserve))?)
     }
 }

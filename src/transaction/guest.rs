@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::error::Error;
 use crate::detach::recover::{self, Recovered};
-use crate::detach::survey::Surveyor;
+use crate::detach::request::Request;
+use crate::detach::survey::survey;
 use crate::ledger::Ledger;
 use crate::package::PackageManager;
 use crate::policy::Policy;
@@ -32,18 +33,16 @@ pub struct Guest<'a> {
 impl Guest<'_> {
     /// Whether the guest holds a protected file that it shares with others, in the packages that all guests have.
     pub fn has_protected(self, manager: &dyn PackageManager) -> bool {
-        let mut surveyor = Surveyor::new(self.root, self.policy);
-        surveyor.paths(&manager.essential().unwrap_or_default());
-        surveyor.finish().unified.iter().any(|found| found.inode.immutable)
+        let request = Request::of_paths(manager.essential().unwrap_or_default());
+        survey(self.root, self.policy, &request).unified.iter().any(|found| found.inode.immutable)
     }
 
     /// Whether the host has begun to unify this guest.
     pub(super) fn shares_any(self, manager: &dyn PackageManager) -> Result<bool, Error> {
-        let mut surveyor = Surveyor::new(self.root, self.policy);
-        surveyor.paths(&manager.essential().map_err(Error::Packages)?);
+        let essential = manager.essential().map_err(Error::Packages)?;
         // Hard links of one another, as equal files are in a guest that was unified once, are shared with nobody.
-        surveyor.siblings();
-        Ok(!surveyor.finish().unified.is_empty())
+        let request = Request { other_names: true, ..Request::of_paths(essential) };
+        Ok(!survey(self.root, self.policy, &request).unified.is_empty())
     }
 
     pub(super) fn existing(self) -> Result<Option<(Store, Locked)>, Error> {

@@ -3,12 +3,13 @@
 //! Nothing the guest says counts: neither its policy nor a database of its own.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::begin::{Begun, Purpose};
 use super::guest::Guest;
 use super::refusal::Refusal;
+use crate::detach::request::Request;
 use crate::policy::Policy;
 use crate::report::{Reason, Shown, Watch};
 use crate::state::lock::{Claim, claim};
@@ -90,15 +91,9 @@ pub fn detach(root: &Root, pool: Option<&Pool>, policy: &Policy, watch: &dyn Wat
         return Err(Error::Busy { path: path() });
     }
     let traces = Traces::before(root).map_err(at)?;
-    let purpose = Purpose {
-        front_end: "cow-unify",
-        member: None,
-        dry_run: false,
-        hand_over: false,
-        progress: watch,
-        supervise: None,
-    };
-    let begun = Guest { root, policy }.begin(&purpose, |surveyor| surveyor.tree(Path::new("/")));
+    let purpose =
+        Purpose { front_end: "cow-unify", member: None, hand_over: false, progress: watch, supervise: None };
+    let begun = Guest { root, policy }.begin(&purpose, &Request::of_tree("/"));
     PoolNotice::retract(root).unwrap_or_else(|e| log::warn!("{}: {}", Shown(root.path()), Reason(e)));
     // The files are what matters: they are done.
     let removed = traces.remove(root, PATIENCE);

@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::supervision;
 use crate::detach::layers::Layers;
-use crate::detach::survey::{Found, Surveyor};
+use crate::detach::request::Request;
+use crate::detach::survey::{Found, survey};
 use crate::inspect::{Verdict, inspect};
 use crate::ledger::Ledger;
 use crate::package::Managers;
@@ -44,10 +45,8 @@ pub fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec<File>>
     let owners = Owners::load(&Managers::new(guest.root))?;
     let waiting = read_spool(guest.root)?;
     let stashed = stashed(guest)?;
-    let mut surveyor = Surveyor::new(guest.root, guest.policy);
-    surveyor.paths(paths);
-    surveyor.siblings();
-    let survey = surveyor.finish();
+    let request = Request { other_names: true, ..Request::of_paths(paths.iter().cloned()) };
+    let survey = survey(guest.root, guest.policy, &request);
     let mut verdicts: HashMap<PathBuf, Verdict> = HashMap::new();
     for Found { place, inode } in &survey.unified {
         verdicts.insert(place.path(), inspect(inode, 1, guest.policy.protection, false));

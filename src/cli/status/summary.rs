@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::detach::survey::{Found, Surveyor, Tally};
+use crate::detach::request::Request;
+use crate::detach::survey::{Found, Tally, survey};
 use crate::exit::Exit;
 use crate::inspect::Verdict;
 use crate::ledger::{Ledger, Stage};
@@ -43,10 +44,8 @@ pub struct Tree {
 impl Tree {
     /// Looks at every file below `path`; what cannot be looked at is logged and makes `exit` partial.
     pub fn walk(guest: Guest<'_>, path: PathBuf, exit: &mut Exit) -> Tree {
-        let mut surveyor = Surveyor::new(guest.root, guest.policy);
-        surveyor.tree(&path);
-        surveyor.siblings();
-        let survey = surveyor.finish();
+        let request = Request { other_names: true, ..Request::of_tree(&path) };
+        let survey = survey(guest.root, guest.policy, &request);
         for unseen in &survey.unseen {
             log::error!("{}: {}", Shown(&unseen.path), Reason(&unseen.source));
             *exit = Exit::Partial;
