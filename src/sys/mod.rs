@@ -3,6 +3,7 @@
 //! `clippy.toml` forbids the functions that write, rename or change inodes everywhere else. All unsafe code is in here
 //! too, with one exception: `hooks/rpm/ffi.rs` speaks rpm's C plugin API. Its functions are called by rpm and call rpm
 //! back, through raw pointers; none of them is a system call, and none touches a file.
+//! (`hooks/rpm/plugin.rs` has the attribute that exports the symbol rpm looks up, and no unsafe block.)
 //!
 //! From the outside in; each knows only those below it:
 //!
