@@ -77,18 +77,15 @@ impl Pass<'_> {
     /// Tells guests where the pool is and how it unifies. A guest that does not know waits for the host.
     fn announce(&self, pool: &Pool, guests: &[GuestTree]) {
         let PassOptions { protection, allow_setid, min_size, .. } = *self.options;
-        let notice = Handle::of(pool.root()).map(|pool| PoolNotice {
-            pool,
-            immutable: protection != PoolProtection::None,
-            allow_setid,
-            min_size,
-        });
+        let pool = match Handle::of(pool.root()) {
+            Ok(handle) => handle,
+            Err(e) => return log::debug!("{}: {}", Shown(pool.path()), Reason(e)),
+        };
+        let notice =
+            PoolNotice { pool, immutable: protection != PoolProtection::None, allow_setid, min_size };
         for guest in guests {
-            let told = match &notice {
-                Ok(notice) => notice.leave(&guest.root).map_err(|e| Reason(e).to_string()),
-                Err(e) => Err(Reason(e).to_string()),
-            };
-            told.unwrap_or_else(|e| log::debug!("{}: {e}", Shown(guest.root.path())));
+            let told = notice.leave(&guest.root);
+            told.unwrap_or_else(|e| log::debug!("{}: {}", Shown(guest.root.path()), Reason(e)));
         }
     }
 }
