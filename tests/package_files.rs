@@ -12,7 +12,7 @@ use cow_hooks::policy::Policy;
 use cow_hooks::sys::file::inode::{Inode, InodeId, Kind};
 
 use crate::support::pair::{Pair, Scope, support};
-use crate::support::{Guests, assert_same, entries, picture, program, run, text};
+use crate::support::{assert_same, entries, picture, program, run, text};
 
 /// A kind of guest, and what installs a package in it.
 struct Manager {
@@ -275,8 +275,11 @@ fn is_plain(said: &str) -> bool {
 #[test]
 #[ignore = "needs root"]
 fn privileged_a_file_that_is_no_package_refuses_all() {
-    let guests = Guests::new("ext4", 4, true);
     let dir = tempfile::tempdir().unwrap();
+    let guest = dir.path().join("guest");
+    fs::create_dir_all(guest.join("usr/bin")).unwrap();
+    fs::write(guest.join("usr/bin/a"), "x").unwrap();
+    fs::hard_link(guest.join("usr/bin/a"), dir.path().join("shared")).unwrap();
     run(support("debs").arg(dir.path()));
     run(support("rpms").arg(dir.path()));
     let [deb, rpm] =
@@ -298,18 +301,18 @@ fn privileged_a_file_that_is_no_package_refuses_all() {
         (write("text.rpm", b"x\n"), "is neither a .deb nor an .rpm", "before it"),
         (write("empty.deb", b""), "is neither a .deb nor an .rpm", "before it"),
         (dir.path().join("missing"), "No such file or directory", "check the name"),
-        (dir.path().to_path_buf(), "Is a directory", "check the name"),
+        (dir.path().to_path_buf(), "not a regular file", "check the name"),
     ];
-    let before = picture(&guests.first());
+    let before = picture(&guest);
     for (path, reason, remedy) in &broken {
         let mut command = Command::new(program("cow-prepare"));
-        command.args(["--root", guests.first().to_str().unwrap(), "/usr", "--package"]);
+        command.args(["--root", guest.to_str().unwrap(), "/usr", "--package"]);
         let output = command.arg(dir.path().join("cow-conf_2.deb")).arg(path).output().unwrap();
         let said = text(&output);
         assert_eq!(output.status.code(), Some(3), "{said}");
         assert!(said.contains(path.to_str().unwrap()) && said.contains(reason), "{said}");
         assert!(said.contains("remedy: ") && said.contains(remedy) && is_plain(&said), "{said}");
-        assert_same(&before, &picture(&guests.first()), &said);
+        assert_same(&before, &picture(&guest), &said);
     }
 }
 

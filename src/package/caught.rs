@@ -1,4 +1,4 @@
-//! Panics of a crate that reads hostile input, as errors.
+//! Panics of crates that read hostile input, as errors.
 
 use std::cell::Cell;
 use std::io;

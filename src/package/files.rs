@@ -95,9 +95,12 @@ impl Format {
     fn of(path: &Path) -> Result<Format, Error> {
         let unopened = |source| Error::Unopened { path: path.to_path_buf(), source };
         let mut start = Vec::new();
-        std::fs::File::open(path)
-            .and_then(|file| file.take(deb::MAGIC.len() as u64).read_to_end(&mut start))
-            .map_err(unopened)?;
+        // Nobody may ever write to a pipe.
+        if !std::fs::metadata(path).map_err(unopened)?.is_file() {
+            return Err(unopened(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+        }
+        let file = std::fs::File::open(path).map_err(unopened)?;
+        file.take(deb::MAGIC.len() as u64).read_to_end(&mut start).map_err(unopened)?;
         if start == deb::MAGIC {
             Ok(Format::Deb)
         } else if start.starts_with(&file::MAGIC) {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use self::ar::invalid;
 use super::control::{Stanza, relationship_names, stanzas};
 use super::lists;
+use crate::package::caught::caught;
 use crate::package::{MultiArch, PackageId};
 use crate::report::{Reason, Shown};
 
@@ -57,7 +58,7 @@ impl Control {
     /// Reads the control member of the archive `path`, and no more of it.
     pub fn open(path: &Path) -> Result<Control, Error> {
         let read = || Control::read(BufReader::new(File::open(path)?));
-        read().map_err(|source| Error { path: path.to_path_buf(), source })
+        caught(read).map_err(|source| Error { path: path.to_path_buf(), source })
     }
 
     /// Reads the control member of an archive, and no more of it.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::ar::{self, invalid};
 use super::{Error, members};
 use crate::package::absolute;
+use crate::package::caught::caught;
 use crate::package::installed::MOST_LISTED;
 
 /// A name in the payload.
@@ -34,7 +35,7 @@ pub enum Kind {
 /// The names in the payload of the archive `path`, the root directory left out.
 pub fn payload(path: &Path) -> Result<Vec<Entry>, Error> {
     let read = || entries(BufReader::new(File::open(path)?));
-    read().map_err(|source| Error { path: path.to_path_buf(), source })
+    caught(read).map_err(|source| Error { path: path.to_path_buf(), source })
 }
 
 pub(super) fn entries(reader: impl Read) -> io::Result<Vec<Entry>> {
