@@ -20,6 +20,7 @@ mod interruption;
 mod layers;
 mod let_go;
 mod mounts;
+mod one_program;
 mod other_hooks;
 mod package_files;
 mod pool;

@@ -110,7 +110,7 @@ fn next_release(pair: &Pair) {
             "-D",
             &define("_sourcedir", &top.join("target/rpm/SOURCES")),
         ])
-        .args(["-D", &define("prebuilt", &top.join("target/release")), "-D", "_binary_payload w1.gzdio"])
+        .args(["-D", &define("prebuilt", &top.join("target/dist")), "-D", "_binary_payload w1.gzdio"])
         .arg(&spec));
     let copy = "cp \"$0\"/RPMS/*/*-2.*.rpm \"$1\"";
     run(Command::new("sh").args(["-c", copy]).arg(work.path()).arg(pair.path("g1/root")));

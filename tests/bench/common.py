@@ -9,7 +9,7 @@ HERE = os.path.dirname(os.path.realpath(__file__))
 SUPPORT = os.path.join(HERE, "..", "support")
 TARGET = os.path.realpath(os.path.join(HERE, "..", "..", "target"))
 PACKAGES = os.path.join(TARGET, "packages")
-PROGRAMS = os.path.join(TARGET, "release")
+PROGRAMS = os.path.join(TARGET, "dist")
 sys.path.insert(0, SUPPORT)
 
 
