@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cow_hooks::detach::request::Request;
 use cow_hooks::policy::Policy;
-use cow_hooks::state::members::Cover;
+use cow_hooks::state::members::Coverage;
 use cow_hooks::sys::file::inode::{Inode, Time};
 use cow_hooks::sys::path::root::Root;
 use cow_hooks::sys::process::Processes;
-use cow_hooks::transaction::{Guest, Purpose, member};
+use cow_hooks::transaction::{Guest, RunOptions, member};
 use proptest::prelude::*;
 use rustix::fs::{FlockOperation, IFlags};
 
@@ -384,14 +384,14 @@ fn privileged_any_tree_keeps_content_and_topology_detached_and_settled() {
             let work = Guest { root: &root, policy: &policy };
             let manager = Manager(Command::new("sleep").arg("100").stdin(Stdio::null()).spawn().unwrap());
             let id = Processes::open().unwrap().process(manager.0.id() as i32).unwrap().id;
-            let purpose = Purpose {
+            let options = RunOptions {
                 front_end: "test",
-                member: Some(member(id, Cover::Planned)),
+                member: Some(member(id, Coverage::Planned)),
                 hand_over: true,
                 progress: &cow_hooks::report::Silent,
                 supervise: None,
             };
-            let begun = work.begin(&purpose, &Request::of_tree("/usr")).unwrap();
+            let begun = work.begin(&options, &Request::of_tree("/usr")).unwrap();
             prop_assert!(begun.outcome.failed.is_empty());
             prop_assert_eq!(&before, &content_and_topology(&guest));
             for (at, shape) in shapes.iter().enumerate().filter(|(_, shape)| shape.shared) {

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use cow_hooks::detach::request::Request;
 use cow_hooks::hook;
-use cow_hooks::hook::pre::{Decision, Run, Start, refuse, shared_below, unknown};
+use cow_hooks::hook::pre::{Decision, HookRun, Start, refuse, shared_below, unknown};
 use cow_hooks::package::PackageSpec;
 use cow_hooks::package::dpkg::apt::Stream;
 use cow_hooks::package::dpkg::{Change, Database, Invocation, Plan};
 use cow_hooks::package::touched::Touched;
 use cow_hooks::policy::{Policy, SuperviseMode};
 use cow_hooks::report::{Reason, Shown};
-use cow_hooks::state::members::{Cover, Member};
+use cow_hooks::state::members::{Coverage, Member};
 use cow_hooks::supervise;
 use cow_hooks::sys::file::inode::{Inode, Kind};
 use cow_hooks::sys::path::root::{Root, relative};
@@ -46,7 +46,7 @@ pub fn apt() -> Decision {
     let apt = caller
         .caller
         .front_end()
-        .map(|process| member(process.id, if covers { Cover::Planned } else { Cover::Nothing }));
+        .map(|process| member(process.id, if covers { Coverage::Planned } else { Coverage::Nothing }));
     // It may be one dpkg after the other: its hook has the rights over it that this one has over its shell.
     let shell = caller.caller.ancestors.first().map(|process| process.id);
     let may = |apt: ProcessId| supervise::may_supervise(shell.unwrap_or(apt).pid);
@@ -66,7 +66,7 @@ pub fn dpkg() -> Decision {
     let dpkg = caller.dpkg().map(|process| process.id);
     match caller.covered_by().map(|member| member.covers) {
         None => {}
-        Some(Cover::Supervised) => match dpkg {
+        Some(Coverage::Supervised) => match dpkg {
             Some(dpkg) if begin(dpkg).is_ok() => return Decision::GoOn,
             // What apt's hook could not foresee: this dpkg is prepared like one that was called without apt.
             _ => {}
@@ -85,7 +85,7 @@ pub fn dpkg() -> Decision {
     prepare(
         &caller,
         "dpkg",
-        dpkg.map(|id| member(id, Cover::Planned)),
+        dpkg.map(|id| member(id, Coverage::Planned)),
         Watch { may: &|dpkg| supervise::may_supervise(dpkg.pid), begin: &begin },
         |database| match &invocation {
             Some(invocation) => Change::of_invocation(invocation, database, &base),
@@ -194,13 +194,13 @@ fn prepare(
         }
     }
     // What is not all known is planned for again by each dpkg.
-    let covers = |member: Member| if plan.warnings.is_empty() { member.covers } else { Cover::Nothing };
+    let covers = |member: Member| if plan.warnings.is_empty() { member.covers } else { Coverage::Nothing };
     let member = member.map(|member| Member { covers: covers(member), ..member });
     for warning in &plan.warnings {
         log::warn!("{warning}");
     }
     let guest = Guest { root, policy: &policy };
-    let run = Run { guest, front_end, program: "dpkg", member };
+    let run = HookRun { guest, front_end, program: "dpkg", member };
     let request = request(plan, &policy);
     let Some(member) = member else { return run.prepare(&manager, None, &request) };
     let (may, begin) = (|| (supervise.may)(member.id), || (supervise.begin)(member.id));

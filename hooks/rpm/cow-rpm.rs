@@ -12,7 +12,7 @@ use cow_hooks::hook::paths::{self, Called};
 use cow_hooks::hook::pre::Decision;
 use cow_hooks::hook::{self, post, rpm_files};
 use cow_hooks::package::Managers;
-use cow_hooks::package::rpm::command_line::Found;
+use cow_hooks::package::rpm::command_line::PackageArguments;
 use cow_hooks::package::rpm::plan;
 use cow_hooks::policy::{Mode, Policy};
 use cow_hooks::report::Reason;
@@ -72,7 +72,7 @@ fn work(hook: &str, called: Called<'_>, manager: &Managers<'_>) -> Decision {
 
 /// What the packages on rpm's command line bring: its triggers are told of nothing but what the old ones have.
 fn brought(caller: &Caller) -> Vec<PathBuf> {
-    let Found { packages, warnings } = rpm_files::of(caller);
+    let PackageArguments { packages, warnings } = rpm_files::of(caller);
     for warning in warnings {
         log::warn!("{warning}; what this package replaces may stay unified");
     }

@@ -18,13 +18,13 @@ use rustix::fs::OFlags;
 use self::elements::Elements;
 use self::ffi::{Action, Plugin, Transaction};
 use crate::detach::request::Request;
-use crate::hook::pre::{Decision, Run, Start, refuse, shared_below};
+use crate::hook::pre::{Decision, HookRun, Start, refuse, shared_below};
 use crate::hook::{self, post};
 use crate::logging;
 use crate::package::touched::Touched;
 use crate::policy::{Mode, Policy};
 use crate::report::{Reason, Shown};
-use crate::state::members::{Cover, Member};
+use crate::state::members::{Coverage, Member};
 use crate::supervise;
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::path::resolve::Resolver;
@@ -53,8 +53,8 @@ impl Target {
         Guest { root: &self.root, policy: &self.policy }
     }
 
-    fn run(&self, member: Member) -> Run<'_> {
-        Run { guest: self.guest(), front_end: "rpm", program: "rpm", member: Some(member) }
+    fn run(&self, member: Member) -> HookRun<'_> {
+        HookRun { guest: self.guest(), front_end: "rpm", program: "rpm", member: Some(member) }
     }
 }
 
@@ -167,7 +167,7 @@ impl CowHooks {
         let planned = elements.touched(&[&database, &canonical]);
         let own = Processes::open().and_then(|processes| processes.own()).ok();
         let unknown = ProcessId { pid: std::process::id() as i32, start: 0 };
-        let member = member(own.as_ref().map_or(unknown, |process| process.id), Cover::Planned);
+        let member = member(own.as_ref().map_or(unknown, |process| process.id), Coverage::Planned);
         // Before there is a filter: it is for the threads that come after it.
         let unconfined = UnconfinedThread::start().inspect_err(|e| log::debug!("{e}")).ok();
         let supervised = Cell::new(false);

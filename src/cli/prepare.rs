@@ -20,7 +20,7 @@ use crate::package::{Managers, files};
 use crate::policy::{PatternSet, Policy};
 use crate::report::{Reason, Shown, size, tell_of_prevented_write, warn_of_possible_write};
 use crate::sys::path::root::Root;
-use crate::transaction::{Begun, Guest, Purpose};
+use crate::transaction::{Begun, Guest, RunOptions};
 
 /// Give unified files private copies, so that they can be changed.
 #[derive(Debug, Parser)]
@@ -103,13 +103,18 @@ pub fn main() -> Exit {
         Err(e) => return refused(&e.to_string(), e.remedy()),
     };
     let bar = Bar::new(arguments.quiet > 0 || arguments.json);
-    let purpose =
-        Purpose { front_end: "cow-prepare", member: None, hand_over: true, progress: &bar, supervise: None };
+    let options = RunOptions {
+        front_end: "cow-prepare",
+        member: None,
+        hand_over: true,
+        progress: &bar,
+        supervise: None,
+    };
     let request = request(paths, touched, &arguments, &policy);
     let begun = if arguments.dry_run {
         guest.survey(&request).map(|survey| Begun { survey, ..Begun::default() })
     } else {
-        guest.begin(&purpose, &request)
+        guest.begin(&options, &request)
     };
     match begun {
         Ok(begun) => report(&arguments, begun),

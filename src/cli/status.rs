@@ -48,11 +48,11 @@ Exit status:
 struct Report {
     /// The guest's transactions; with paths, they were not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    guest: Option<summary::State>,
+    guest: Option<summary::TransactionState>,
     #[serde(skip_serializing_if = "Option::is_none")]
     supervision: Option<Supervision>,
     trees: Vec<summary::Tree>,
-    files: Vec<file::File>,
+    files: Vec<file::FileReport>,
 }
 
 /// Runs the command with the arguments of this process.
@@ -82,7 +82,7 @@ fn collect(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<(Report, E
     let mut files = Vec::new();
     let mut resolver = Resolver::new(guest.root);
     if arguments.paths.is_empty() {
-        report.guest = Some(summary::State::read(guest)?);
+        report.guest = Some(summary::TransactionState::read(guest)?);
         let tree = summary::Tree::walk(guest, PathBuf::from("/"), &mut exit);
         report.supervision = Some(Supervision::of(guest, &tree.examples));
         report.trees.push(tree);

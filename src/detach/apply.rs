@@ -73,7 +73,7 @@ impl Outcome {
 
 /// How a batch is detached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manner {
+pub enum DetachMode {
     /// Many files, before a run: all filesystems are flushed before the first name changes and after the last.
     Batch,
     /// The names of one file, for a process that waits: its copy's data alone is flushed; the caller keeps the shared inode recorded
@@ -93,7 +93,7 @@ pub struct Detacher<'a> {
     /// Whether the originals stay in the stash.
     pub keep: bool,
     /// How that is done.
-    pub manner: Manner,
+    pub mode: DetachMode,
     /// Told of each file as it is copied.
     pub progress: &'a dyn Watch,
 }
@@ -181,7 +181,7 @@ impl Detacher<'_> {
         }
         // The names have changed: what fails from here on is recovery's to end, not a refusal.
         let durable = self.sync(&jobs).and_then(|()| Ok(ledger.detached(&done, &over)?));
-        if self.manner == Manner::Batch {
+        if self.mode == DetachMode::Batch {
             gate::wait_for_late_openers();
         }
         drop(blocked);
@@ -222,15 +222,15 @@ impl Detacher<'_> {
 
     /// Copies each file once; its further names become links of the copy.
     fn copy_all(&self, jobs: &[Job]) -> Result<u64, Error> {
-        let links = match self.manner {
-            Manner::Batch => HardLinks::read(self.root).inspect_err(|e| {
+        let links = match self.mode {
+            DetachMode::Batch => HardLinks::read(self.root).inspect_err(|e| {
                 log::debug!(
                     "the list of hard links cannot be \
                     updated: {}",
                     Reason(e)
                 )
             }),
-            Manner::Single => Ok(HardLinks::default()),
+            DetachMode::Single => Ok(HardLinks::default()),
         };
         let links = links.unwrap_or_default();
         let paths: Vec<PathBuf> = jobs.iter().map(|job| job.entry.intent.place.path()).collect();
@@ -309,7 +309,7 @@ impl Detacher<'_> {
         let to = self.temporary(&job.entry, dir, &name);
         let (copy, bytes) = copier.copy(&source, &now, to.dir, to.name)?;
         // Shared blocks are on disk already.
-        if self.manner == Manner::Single && bytes > 0 {
+        if self.mode == DetachMode::Single && bytes > 0 {
             rustix::fs::fdatasync(&copy)?;
         }
         Ok(bytes)
@@ -342,7 +342,7 @@ impl Detacher<'_> {
 
     /// Flushes each filesystem of the batch, in that manner.
     fn sync(&self, jobs: &[Job]) -> Result<(), Error> {
-        if self.manner == Manner::Single {
+        if self.mode == DetachMode::Single {
             return Ok(());
         }
         let mut done = Vec::new();
@@ -406,7 +406,7 @@ impl Detacher<'_> {
         let copy = copy.filter(|inode| Some(inode.id.ino) == made);
         // The inode's ctime is final only when all its names are in place. A process that waits for its copy changes
         // that at once, and the clock of the ctime may not have gone on (`multigrain-ts` in the kernel's documentation).
-        let is_final = names == 1 && self.manner == Manner::Batch;
+        let is_final = names == 1 && self.mode == DetachMode::Batch;
         let ctime = |inode: &Inode| is_final.then_some(inode.ctime);
         let copy = copy.map(|inode| PrivateCopy { ino: inode.id.ino, ctime: ctime(&inode) });
         Ok(Swapped { change, kept, copy })
@@ -419,9 +419,9 @@ impl Detacher<'_> {
         temporary: Name<'_>,
         job: &Job,
     ) -> Result<(swap::SwapReport, bool), Unswapped> {
-        let locked = match self.manner {
-            Manner::Batch => Shared::lock_at(name.dir, name.name, self.patience),
-            Manner::Single => Shared::try_lock_at(name.dir, name.name, self.patience),
+        let locked = match self.mode {
+            DetachMode::Batch => Shared::lock_at(name.dir, name.name, self.patience),
+            DetachMode::Single => Shared::try_lock_at(name.dir, name.name, self.patience),
         };
         let shared = match locked {
             Ok(shared) => shared,

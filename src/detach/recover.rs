@@ -68,8 +68,8 @@ pub fn recover(
     let (mut over, mut detached) = (Vec::new(), Vec::new());
     for entry in entries.iter().filter(|entry| entry.state != Stage::Detached) {
         match end(root, store, entry, patience, &mut recovered) {
-            Ok(End::Over) => over.push(entry.id),
-            Ok(End::Detached) => detached.push((entry.id, private_copy(root, entry))),
+            Ok(IntentState::Over) => over.push(entry.id),
+            Ok(IntentState::Detached) => detached.push((entry.id, private_copy(root, entry))),
             Err(e) => recovered.failed.push(format!("{}: {}", Shown(&entry.intent.place.path()), Reason(e))),
         }
     }
@@ -89,7 +89,7 @@ pub fn recover(
     Ok(recovered)
 }
 
-enum End {
+enum IntentState {
     /// Nothing is owed any more.
     Over,
     /// The name has its private copy, the stash the original.
@@ -102,7 +102,7 @@ fn end(
     entry: &Entry,
     patience: Duration,
     recovered: &mut Recovered,
-) -> Result<End, swap::Error> {
+) -> Result<IntentState, swap::Error> {
     let intent = &entry.intent;
     let dir = match root.open_dir(&intent.place.dir) {
         Ok(dir) => Some(dir),
@@ -146,7 +146,7 @@ fn end(
     } else {
         recovered.done += 1;
     }
-    Ok(if is_detached { End::Detached } else { End::Over })
+    Ok(if is_detached { IntentState::Detached } else { IntentState::Over })
 }
 
 /// The file that has the name now: what is written down of its hard links is true of it.

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use super::caller::Caller;
 use super::post;
-use super::pre::{Decision, Run, Start, refuse};
+use super::pre::{Decision, HookRun, Start, refuse};
 use crate::detach::request::Request;
 use crate::package::dpkg::lists;
 use crate::package::touched::Touched;
 use crate::package::{Managers, PackageManager};
 use crate::policy::Policy;
 use crate::report::Reason;
-use crate::state::members::{Cover, Members};
+use crate::state::members::{Coverage, Members};
 use crate::state::store::{STATE_DIR, Store};
 use crate::supervise;
 use crate::sys::path::root::Root;
@@ -66,9 +66,9 @@ impl<'a> Called<'a> {
             return Decision::GoOn;
         }
         paths.extend(more(self.caller));
-        let process = self.caller.front_end().map(|process| member(process.id, Cover::Nothing));
+        let process = self.caller.front_end().map(|process| member(process.id, Coverage::Nothing));
         let run =
-            Run { guest: self.guest(), front_end: self.program, program: self.program, member: process };
+            HookRun { guest: self.guest(), front_end: self.program, program: self.program, member: process };
         // Whoever supervises this run already keeps the originals for its end.
         let is_inherited = supervise::inherited().is_ok_and(|inherited| inherited);
         let supervise = is_inherited.then_some(Start { may: &|| Ok(()), begin: &|| Ok(()) });
@@ -95,7 +95,7 @@ impl<'a> Called<'a> {
     /// A run begins whose single steps plan for themselves: none of them is to settle.
     pub fn join(&self) {
         let Some(process) = self.caller.front_end() else { return };
-        let member = member(process.id, Cover::Nothing);
+        let member = member(process.id, Coverage::Nothing);
         let joined = Store::open(&self.caller.root).and_then(|store| Members::open(&store)?.join(member));
         // Each step settles by itself then.
         joined.unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));

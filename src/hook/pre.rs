@@ -14,7 +14,7 @@ use crate::report::{Reason, Shown, Silent, size, tell_of_prevented_write, warn_o
 use crate::state::members::Member;
 use crate::supervise;
 use crate::sys::path::root::Root;
-use crate::transaction::{Begun, Guest, Purpose, Refusal, Supervise};
+use crate::transaction::{Begun, Guest, Refusal, RunOptions, Supervision};
 
 /// How many files are named for one reason.
 const SHOWN: usize = 10;
@@ -49,7 +49,7 @@ pub struct Start<'a> {
 
 /// A run of a package manager that is about to begin.
 #[derive(Clone, Copy, Debug)]
-pub struct Run<'a> {
+pub struct HookRun<'a> {
     /// The guest it works in.
     pub guest: Guest<'a>,
     /// The front end, for the ledger: `apt`.
@@ -60,7 +60,7 @@ pub struct Run<'a> {
     pub member: Option<Member>,
 }
 
-impl Run<'_> {
+impl HookRun<'_> {
     /// Detaches what is unified of what the run touches, says what that came to, and decides.
     ///
     /// `supervise` has the run supervised instead, where there is something to protect.
@@ -72,7 +72,7 @@ impl Run<'_> {
     ) -> Decision {
         let needed = || self.guest.has_protected(manager);
         match self.begin_with(
-            supervise.map(|Start { may, begin }| Supervise { may, needed: &needed, start: begin }),
+            supervise.map(|Start { may, begin }| Supervision { may, needed: &needed, start: begin }),
             request,
         ) {
             Err(refusal) => self.refuse(&[refusal.to_string()], &refusal.remedy()),
@@ -98,10 +98,10 @@ impl Run<'_> {
         self.begin_with(None, request)
     }
 
-    fn begin_with(&self, supervise: Option<Supervise<'_>>, request: &Request) -> Result<Begun, Refusal> {
-        let Run { guest, front_end, member, .. } = *self;
-        let purpose = Purpose { front_end, member, hand_over: true, progress: &Silent, supervise };
-        guest.begin(&purpose, request)
+    fn begin_with(&self, supervise: Option<Supervision<'_>>, request: &Request) -> Result<Begun, Refusal> {
+        let HookRun { guest, front_end, member, .. } = *self;
+        let options = RunOptions { front_end, member, hand_over: true, progress: &Silent, supervise };
+        guest.begin(&options, request)
     }
 
     /// Nothing will run: what was detached for it is shared again, as far as its original was kept.

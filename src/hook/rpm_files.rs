@@ -5,18 +5,18 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::caller::Caller;
-use crate::package::rpm::command_line::Found;
+use crate::package::rpm::command_line::PackageArguments;
 use crate::sys::path::root::Root;
 use crate::sys::process::Processes;
 
 /// The packages on the command line of the nearest rpm; none if it is not an rpm that runs.
-pub fn of(caller: &Caller) -> Found {
+pub fn of(caller: &Caller) -> PackageArguments {
     let (Some(processes), Some(rpm)) = (&caller.processes, caller.running("rpm")) else {
-        return Found::default();
+        return PackageArguments::default();
     };
     let pid = rpm.id.pid;
     let words = processes.command_line(pid).unwrap_or_default();
-    Found::among(words.get(1..).unwrap_or_default(), &|path| open(processes, pid, path))
+    PackageArguments::among(words.get(1..).unwrap_or_default(), &|path| open(processes, pid, path))
 }
 
 /// Opens a file as the process names it.

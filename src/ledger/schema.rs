@@ -60,7 +60,7 @@ pub fn version(db: &Connection) -> rusqlite::Result<i64> {
 /// Does `work`, whose commits are on disk when they return, or soon (<https://sqlite.org/pragma.html#pragma_synchronous>).
 ///
 /// An intent must be, before the window it announces. That something is over need not: recovery sees that for itself.
-pub fn durably<T>(
+pub(crate) fn durably<T>(
     db: &mut Connection,
     durably: bool,
     work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,

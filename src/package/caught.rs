@@ -11,7 +11,7 @@ thread_local! {
 }
 
 /// What `read` comes to; `InvalidData` if it panics, and then nothing is printed.
-pub fn caught<T>(read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+pub(crate) fn caught<T>(read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let report = panic::take_hook();

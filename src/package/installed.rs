@@ -93,10 +93,10 @@ pub enum Part {
 pub type Tell<'t> = dyn FnMut(PathBuf) -> Result<(), Error> + 't;
 
 /// Is shown an installed package.
-pub type Visit<'v> = dyn FnMut(&dyn Entry) -> Result<(), Error> + 'v;
+pub type Visit<'v> = dyn FnMut(&dyn InstalledPackage) -> Result<(), Error> + 'v;
 
 /// An installed package, as its database has it.
-pub trait Entry {
+pub trait InstalledPackage {
     /// Its name.
     fn name(&self) -> Cow<'_, str>;
 
@@ -142,7 +142,7 @@ impl<'r> Listing<'r> {
     /// The paths of a package's files. One may be given more than once.
     pub fn files(
         &mut self,
-        entry: &dyn Entry,
+        entry: &dyn InstalledPackage,
         part: Part,
         mut take: impl FnMut(PathBuf),
     ) -> Result<(), Error> {
@@ -216,7 +216,7 @@ mod tests {
         times: usize,
     }
 
-    impl Entry for Package {
+    impl InstalledPackage for Package {
         fn name(&self) -> Cow<'_, str> {
             "some".into()
         }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 use super::absolute;
-use super::installed::{Database, Entry, Error, Part, Tell, Visit, may_be_since};
+use super::installed::{Database, Error, InstalledPackage, Part, Tell, Visit, may_be_since};
 use super::steady;
 use crate::sys::path::dirfd::names;
 use crate::sys::path::resolve::is_absent;
@@ -96,7 +96,7 @@ impl Installed {
     }
 }
 
-impl Entry for Installed {
+impl InstalledPackage for Installed {
     fn name(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(self.described("NAME").unwrap_or(self.dir.as_bytes()))
     }
@@ -210,7 +210,7 @@ mod tests {
         let finished = || {
             let mut finished = None;
             let root = guest.root();
-            let visit = &mut |entry: &dyn Entry| {
+            let visit = &mut |entry: &dyn InstalledPackage| {
                 finished = Some((entry.name().into_owned(), entry.is_finished()));
                 Ok(())
             };

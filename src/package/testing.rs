@@ -52,7 +52,7 @@ impl Guest {
     }
 
     /// rpm's database, made where it is missing.
-    pub fn rpm_database(&self) -> rusqlite::Connection {
+    pub(crate) fn rpm_database(&self) -> rusqlite::Connection {
         let path = self.path("/var/lib/rpm/rpmdb.sqlite");
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let db = rusqlite::Connection::open(path).unwrap();
@@ -86,7 +86,7 @@ impl Guest {
 pub type RpmFile<'p> = (&'p [u8], u32, u8);
 
 /// A header as rpm's database has it.
-pub fn rpm_header(name: &str, time: u32, files: &[RpmFile<'_>]) -> Vec<u8> {
+pub(crate) fn rpm_header(name: &str, time: u32, files: &[RpmFile<'_>]) -> Vec<u8> {
     let slash = |path: &[u8]| path.iter().rposition(|&byte| byte == b'/').unwrap() + 1;
     let mut dirs: Vec<&[u8]> = files.iter().map(|(path, ..)| &path[..slash(path)]).collect();
     dirs.sort();
@@ -118,7 +118,7 @@ pub fn rpm_header(name: &str, time: u32, files: &[RpmFile<'_>]) -> Vec<u8> {
 }
 
 /// A package's file, without a payload and unsigned.
-pub fn rpm_file(name: &str, files: &[RpmFile<'_>]) -> Vec<u8> {
+pub(crate) fn rpm_file(name: &str, files: &[RpmFile<'_>]) -> Vec<u8> {
     let lead = [&[0xed, 0xab, 0xee, 0xdb, 3, 0][..], &[0; 90]].concat();
     let magic = [0x8e, 0xad, 0xe8, 1, 0, 0, 0, 0];
     [lead, magic.into(), vec![0; 8], magic.into(), rpm_header(name, 1, files)].concat()
@@ -153,7 +153,7 @@ impl Source {
     }
 
     /// Lists the payload in `md5sums`, as md5sum(1) does.
-    pub fn with_md5sums(self) -> Source {
+    pub(crate) fn with_md5sums(self) -> Source {
         let script = "find -type f ! -path './DEBIAN/*' -printf '%P\\0' | xargs -r0 md5sum >DEBIAN/md5sums";
         let status = Command::new("sh").args(["-c", script]).current_dir(self.dir.path()).status().unwrap();
         assert!(status.success());

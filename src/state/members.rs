@@ -18,14 +18,14 @@ pub struct Member {
     /// The process.
     pub id: ProcessId,
     /// What is done already for the processes it starts.
-    pub covers: Cover,
+    pub covers: Coverage,
     /// When it joined, nanoseconds since 1970.
     pub since: i64,
 }
 
 /// What is done already for the processes that a member starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cover {
+pub enum Coverage {
     /// Nothing: they plan for themselves.
     Nothing = 0,
     /// All that they will touch was planned for.
@@ -98,7 +98,7 @@ impl Members {
         let all = self.all()?;
         Ok(all
             .into_iter()
-            .find(|member| member.covers != Cover::Nothing && ancestors.iter().any(|a| a.id == member.id)))
+            .find(|member| member.covers != Coverage::Nothing && ancestors.iter().any(|a| a.id == member.id)))
     }
 }
 
@@ -110,9 +110,9 @@ fn parse(pid: i32, content: &[u8]) -> Option<Member> {
     let mut words = std::str::from_utf8(content).ok()?.split_ascii_whitespace();
     let start = words.next()?.parse().ok()?;
     let covers = match words.next()? {
-        "1" => Cover::Planned,
-        "2" => Cover::Supervised,
-        _ => Cover::Nothing,
+        "1" => Coverage::Planned,
+        "2" => Coverage::Supervised,
+        _ => Coverage::Nothing,
     };
     let since = words.next()?.parse().ok()?;
     Some(Member { id: ProcessId { pid, start }, covers, since })

@@ -41,7 +41,7 @@ impl Guardian {
     }
 
     /// Serves a listener until nobody is supervised any more. `begun` is called when it listens.
-    pub fn guard(&self, listener: OwnedFd, options: &Options, begun: impl FnOnce()) {
+    pub(crate) fn guard(&self, listener: OwnedFd, options: &Options, begun: impl FnOnce()) {
         let Ok(listener) = Listener::new(listener) else { return };
         begun();
         let mut failures = 0;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::links::Links;
-use crate::detach::apply::{Detacher, Manner, Outcome};
+use crate::detach::apply::{DetachMode, Detacher, Outcome};
 use crate::detach::survey::Found;
 use crate::detach::{self, recover};
 use crate::ledger::{Entry, Intent, Ledger, Window};
@@ -31,7 +31,7 @@ use crate::sys::share::gate;
 use crate::sys::share::swap::SHARED_LOCK_TIMEOUT;
 
 /// How long the lock on the guest's state is waited for.
-pub const STATE_LOCK_TIMEOUT: Duration = Duration::from_millis(500);
+pub(crate) const STATE_LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A directory that has not changed for so long has a new time of modification after its next change.
 const SETTLED_MTIME_AGE: Duration = Duration::from_secs(1);
@@ -54,7 +54,7 @@ pub enum Error {
 }
 
 /// Ends what a worker of `owner` had begun when it died: until then a shared inode may be without its protection.
-pub fn put_in_order(root: &Root, owner: ProcessId, patience: Duration) -> Result<(), Error> {
+pub(crate) fn put_in_order(root: &Root, owner: ProcessId, patience: Duration) -> Result<(), Error> {
     if Store::existing(root)?.is_none() {
         return Ok(());
     }
@@ -173,7 +173,7 @@ impl Journal {
             store: &self.store,
             patience: SHARED_LOCK_TIMEOUT,
             keep,
-            manner: Manner::Single,
+            mode: DetachMode::Single,
             progress: &Silent,
         };
         let outcome = detacher.detach(&mut self.ledger, names)?;
@@ -266,13 +266,13 @@ impl Journal {
     }
 
     /// Writes down which names of shared files are one file now, unless others keep the lock.
-    pub fn write_links(&mut self, links: &mut Links, patience: Duration) -> Result<(), Error> {
+    pub(crate) fn write_links(&mut self, links: &mut Links, patience: Duration) -> Result<(), Error> {
         let _lock = self.store.lock(patience)?;
         Ok(links.write_down()?)
     }
 
     /// Forgets what is written down of names that are not shared any more.
-    pub fn prune_links(&mut self) -> Result<(), Error> {
+    pub(crate) fn prune_links(&mut self) -> Result<(), Error> {
         let _lock = self.store.lock(self.patience)?;
         hard_links::prune(&self.root, &self.store);
         Ok(())

@@ -65,7 +65,7 @@ impl Links {
     }
 
     /// The names of two files were exchanged.
-    pub fn exchanged(&mut self, one: (&Inode, &Path), other: (&Inode, &Path)) {
+    pub(crate) fn exchanged(&mut self, one: (&Inode, &Path), other: (&Inode, &Path)) {
         self.is_changed = true;
         let files = [one, other].map(|(inode, name)| self.known_file(inode, name));
         for (file, name) in [(files[0], other.1), (files[1], one.1)] {
@@ -77,7 +77,7 @@ impl Links {
     }
 
     /// A directory was moved, or is about to be.
-    pub fn directory_moved(&mut self, from: &Path, to: &Path) {
+    pub(crate) fn directory_moved(&mut self, from: &Path, to: &Path) {
         let before = self.before().clone();
         let below = |name: &PathBuf| Some(to.join(name.strip_prefix(from).ok()?));
         for names in before.all().filter(|names| names.iter().any(|name| below(name).is_some())) {
@@ -108,7 +108,7 @@ impl Links {
     }
 
     /// Whether the inode has lost a name here: who has it open still has a file of others.
-    pub fn has_lost(&self, inode: InodeId) -> bool {
+    pub(crate) fn has_lost(&self, inode: InodeId) -> bool {
         self.parted.contains(&inode)
     }
 
@@ -137,7 +137,7 @@ impl Links {
     }
 
     /// Whether there is something to write down, and little time has gone into that.
-    pub fn is_due(&self) -> bool {
+    pub(crate) fn is_due(&self) -> bool {
         self.is_changed && self.written.is_none_or(|(at, took)| at.elapsed() > WRITE_PAUSE_FACTOR * took)
     }
 

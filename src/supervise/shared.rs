@@ -90,7 +90,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Does `work` with the open journal. The calling thread must be at home.
-    pub fn with_journal<T>(
+    pub(crate) fn with_journal<T>(
         &self,
         work: impl FnOnce(&mut Journal) -> Result<T, journal::Error>,
     ) -> Result<T, journal::Error> {
@@ -108,12 +108,12 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Files that had a window lately.
-    pub fn recent(&self) -> MutexGuard<'_, Recent> {
+    pub(crate) fn recent(&self) -> MutexGuard<'_, Recent> {
         lock(&self.recent)
     }
 
     /// Lets those who come later know which names are one file.
-    pub fn write_links(&self, patience: Duration) {
+    pub(crate) fn write_links(&self, patience: Duration) {
         if !self.links().is_changed() {
             return;
         }

@@ -69,7 +69,7 @@ pub fn work(listener: &Listener, options: &Options, owner: ProcessId, calls: &In
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Lets every call go on.
-pub fn let_all_pass(listener: &Listener) {
+pub(crate) fn let_all_pass(listener: &Listener) {
     while !listener.has_hung_up(Some(&NOW)) {
         if let Ok(call) = listener.receive() {
             let _ = listener.respond(call.id, Response::Continue);

@@ -6,7 +6,7 @@ use super::course::Course;
 use super::error::Error;
 use super::guest::{Guest, seconds_now};
 use super::refusal::Refusal;
-use crate::detach::apply::{Detacher, Manner, Outcome};
+use crate::detach::apply::{DetachMode, Detacher, Outcome};
 use crate::detach::recover::Recovered;
 use crate::detach::request::Request;
 use crate::detach::survey::{Found, Survey, Unseen};
@@ -15,7 +15,7 @@ use crate::ledger::Ledger;
 use crate::policy;
 use crate::report::{Reason, Watch};
 use crate::state::hard_links;
-use crate::state::members::{Cover, Member, Members};
+use crate::state::members::{Coverage, Member, Members};
 use crate::state::store::{STATE_DIR, Store};
 use crate::state::unable::{is_unable, note_unable};
 use crate::supervise;
@@ -36,7 +36,7 @@ pub struct Begun {
 }
 
 /// Who wants files detached, and what for.
-pub struct Purpose<'a> {
+pub struct RunOptions<'a> {
     /// Name of the front end, for the ledger.
     pub front_end: &'a str,
     /// The process whose run this is; none where nothing runs afterwards.
@@ -46,12 +46,12 @@ pub struct Purpose<'a> {
     /// Told how many files and bytes are to be copied, then of each as it is.
     pub progress: &'a dyn Watch,
     /// Has the run supervised, where that can be.
-    pub supervise: Option<Supervise<'a>>,
+    pub supervise: Option<Supervision<'a>>,
 }
 
 /// How a run is supervised.
 #[derive(Clone, Copy)]
-pub struct Supervise<'a> {
+pub struct Supervision<'a> {
     /// Whether it could be.
     pub may: &'a dyn Fn() -> Result<(), supervise::Error>,
     /// Whether there is anything to protect, where nothing that the run is known to touch is unified.
@@ -80,7 +80,7 @@ impl Guest<'_> {
     ///
     /// # Errors
     /// A refusal: nothing was touched. Names that could not be detached later on are in the outcome.
-    pub fn begin(self, purpose: &Purpose<'_>, request: &Request) -> Result<Begun, Refusal> {
+    pub fn begin(self, options: &RunOptions<'_>, request: &Request) -> Result<Begun, Refusal> {
         // Nothing of ours can be written then, and what is unified is refused.
         let writes = filter::against_copies().is_none();
         let open = if writes { self.existing()? } else { None };
@@ -94,13 +94,13 @@ impl Guest<'_> {
             self.look_at_ability();
         }
         begun.survey = self.survey(request)?;
-        begun.supervised = self.supervise(purpose, &begun.survey.unified)?;
+        begun.supervised = self.supervise(options, &begun.survey.unified)?;
         if begun.supervised {
             return Ok(begun);
         }
         if begun.survey.unified.is_empty() {
             if writes {
-                self.join(purpose.member, open.is_some());
+                self.join(options.member, open.is_some());
             }
             return Ok(begun);
         }
@@ -108,8 +108,8 @@ impl Guest<'_> {
         checked.map_err(|e| self.noted(e.into()))?;
         let layered = lift::take_layered(self.root, &mut begun.survey.unified);
         if begun.survey.unified.is_empty() {
-            begun.outcome = lift::lift_all(self.root, layered, purpose.progress);
-            self.join(purpose.member, open.is_some());
+            begun.outcome = lift::lift_all(self.root, layered, options.progress);
+            self.join(options.member, open.is_some());
             return Ok(begun);
         }
         let (store, _lock) = match open {
@@ -123,7 +123,7 @@ impl Guest<'_> {
         };
         let mut ledger = Ledger::of(&store)?;
         let unified = std::mem::take(&mut begun.survey.unified);
-        begun.outcome = self.detach(&store, &mut ledger, purpose, unified)?;
+        begun.outcome = self.detach(&store, &mut ledger, options, unified)?;
         // The names have changed: nothing is a refusal any more.
         if begun.outcome.failed.iter().any(|failure| failure.unprotected) {
             match self.recover_in(&store, &mut ledger) {
@@ -131,15 +131,15 @@ impl Guest<'_> {
                 Err(e) => log::warn!("{e}"),
             }
         }
-        if purpose.member.is_none() && purpose.hand_over {
+        if options.member.is_none() && options.hand_over {
             // Nobody settles these later: the host may look at them when it comes by.
             let detached = begun.outcome.detached.iter().cloned().collect();
             store.spool(&detached).map_err(Error::spool).unwrap_or_else(|e| log::warn!("{e}"));
         }
-        if purpose.member.is_none() {
+        if options.member.is_none() {
             hard_links::prune(self.root, &store);
         }
-        let lifted = lift::lift_all(self.root, layered, purpose.progress);
+        let lifted = lift::lift_all(self.root, layered, options.progress);
         begun.outcome.absorb(lifted);
         Ok(begun)
     }
@@ -170,8 +170,8 @@ impl Guest<'_> {
     }
 
     /// Has the run supervised, if that is its course.
-    fn supervise(self, purpose: &Purpose<'_>, unified: &[Found]) -> Result<bool, Refusal> {
-        let Some(supervise) = purpose.supervise else { return Ok(false) };
+    fn supervise(self, options: &RunOptions<'_>, unified: &[Found]) -> Result<bool, Refusal> {
+        let Some(supervise) = options.supervise else { return Ok(false) };
         match self.course(unified, supervise.needed, supervise.may) {
             Course::Supervised => {}
             Course::Unneeded => return Ok(false),
@@ -183,20 +183,21 @@ impl Guest<'_> {
         }
         // First: what comes after is supervised, if this very process is to be.
         let store = Store::open(self.root).map_err(|e| Error::state("", e))?;
-        if let Some(member) = purpose.member {
+        if let Some(member) = options.member {
             // What could not be foreseen is planned for by whoever does it, supervised or not.
-            let covers = if member.covers == Cover::Nothing { Cover::Nothing } else { Cover::Supervised };
+            let covers =
+                if member.covers == Coverage::Nothing { Coverage::Nothing } else { Coverage::Supervised };
             let member = Member { covers, ..member };
             let joined = Members::open(&store).and_then(|members| members.join(member));
             joined.map_err(|e| Error::state("members", e))?;
         }
         let mut ledger = Ledger::of(&store)?;
-        let (run, opened) = ledger.open_run(purpose.front_end, seconds_now())?;
+        let (run, opened) = ledger.open_run(options.front_end, seconds_now())?;
         let planned = unified.iter().map(|found| found.place.path()).collect();
         store.plan(&planned).unwrap_or_else(|e| log::debug!("{STATE_DIR}/planned: {}", Reason(e)));
         let Err(e) = (supervise.start)() else { return Ok(true) };
         store.forget_plan().unwrap_or_else(|e| log::debug!("{STATE_DIR}/planned: {}", Reason(e)));
-        self.leave(&store, purpose.member);
+        self.leave(&store, options.member);
         if opened {
             ledger.forget_run(run)?;
         }
@@ -214,39 +215,39 @@ impl Guest<'_> {
         self,
         store: &Store,
         ledger: &mut Ledger,
-        purpose: &Purpose<'_>,
+        options: &RunOptions<'_>,
         unified: Vec<Found>,
     ) -> Result<Outcome, Refusal> {
-        if let Some(member) = purpose.member {
+        if let Some(member) = options.member {
             let joined = Members::open(store).and_then(|members| members.join(member));
             joined.map_err(|e| Error::state("members", e))?;
         }
-        let (run, opened) = ledger.open_run(purpose.front_end, seconds_now())?;
-        purpose.progress.begin("making private", unified.len() as u64);
+        let (run, opened) = ledger.open_run(options.front_end, seconds_now())?;
+        options.progress.begin("making private", unified.len() as u64);
         let detacher = Detacher {
             root: self.root,
             store,
             patience: self.policy.lock_timeout,
-            keep: purpose.member.is_some(),
-            manner: Manner::Batch,
-            progress: purpose.progress,
+            keep: options.member.is_some(),
+            mode: DetachMode::Batch,
+            progress: options.progress,
         };
         let detached = detacher.detach(ledger, unified);
-        purpose.progress.end();
+        options.progress.end();
         let outcome = match detached {
             Ok(outcome) => outcome,
             Err(e) => {
                 if opened {
                     ledger.forget_run(run)?;
                 }
-                self.leave(store, purpose.member);
+                self.leave(store, options.member);
                 return Err(e.into());
             }
         };
         let detached = outcome.detached.len() as u64;
         let noted =
             ledger.add_to_run(run, detached, outcome.bytes, outcome.failed.len() as u64).and_then(|()| {
-                let over = purpose.member.is_none() && opened;
+                let over = options.member.is_none() && opened;
                 if over { ledger.settle_run(seconds_now(), 0, detached) } else { Ok(()) }
             });
         // Statistics: the files are safe without them.

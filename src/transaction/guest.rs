@@ -11,7 +11,7 @@ use crate::package::PackageManager;
 use crate::policy::Policy;
 use crate::report::Reason;
 use crate::state::lock::Locked;
-use crate::state::members::{Cover, Member, Members};
+use crate::state::members::{Coverage, Member, Members};
 use crate::state::store::{STATE_DIR, Store};
 use crate::supervise;
 use crate::sys::file::filesystem;
@@ -78,7 +78,7 @@ impl Guest<'_> {
 }
 
 /// The member that a process becomes which joins now.
-pub fn member(id: ProcessId, covers: Cover) -> Member {
+pub fn member(id: ProcessId, covers: Coverage) -> Member {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Member { id, covers, since: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX) }
 }

@@ -12,7 +12,7 @@ mod refusal;
 pub mod release;
 pub mod settle;
 
-pub use self::begin::{Begun, Purpose, Supervise};
+pub use self::begin::{Begun, RunOptions, Supervision};
 pub use self::error::Error;
 pub use self::guest::{Guest, member};
 pub use self::refusal::Refusal;

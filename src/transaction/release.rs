@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::begin::{Begun, Purpose};
+use super::begin::{Begun, RunOptions};
 use super::guest::Guest;
 use super::refusal::Refusal;
 use crate::detach::request::Request;
@@ -91,9 +91,14 @@ pub fn detach(root: &Root, pool: Option<&Pool>, policy: &Policy, watch: &dyn Wat
         return Err(Error::Busy { path: path() });
     }
     let traces = Traces::before(root).map_err(at)?;
-    let purpose =
-        Purpose { front_end: "cow-unify", member: None, hand_over: false, progress: watch, supervise: None };
-    let begun = Guest { root, policy }.begin(&purpose, &Request::of_tree("/"));
+    let options = RunOptions {
+        front_end: "cow-unify",
+        member: None,
+        hand_over: false,
+        progress: watch,
+        supervise: None,
+    };
+    let begun = Guest { root, policy }.begin(&options, &Request::of_tree("/"));
     PoolNotice::retract(root).unwrap_or_else(|e| log::warn!("{}: {}", Shown(root.path()), Reason(e)));
     // The files are what matters: they are done.
     let removed = traces.remove(root, PATIENCE);

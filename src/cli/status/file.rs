@@ -23,7 +23,7 @@ use crate::transaction::{Guest, Refusal};
 
 /// What is to be said of a file.
 #[derive(Debug, Serialize)]
-pub struct File {
+pub struct FileReport {
     #[serde(flatten, serialize_with = "json_path")]
     path: PathBuf,
     #[serde(flatten)]
@@ -41,7 +41,7 @@ pub struct File {
 }
 
 /// Explains each of these files, which exist; the paths are canonical.
-pub fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec<File>> {
+pub(crate) fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec<FileReport>> {
     let owners = Owners::load(&Managers::new(guest.root))?;
     let waiting = read_spool(guest.root)?;
     let stashed = stashed(guest)?;
@@ -68,7 +68,7 @@ pub fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec<File>>
         let verdict = verdicts.get(path).copied().unwrap_or(Verdict::Private);
         let packages: Vec<String> = owners.of(path).map(str::to_owned).collect();
         let stashed = stashed.contains(path);
-        files.push(File {
+        files.push(FileReport {
             next: next(guest, path, verdict, &packages, stashed, &course),
             path: path.clone(),
             verdict,
@@ -144,7 +144,7 @@ fn stashed(guest: Guest<'_>) -> anyhow::Result<Vec<PathBuf>> {
     Ok(ledger.entries()?.into_iter().map(|entry| entry.intent.place.path()).collect())
 }
 
-impl File {
+impl FileReport {
     /// Prints it for a person.
     pub fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         let line = |out: &mut dyn Write, label: &str, value: &str| writeln!(out, "  {label:<14} {value}");

@@ -123,7 +123,7 @@ impl Tree {
 
 /// Transactions, and what waits.
 #[derive(Debug, Serialize)]
-pub struct State {
+pub struct TransactionState {
     /// Names whose new content waits for the host.
     waiting: u64,
     /// Names that are private for now; the stash holds their originals.
@@ -151,10 +151,10 @@ struct LastRun {
     failed: u64,
 }
 
-impl State {
+impl TransactionState {
     /// Reads ledger, members and spool; changes nothing.
-    pub fn read(guest: Guest<'_>) -> anyhow::Result<State> {
-        let mut state = State {
+    pub fn read(guest: Guest<'_>) -> anyhow::Result<TransactionState> {
+        let mut state = TransactionState {
             waiting: read_spool(guest.root)?.len() as u64,
             detached: 0,
             unfinished: 0,

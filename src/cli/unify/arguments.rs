@@ -110,7 +110,7 @@ pub struct PassArguments {
     pub allow_setid: bool,
     /// Accept a guest that is, or contains, the running system: the host's own programs become immutable
     #[arg(long)]
-    pub unify_running_system: bool,
+    pub(crate) unify_running_system: bool,
     /// Unify a file only with the file of the same path in this guest
     #[arg(long, value_name = "GUEST")]
     pub reference: Option<PathBuf>,
@@ -125,10 +125,10 @@ pub struct PassArguments {
     pub include: Vec<String>,
     /// Read patterns from FILE, one per line; a line that begins with ! includes
     #[arg(long, value_name = "FILE")]
-    pub exclude_from: Vec<PathBuf>,
+    pub(crate) exclude_from: Vec<PathBuf>,
     /// Read an exclude list of Linux-VServer's vunify or vhashify
     #[arg(long, value_name = "FILE")]
-    pub vserver_excludes: Vec<PathBuf>,
+    pub(crate) vserver_excludes: Vec<PathBuf>,
     /// Root directories of guests
     #[arg(value_name = "GUEST", required = true)]
     pub guests: Vec<PathBuf>,

@@ -63,7 +63,7 @@ impl Guests {
     ///
     /// # Errors
     /// If one of them could reach the pool, or none is left.
-    pub fn in_reach(mut self, path: &Path, share: Sharing) -> Result<Guests, Error> {
+    pub(crate) fn in_reach(mut self, path: &Path, share: Sharing) -> Result<Guests, Error> {
         let mut first = None;
         for guest in std::mem::take(&mut self.open) {
             guest.check_outside(path)?;

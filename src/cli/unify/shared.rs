@@ -49,14 +49,14 @@ impl From<FailedPath> for Problem {
 }
 
 /// Tells of guests that were left out.
-pub fn tell_of_left(guests: &[Problem]) {
+pub(crate) fn tell_of_left(guests: &[Problem]) {
     for guest in guests {
         log::warn!("{}: left out: {}", Shown(&guest.path), guest.reason);
     }
 }
 
 /// Says what is no guest: each with -v, else how many.
-pub fn print_others(out: &mut dyn Write, others: &[Problem], verbose: bool) -> io::Result<()> {
+pub(crate) fn print_others(out: &mut dyn Write, others: &[Problem], verbose: bool) -> io::Result<()> {
     if verbose {
         others
             .iter()
@@ -69,7 +69,7 @@ pub fn print_others(out: &mut dyn Write, others: &[Problem], verbose: bool) -> i
 }
 
 /// Tells of files that something is wrong with: one line for each reason, or for each file if each is to be named.
-pub fn complain(problems: &[Problem], common: &Common) {
+pub(crate) fn complain(problems: &[Problem], common: &Common) {
     let mut by_reason: BTreeMap<&str, Vec<&Path>> = BTreeMap::new();
     for problem in problems {
         by_reason.entry(&problem.reason).or_default().push(&problem.path);
@@ -89,7 +89,7 @@ pub fn complain(problems: &[Problem], common: &Common) {
 }
 
 /// Tells of files of the pool that anybody can change.
-pub fn warn_of_unprotected(count: u64, example: &Path) {
+pub(crate) fn warn_of_unprotected(count: u64, example: &Path) {
     log::error!(
         "{count} objects of the pool have lost their protection, such as {}; the next run of `cow-unify \
          GUEST...` protects and verifies them",

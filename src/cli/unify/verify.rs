@@ -19,7 +19,7 @@ use crate::unify::pool::directory::Pool;
 use crate::unify::pool::settings::Sharing;
 
 /// What is left to a person if there is no intact copy.
-pub const WANTS_COPY: &str = "remedy: reinstall the packages these files belong to in one of the guests, then run \
+pub(crate) const WANTS_COPY: &str = "remedy: reinstall the packages these files belong to in one of the guests, then run \
                               `cow-unify verify` with all guests again";
 
 /// What was found and done, for machines.

@@ -7,7 +7,7 @@ use super::database::{Admindir, Database};
 use super::listed::Listed;
 use super::status::Package;
 use crate::package::dpkg::lists;
-use crate::package::installed::{self, Entry, Part, Tell, Visit};
+use crate::package::installed::{self, InstalledPackage, Part, Tell, Visit};
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::Root;
 
@@ -62,7 +62,7 @@ struct Installed<'a, 'r> {
     package: &'a Package,
 }
 
-impl Entry for Installed<'_, '_> {
+impl InstalledPackage for Installed<'_, '_> {
     fn name(&self) -> Cow<'_, str> {
         Cow::Borrowed(&self.package.id.name)
     }

@@ -47,13 +47,13 @@ pub struct Stream {
     /// The protocol's version: 1, 2 or 3.
     pub version: u32,
     /// The actions, in apt's order. A package that is unpacked has a second one, to be configured.
-    pub actions: Vec<Action>,
+    pub actions: Vec<AptAction>,
     config: Vec<(String, OsString)>,
 }
 
 /// One step of the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Action {
+pub struct AptAction {
     /// The package, never qualified by an architecture; unknown in version 1.
     pub name: Option<String>,
     /// The installed version.
@@ -61,7 +61,7 @@ pub struct Action {
     /// The version to be installed.
     pub new: Option<Version>,
     /// What happens to it.
-    pub kind: Kind,
+    pub kind: AptActionKind,
 }
 
 /// A version of a package.
@@ -72,12 +72,12 @@ pub struct Version {
     /// The architecture; unknown in version 2.
     pub arch: Option<String>,
     /// Unknown in version 2.
-    pub multi_arch: Option<MultiArch>,
+    pub(crate) multi_arch: Option<MultiArch>,
 }
 
 /// What happens to a package.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum AptActionKind {
     /// This archive is unpacked.
     Unpack(PathBuf),
     /// The package is configured.
@@ -121,7 +121,7 @@ impl Stream {
         }
         for (at, line) in lines {
             stream.actions.push(if version == 1 {
-                Action { name: None, old: None, new: None, kind: parse_kind(at, line, false)? }
+                AptAction { name: None, old: None, new: None, kind: parse_kind(at, line, false)? }
             } else {
                 parse_action(at, line, version)?
             });
@@ -189,7 +189,7 @@ fn decode(text: &[u8]) -> Vec<u8> {
 }
 
 /// `name old [arch multi-arch] direction new [arch multi-arch] action`; the action may hold spaces.
-fn parse_action(at: usize, line: &[u8], version: u32) -> Result<Action, Error> {
+fn parse_action(at: usize, line: &[u8], version: u32) -> Result<AptAction, Error> {
     let columns = if version == 2 { 5 } else { 9 };
     let words: Vec<&[u8]> = line.splitn(columns, |&byte| byte == b' ').collect();
     let (name, old, new, kind) = match words[..] {
@@ -203,7 +203,7 @@ fn parse_action(at: usize, line: &[u8], version: u32) -> Result<Action, Error> {
         return Err(bad(at, "no package name", line));
     }
     let side = |columns| parse_side(columns, version).ok_or_else(|| bad(at, "unknown Multi-Arch", line));
-    Ok(Action {
+    Ok(AptAction {
         name: Some(String::from_utf8_lossy(name).into_owned()),
         old: side(old)?,
         new: side(new)?,
@@ -222,11 +222,11 @@ fn parse_side([number, arch, multi_arch]: [&[u8]; 3], version: u32) -> Option<Op
     Some(Some(Version { version: text(number), arch, multi_arch }))
 }
 
-fn parse_kind(at: usize, word: &[u8], named: bool) -> Result<Kind, Error> {
+fn parse_kind(at: usize, word: &[u8], named: bool) -> Result<AptActionKind, Error> {
     match word {
-        [b'/', ..] => Ok(Kind::Unpack(PathBuf::from(OsStr::from_bytes(word)))),
-        b"**CONFIGURE**" if named => Ok(Kind::Configure),
-        b"**REMOVE**" if named => Ok(Kind::Remove),
+        [b'/', ..] => Ok(AptActionKind::Unpack(PathBuf::from(OsStr::from_bytes(word)))),
+        b"**CONFIGURE**" if named => Ok(AptActionKind::Configure),
+        b"**REMOVE**" if named => Ok(AptActionKind::Remove),
         b"**ERROR**" => Err(bad(at, "apt has no archive for this package", word)),
         _ => Err(bad(at, "not an action", word)),
     }
@@ -249,8 +249,11 @@ mod tests {
         let stream = read(b"/var/cache/a_1%3a2_all.deb\n/tmp/my dir/\xff.deb\n").unwrap();
         assert_eq!(stream.version, 1);
         assert_eq!(stream.actions[0].name, None);
-        assert_eq!(stream.actions[0].kind, Kind::Unpack("/var/cache/a_1%3a2_all.deb".into()));
-        assert_eq!(stream.actions[1].kind, Kind::Unpack(OsStr::from_bytes(b"/tmp/my dir/\xff.deb").into()));
+        assert_eq!(stream.actions[0].kind, AptActionKind::Unpack("/var/cache/a_1%3a2_all.deb".into()));
+        assert_eq!(
+            stream.actions[1].kind,
+            AptActionKind::Unpack(OsStr::from_bytes(b"/tmp/my dir/\xff.deb").into())
+        );
     }
 
     #[test]
@@ -264,8 +267,8 @@ mod tests {
         let [unpack, configure] = &stream.actions[..] else { panic!("{stream:?}") };
         assert_eq!(unpack.old, None);
         assert_eq!(unpack.new, Some(Version { version: "2.10".into(), arch: None, multi_arch: None }));
-        assert_eq!(unpack.kind, Kind::Unpack("/a b.deb".into()));
-        assert_eq!(configure.kind, Kind::Configure);
+        assert_eq!(unpack.kind, AptActionKind::Unpack("/a b.deb".into()));
+        assert_eq!(configure.kind, AptActionKind::Configure);
     }
 
     #[test]
@@ -279,7 +282,7 @@ mod tests {
         assert_eq!((new.arch.as_deref(), new.multi_arch), (Some("amd64"), Some(MultiArch::Same)));
         assert_eq!(removal.new, None);
         assert_eq!(removal.old.as_ref().unwrap().arch.as_deref(), Some("i386"));
-        assert_eq!(removal.kind, Kind::Remove);
+        assert_eq!(removal.kind, AptActionKind::Remove);
     }
 
     #[test]
@@ -309,7 +312,7 @@ mod tests {
         assert!(matches!(Stream::read(io::repeat(b'\n')), Err(Error::TooLong)));
     }
 
-    fn version_3(config: &[(String, Vec<u8>)], actions: &[Action]) -> Vec<u8> {
+    fn version_3(config: &[(String, Vec<u8>)], actions: &[AptAction]) -> Vec<u8> {
         let mut text = String::from("VERSION 3\n");
         for (key, value) in config {
             let quoted: String = value.iter().map(|byte| format!("%{byte:02x}")).collect();
@@ -332,9 +335,9 @@ mod tests {
             let name = action.name.as_deref().unwrap();
             bytes.extend(format!("{name} {} < {} ", side(&action.old), side(&action.new)).bytes());
             bytes.extend(match &action.kind {
-                Kind::Unpack(path) => path.as_os_str().as_bytes(),
-                Kind::Configure => b"**CONFIGURE**",
-                Kind::Remove => b"**REMOVE**",
+                AptActionKind::Unpack(path) => path.as_os_str().as_bytes(),
+                AptActionKind::Configure => b"**CONFIGURE**",
+                AptActionKind::Remove => b"**REMOVE**",
             });
             bytes.push(b'\n');
         }
@@ -354,12 +357,12 @@ mod tests {
         fn any_action()(
             name in "[a-z0-9][a-z0-9+.-]{1,12}", old in prop::option::of(any_version()), new in prop::option::of(any_version()),
             kind in prop_oneof![
-                Just(Kind::Configure), Just(Kind::Remove),
+                Just(AptActionKind::Configure), Just(AptActionKind::Remove),
                 prop::collection::vec((1u8..=255).prop_filter("newline", |&byte| byte != b'\n'), 0..30)
-                    .prop_map(|name| Kind::Unpack(OsString::from_vec([b"/", &name[..]].concat()).into())),
+                    .prop_map(|name| AptActionKind::Unpack(OsString::from_vec([b"/", &name[..]].concat()).into())),
             ],
-        ) -> Action {
-            Action { name: Some(name), old, new, kind }
+        ) -> AptAction {
+            AptAction { name: Some(name), old, new, kind }
         }
     }
 

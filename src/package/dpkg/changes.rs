@@ -7,9 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::command_line::{Action, Invocation};
+use super::command_line::{DpkgAction, Invocation};
 use super::database::Database;
-use super::status::{Package, State, Want};
+use super::status::{Package, PackageState, Want};
 use crate::package::PackageSpec;
 use crate::package::dpkg::apt;
 use crate::report::{Reason, Shown};
@@ -32,15 +32,15 @@ impl Change {
             let inside = chroot.and_then(|chroot| archive.strip_prefix(chroot).ok());
             inside.map_or_else(|| archive.to_path_buf(), |inside| Path::new("/").join(inside))
         };
-        let change = |action: &apt::Action| {
+        let change = |action: &apt::AptAction| {
             let spec = |version: &Option<apt::Version>| {
                 let arch = version.as_ref().and_then(|version| version.arch.clone());
                 Some(PackageSpec { name: action.name.clone()?, arch })
             };
             match &action.kind {
-                apt::Kind::Unpack(archive) => Some(Change::Unpack(seen(archive))),
-                apt::Kind::Configure => spec(&action.new).map(Change::Configure),
-                apt::Kind::Remove => spec(&action.old).map(Change::Remove),
+                apt::AptActionKind::Unpack(archive) => Some(Change::Unpack(seen(archive))),
+                apt::AptActionKind::Configure => spec(&action.new).map(Change::Configure),
+                apt::AptActionKind::Remove => spec(&action.old).map(Change::Remove),
             }
         };
         stream.actions.iter().filter_map(change).collect()
@@ -54,7 +54,7 @@ impl Change {
     ) -> (Vec<Change>, Vec<String>) {
         let mut warnings = Vec::new();
         let changes = match &invocation.action {
-            Action::Install(archives) | Action::Unpack(archives) => {
+            DpkgAction::Install(archives) | DpkgAction::Unpack(archives) => {
                 let archives = archives.iter().map(|archive| base.join(archive));
                 if invocation.recursive {
                     let mut search = Search::default();
@@ -65,16 +65,16 @@ impl Change {
                     archives.map(Change::Unpack).collect()
                 }
             }
-            Action::Configure(names) => {
+            DpkgAction::Configure(names) => {
                 select(invocation, names, database, awaits_configuration, Change::Configure)
             }
-            Action::TriggersOnly(names) => {
+            DpkgAction::TriggersOnly(names) => {
                 select(invocation, names, database, Package::has_pending_triggers, Change::Configure)
             }
-            Action::Remove(names) | Action::Purge(names) => {
+            DpkgAction::Remove(names) | DpkgAction::Purge(names) => {
                 select(invocation, names, database, awaits_removal, Change::Remove)
             }
-            Action::Other => Vec::new(),
+            DpkgAction::Other => Vec::new(),
         };
         (changes, warnings)
     }
@@ -96,13 +96,14 @@ fn select(
 
 /// As dpkg's `enqueue_pending`, but whatever is wanted of the package.
 fn awaits_configuration(package: &Package) -> bool {
-    matches!(package.state, State::Unpacked | State::HalfConfigured) || package.has_pending_triggers()
+    matches!(package.state, PackageState::Unpacked | PackageState::HalfConfigured)
+        || package.has_pending_triggers()
 }
 
 fn awaits_removal(package: &Package) -> bool {
     match package.want {
         Want::Purge => true,
-        Want::Deinstall => package.state != State::ConfigFiles,
+        Want::Deinstall => package.state != PackageState::ConfigFiles,
         _ => false,
     }
 }

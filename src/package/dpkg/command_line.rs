@@ -49,7 +49,7 @@ const PLAIN: [&str; 10] = [
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Invocation {
     /// The action, and what it is done to.
-    pub action: Action,
+    pub action: DpkgAction,
     /// The archives are directories that are to be searched (`--recursive`).
     pub recursive: bool,
     /// All packages that wait for the action are meant (`--pending`).
@@ -64,7 +64,7 @@ pub struct Invocation {
 
 /// An action of dpkg's that changes installed packages.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Action {
+pub enum DpkgAction {
     /// Archives are unpacked and configured.
     Install(Vec<PathBuf>),
     /// Archives are unpacked.
@@ -194,13 +194,13 @@ impl Parser {
         let archives = || self.arguments.iter().map(PathBuf::from).collect();
         let packages = || self.arguments.iter().map(|name| PackageSpec::parse(name)).collect();
         let action = match self.verb {
-            Some(Verb::Install) => Action::Install(archives()),
-            Some(Verb::Unpack) => Action::Unpack(archives()),
-            Some(Verb::Configure) => Action::Configure(packages()),
-            Some(Verb::TriggersOnly) => Action::TriggersOnly(packages()),
-            Some(Verb::Remove) => Action::Remove(packages()),
-            Some(Verb::Purge) => Action::Purge(packages()),
-            None => Action::Other,
+            Some(Verb::Install) => DpkgAction::Install(archives()),
+            Some(Verb::Unpack) => DpkgAction::Unpack(archives()),
+            Some(Verb::Configure) => DpkgAction::Configure(packages()),
+            Some(Verb::TriggersOnly) => DpkgAction::TriggersOnly(packages()),
+            Some(Verb::Remove) => DpkgAction::Remove(packages()),
+            Some(Verb::Purge) => DpkgAction::Purge(packages()),
+            None => DpkgAction::Other,
         };
         Invocation { action, ..self.found }
     }
@@ -232,23 +232,23 @@ mod tests {
     #[test]
     fn actions_have_short_and_long_names() {
         for line in ["dpkg -i a.deb b.deb", "dpkg --install a.deb b.deb", "dpkg -iBEGO a.deb b.deb"] {
-            assert_eq!(parse(line).action, Action::Install(archives(&["a.deb", "b.deb"])), "{line}");
+            assert_eq!(parse(line).action, DpkgAction::Install(archives(&["a.deb", "b.deb"])), "{line}");
         }
-        assert_eq!(parse("dpkg --unpack a.deb").action, Action::Unpack(archives(&["a.deb"])));
+        assert_eq!(parse("dpkg --unpack a.deb").action, DpkgAction::Unpack(archives(&["a.deb"])));
         let names = vec![
             PackageSpec { name: "a".into(), arch: Some("i386".into()) },
             PackageSpec { name: "b".into(), arch: None },
         ];
         for line in ["dpkg -r a:i386 b", "dpkg --remove a:i386 b"] {
-            assert_eq!(parse(line).action, Action::Remove(names.clone()), "{line}");
+            assert_eq!(parse(line).action, DpkgAction::Remove(names.clone()), "{line}");
         }
         for line in ["dpkg -P a:i386 b", "dpkg --purge a:i386 b"] {
-            assert_eq!(parse(line).action, Action::Purge(names.clone()), "{line}");
+            assert_eq!(parse(line).action, DpkgAction::Purge(names.clone()), "{line}");
         }
-        assert_eq!(parse("dpkg --configure a:i386 b").action, Action::Configure(names.clone()));
-        assert_eq!(parse("dpkg --triggers-only a:i386 b").action, Action::TriggersOnly(names));
+        assert_eq!(parse("dpkg --configure a:i386 b").action, DpkgAction::Configure(names.clone()));
+        assert_eq!(parse("dpkg --triggers-only a:i386 b").action, DpkgAction::TriggersOnly(names));
         for line in ["dpkg -l a", "dpkg --clear-avail", "dpkg", "dpkg -A a.deb"] {
-            assert_eq!(parse(line).action, Action::Other, "{line}");
+            assert_eq!(parse(line).action, DpkgAction::Other, "{line}");
         }
     }
 
@@ -256,7 +256,7 @@ mod tests {
     fn flags_are_found_around_the_action() {
         let found = parse("dpkg -R --no-act -i dir");
         assert!(found.recursive && found.no_act && !found.pending);
-        assert_eq!(found.action, Action::Install(archives(&["dir"])));
+        assert_eq!(found.action, DpkgAction::Install(archives(&["dir"])));
         assert!(parse("dpkg --configure -a").pending);
         assert!(parse("dpkg --pending --purge").pending);
         assert!(parse("dpkg -iR dir").recursive);
@@ -273,7 +273,7 @@ mod tests {
             let found = parse(line);
             assert_eq!(found.instdir, Some("/g".into()), "{line}");
             assert_eq!(found.admindir, Some("/g/var/lib/dpkg".into()), "{line}");
-            assert_eq!(found.action, Action::Install(archives(&["a.deb"])), "{line}");
+            assert_eq!(found.action, DpkgAction::Install(archives(&["a.deb"])), "{line}");
         }
         let found = parse("dpkg --root=/g --admindir /a --instdir=/i --unpack a.deb");
         assert_eq!((found.instdir, found.admindir), (Some("/i".into()), Some("/a".into())));
@@ -292,26 +292,26 @@ mod tests {
             "dpkg --pre-invoke -i --post-invoke=x --status-logger x -i -- a.deb",
             "dpkg --no-triggers --no-debsig -i a.deb",
         ] {
-            assert_eq!(parse(line).action, Action::Install(archives(&["a.deb"])), "{line}");
+            assert_eq!(parse(line).action, DpkgAction::Install(archives(&["a.deb"])), "{line}");
         }
     }
 
     #[test]
     fn options_end_at_the_first_argument() {
         let found = parse("dpkg -i a.deb --root=/g");
-        assert_eq!(found.action, Action::Install(archives(&["a.deb", "--root=/g"])));
+        assert_eq!(found.action, DpkgAction::Install(archives(&["a.deb", "--root=/g"])));
         assert_eq!(found.instdir, None);
-        assert_eq!(parse("dpkg -i -- -R.deb").action, Action::Install(archives(&["-R.deb"])));
-        assert_eq!(parse("dpkg -i -").action, Action::Install(archives(&["-"])));
+        assert_eq!(parse("dpkg -i -- -R.deb").action, DpkgAction::Install(archives(&["-R.deb"])));
+        assert_eq!(parse("dpkg -i -").action, DpkgAction::Install(archives(&["-"])));
     }
 
     #[test]
     fn an_unknown_option_loses_nothing() {
         for line in ["dpkg --novel -i a.deb", "dpkg --novel=x -i a.deb", "dpkg -Zi a.deb"] {
-            assert_eq!(parse(line).action, Action::Install(archives(&["a.deb"])), "{line}");
+            assert_eq!(parse(line).action, DpkgAction::Install(archives(&["a.deb"])), "{line}");
         }
         for line in ["dpkg --novel x -i a.deb", "dpkg -i --novel x a.deb"] {
-            assert_eq!(parse(line).action, Action::Install(archives(&["x", "a.deb"])), "{line}");
+            assert_eq!(parse(line).action, DpkgAction::Install(archives(&["x", "a.deb"])), "{line}");
         }
         assert_eq!(parse("dpkg -i --novel x --root=/g a.deb").instdir, Some("/g".into()));
     }

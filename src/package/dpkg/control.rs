@@ -8,7 +8,7 @@
 pub struct Stanza<'a>(&'a [u8]);
 
 /// The stanzas of `data`, which empty lines separate.
-pub fn stanzas(data: &[u8]) -> impl Iterator<Item = Stanza<'_>> {
+pub(crate) fn stanzas(data: &[u8]) -> impl Iterator<Item = Stanza<'_>> {
     let mut rest = data;
     std::iter::from_fn(move || {
         let start = rest.iter().position(|&byte| byte != b'\n')?;
@@ -67,7 +67,7 @@ fn field_end(text: &[u8]) -> usize {
 }
 
 /// The package names in a relationship field (`a (>= 1), b:any | c`); versions and architectures are left out.
-pub fn relationship_names(value: &[u8]) -> Vec<String> {
+pub(crate) fn relationship_names(value: &[u8]) -> Vec<String> {
     value
         .split(|byte| matches!(byte, b',' | b'|'))
         .filter_map(|relation| {

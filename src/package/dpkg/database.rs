@@ -22,7 +22,7 @@ use crate::sys::path::dirfd::names;
 use crate::sys::path::root::{Root, read_at};
 
 /// Where dpkg's database is, unless it is told otherwise.
-pub const ADMINDIR: &str = "/var/lib/dpkg";
+const ADMINDIR: &str = "/var/lib/dpkg";
 
 /// The directory of a database.
 #[derive(Debug)]
@@ -152,14 +152,14 @@ impl<'r> Database<'r> {
     }
 
     /// One of a package's control files in `info`, such as `md5sums`; `None` where it has none.
-    pub fn control_file(&self, package: &Package, kind: &str) -> Result<Option<Vec<u8>>, Error> {
+    pub(crate) fn control_file(&self, package: &Package, kind: &str) -> Result<Option<Vec<u8>>, Error> {
         self.in_info(package, kind, |info, name| read_at(info, name))
     }
 
     /// Whether a package's list of files was written at or after `since`, in nanoseconds of the system clock.
     ///
     /// dpkg writes the list anew whenever it unpacks a package, and renames it into place.
-    pub fn is_changed_since(&self, package: &Package, since: i64) -> Result<bool, Error> {
+    pub(crate) fn is_changed_since(&self, package: &Package, since: i64) -> Result<bool, Error> {
         let stat = self.in_info(package, "list", |info, name| {
             Ok(rustix::fs::statat(info, name, AtFlags::SYMLINK_NOFOLLOW)?)
         })?;
@@ -175,12 +175,12 @@ impl<'r> Database<'r> {
     }
 
     /// The paths whose owner or mode is overridden.
-    pub fn statoverrides(&self) -> Result<Vec<PathBuf>, Error> {
+    pub(crate) fn statoverrides(&self) -> Result<Vec<PathBuf>, Error> {
         Ok(statoverride::parse(&self.read("statoverride")?))
     }
 
     /// The files the database keeps of `packages`, as paths of the guest; none if they lie outside.
-    pub fn info_files(&self, packages: &BTreeSet<PackageId>) -> Result<Vec<PathBuf>, Error> {
+    pub(crate) fn info_files(&self, packages: &BTreeSet<PackageId>) -> Result<Vec<PathBuf>, Error> {
         let (Some(info), Some(inside)) = (&self.info, &self.inside) else { return Ok(Vec::new()) };
         let path = inside.join("info");
         let names = names(info).map_err(|source| Error { path: path.clone(), source })?;

@@ -28,7 +28,7 @@ pub fn conffiles(data: &[u8]) -> Vec<PathBuf> {
 /// The paths of a `Conffiles` field of the status file: ` path hash [obsolete] [remove-on-upgrade]`.
 ///
 /// The path may hold spaces, so the words are taken off the end.
-pub fn status_conffiles(value: &[u8]) -> Vec<PathBuf> {
+pub(crate) fn status_conffiles(value: &[u8]) -> Vec<PathBuf> {
     let path = |line: &[u8]| {
         let mut rest = line.trim_ascii();
         for flag in [&b" remove-on-upgrade"[..], b" obsolete"] {
@@ -41,7 +41,7 @@ pub fn status_conffiles(value: &[u8]) -> Vec<PathBuf> {
 }
 
 /// The paths of an `md5sums` member: `hash  path`, the path relative to the root (deb-md5sums(5)).
-pub fn md5sums(data: &[u8]) -> Vec<PathBuf> {
+pub(crate) fn md5sums(data: &[u8]) -> Vec<PathBuf> {
     let path = |line: &[u8]| {
         // A backslash before the hash says that the name is escaped, see md5sum(1).
         let (line, escaped) = line.strip_prefix(b"\\").map_or((line, false), |rest| (rest, true));

@@ -14,8 +14,8 @@ use super::Error;
 use super::changes::Change;
 use super::database::Database;
 use super::diversions::Diversion;
-use super::status::{Package, State, Want};
-use crate::package::dpkg::deb::{self, Control, Kind};
+use super::status::{Package, PackageState, Want};
+use crate::package::dpkg::deb::{self, Control, PayloadKind};
 use crate::package::{PackageId, PackageSpec, sort_paths};
 use crate::parallel;
 use crate::sys::path::root::{Root, relative};
@@ -167,7 +167,7 @@ impl Plan {
 ///
 /// # Errors
 /// If one of them cannot be read.
-pub fn news(archives: &[PathBuf]) -> Result<Vec<New>, deb::Error> {
+pub(crate) fn news(archives: &[PathBuf]) -> Result<Vec<New>, deb::Error> {
     read_archives(archives).into_iter().collect()
 }
 
@@ -187,13 +187,13 @@ fn read_archive(path: &Path) -> Result<New, deb::Error> {
 }
 
 /// All names but directories, and what hard links are made to: dpkg changes mode and owner of those in place.
-fn names_of(payload: Vec<deb::Entry>) -> Vec<PathBuf> {
+fn names_of(payload: Vec<deb::PayloadEntry>) -> Vec<PathBuf> {
     let mut names = Vec::with_capacity(payload.len());
-    for deb::Entry { path, kind } in payload {
+    for deb::PayloadEntry { path, kind } in payload {
         match kind {
-            Kind::Directory => continue,
-            Kind::HardLink(target) => names.push(target),
-            Kind::File | Kind::Other => {}
+            PayloadKind::Directory => continue,
+            PayloadKind::HardLink(target) => names.push(target),
+            PayloadKind::File | PayloadKind::Other => {}
         }
         names.push(path);
     }
@@ -255,7 +255,11 @@ fn removed_for<'a>(database: &'a Database<'_>, news: &[New]) -> Vec<&'a Package>
                 && (unwanted || new.replaces.contains(&old.id.name) || (new.essential && old.is_essential()))
         })
     };
-    database.packages().iter().filter(|old| old.state > State::ConfigFiles && is_removed(old)).collect()
+    database
+        .packages()
+        .iter()
+        .filter(|old| old.state > PackageState::ConfigFiles && is_removed(old))
+        .collect()
 }
 
 /// The other names of `paths`, which are sorted, and all names the packages of the run divert: they may move

@@ -24,7 +24,7 @@ pub enum Want {
 
 /// How far a package is installed (dpkg(1), package states).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
+pub enum PackageState {
     /// Not at all.
     NotInstalled,
     /// Its configuration files are left.
@@ -51,11 +51,11 @@ pub struct Package {
     /// The installed version; empty where there is none.
     pub version: String,
     /// Whether several architectures of it can be installed.
-    pub multi_arch: MultiArch,
+    pub(crate) multi_arch: MultiArch,
     /// What the administrator wants.
     pub want: Want,
     /// How far it is installed.
-    pub state: State,
+    pub state: PackageState,
     stanza: Box<[u8]>,
 }
 
@@ -63,7 +63,7 @@ impl Package {
     fn parse(stanza: Stanza<'_>) -> Option<Package> {
         let (mut name, mut arch, mut version) = (None, String::new(), String::new());
         let mut multi_arch = MultiArch::No;
-        let (mut want, mut state) = (Want::Unknown, State::HalfInstalled);
+        let (mut want, mut state) = (Want::Unknown, PackageState::HalfInstalled);
         let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
         for (field, value) in stanza.fields() {
             let is = |name: &str| field.eq_ignore_ascii_case(name.as_bytes());
@@ -85,17 +85,17 @@ impl Package {
 
     /// Whether the package is configured and nothing waits: a trigger that is awaited or pending still may change files.
     pub fn is_configured(&self) -> bool {
-        self.state == State::Installed
+        self.state == PackageState::Installed
     }
 
     /// Whether triggers of it have yet to be processed.
-    pub fn has_pending_triggers(&self) -> bool {
-        self.state == State::TriggersPending
+    pub(crate) fn has_pending_triggers(&self) -> bool {
+        self.state == PackageState::TriggersPending
             || self.field("Triggers-Pending").is_some_and(|value| !value.is_empty())
     }
 
     /// Whether the system cannot do without it (`Essential` or `Protected`).
-    pub fn is_essential(&self) -> bool {
+    pub(crate) fn is_essential(&self) -> bool {
         ["Essential", "Protected"].iter().any(|name| self.field(name) == Some(b"yes"))
     }
 
@@ -105,12 +105,12 @@ impl Package {
     }
 
     /// The packages it conflicts with.
-    pub fn conflicts(&self) -> Vec<String> {
+    pub(crate) fn conflicts(&self) -> Vec<String> {
         self.field("Conflicts").map(relationship_names).unwrap_or_default()
     }
 
     /// The virtual packages it provides.
-    pub fn provides(&self) -> Vec<String> {
+    pub(crate) fn provides(&self) -> Vec<String> {
         self.field("Provides").map(relationship_names).unwrap_or_default()
     }
 
@@ -125,7 +125,7 @@ impl Package {
 }
 
 /// `want flag state`. What is none of dpkg's words is read as the state in which most can still happen.
-fn parse_status(value: &[u8]) -> (Want, State) {
+fn parse_status(value: &[u8]) -> (Want, PackageState) {
     let mut words = value.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
     let want = match words.next() {
         Some(b"install") => Want::Install,
@@ -135,14 +135,14 @@ fn parse_status(value: &[u8]) -> (Want, State) {
         _ => Want::Unknown,
     };
     let state = match words.nth(1) {
-        Some(b"not-installed") => State::NotInstalled,
-        Some(b"config-files") => State::ConfigFiles,
-        Some(b"unpacked") => State::Unpacked,
-        Some(b"half-configured") => State::HalfConfigured,
-        Some(b"triggers-awaited") => State::TriggersAwaited,
-        Some(b"triggers-pending") => State::TriggersPending,
-        Some(b"installed") => State::Installed,
-        _ => State::HalfInstalled,
+        Some(b"not-installed") => PackageState::NotInstalled,
+        Some(b"config-files") => PackageState::ConfigFiles,
+        Some(b"unpacked") => PackageState::Unpacked,
+        Some(b"half-configured") => PackageState::HalfConfigured,
+        Some(b"triggers-awaited") => PackageState::TriggersAwaited,
+        Some(b"triggers-pending") => PackageState::TriggersPending,
+        Some(b"installed") => PackageState::Installed,
+        _ => PackageState::HalfInstalled,
     };
     (want, state)
 }
@@ -155,7 +155,7 @@ pub fn packages<'a>(files: impl IntoIterator<Item = &'a [u8]>) -> Vec<Package> {
     for package in files.into_iter().flat_map(stanzas).filter_map(Package::parse) {
         packages.insert(package.id.clone(), package);
     }
-    packages.into_values().filter(|package| package.state != State::NotInstalled).collect()
+    packages.into_values().filter(|package| package.state != PackageState::NotInstalled).collect()
 }
 
 #[cfg(test)]
@@ -205,7 +205,7 @@ Version: 1
         assert_eq!(packages[0].conflicts(), ["openrc"]);
         assert_eq!(packages[0].replaces(), ["libc6-amd64"]);
         assert_eq!(packages[0].conffiles(), ["/etc/ld.so.conf.d/x.conf", "/etc/old"].map(Path::new));
-        assert_eq!((packages[2].want, packages[2].state), (Want::Deinstall, State::ConfigFiles));
+        assert_eq!((packages[2].want, packages[2].state), (Want::Deinstall, PackageState::ConfigFiles));
         assert!(packages[2].is_essential() && !packages[0].is_essential());
     }
 

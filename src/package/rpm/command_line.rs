@@ -18,7 +18,7 @@ const MOST_OF_LIST: u64 = 1 << 20;
 
 /// What the files on a command line are.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct PackageArguments {
     /// The packages.
     pub packages: Vec<PackageFile>,
     /// What could not be read, though it is called as a package.
@@ -28,10 +28,10 @@ pub struct Found {
 /// Opens a file as rpm sees it.
 type Open<'o> = dyn Fn(&Path) -> io::Result<OwnedFd> + 'o;
 
-impl Found {
+impl PackageArguments {
     /// The packages that `words` name, the program's name left out.
-    pub fn among(words: &[OsString], open: &Open<'_>) -> Found {
-        let mut found = Found::default();
+    pub fn among(words: &[OsString], open: &Open<'_>) -> PackageArguments {
+        let mut found = PackageArguments::default();
         for word in words.iter().filter(|word| !word.as_bytes().starts_with(b"-")) {
             for listed in found.add(word, open) {
                 found.add(&listed, open);
@@ -111,7 +111,7 @@ mod tests {
             "odd",
             "--b.rpm",
         ]);
-        let Found { packages, warnings } = Found::among(&line, &open);
+        let PackageArguments { packages, warnings } = PackageArguments::among(&line, &open);
         assert!(packages.iter().map(|package| package.name.as_str()).eq(["a", "b"]));
         assert!(warnings[0].starts_with("broken.rpm: it is truncated"), "{warnings:?}");
         assert!(warnings[1].starts_with("gone.rpm: No such file") && warnings.len() == 2, "{warnings:?}");

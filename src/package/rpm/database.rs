@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::header::Header;
 use super::{malformed, ndb, sqlite};
-use crate::package::installed::{Database, Entry, Error, Part, Tell, Visit, may_be_since};
+use crate::package::installed::{Database, Error, InstalledPackage, Part, Tell, Visit, may_be_since};
 use crate::package::steady;
 use crate::sys::file::content::fill;
 use crate::sys::file::inode::Inode;
@@ -76,7 +76,7 @@ impl<'r> Rpm<'r> {
                         "a transaction of rpm was interrupted; run `rpm -q rpm` in the guest to roll it back",
                     ));
                 }
-                Ok(Box::new(sqlite::Database::open(file, log)?.blobs("Packages")?))
+                Ok(Box::new(sqlite::SqliteFile::open(file, log)?.blobs("Packages")?))
             }
             Kind::Ndb => Ok(Box::new(ndb::blobs(file)?)),
             Kind::Berkeley => Err(io::Error::new(
@@ -132,7 +132,7 @@ struct Installed<'b> {
     header: Header<'b>,
 }
 
-impl Entry for Installed<'_> {
+impl InstalledPackage for Installed<'_> {
     fn name(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(self.name)
     }

@@ -45,18 +45,18 @@ pub struct PackageFile {
     /// The package's name.
     pub name: String,
     /// Names of packages that go when this one comes.
-    pub obsoletes: Vec<String>,
+    pub(crate) obsoletes: Vec<String>,
     /// What is installed, directories included.
-    pub files: Vec<Listed>,
+    pub files: Vec<PackagedFile>,
 }
 
 /// A file of a package.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct PackagedFile {
     /// Absolute in the guest.
     pub path: PathBuf,
     /// Whether it is the administrator's to change.
-    pub is_configuration: bool,
+    pub(crate) is_configuration: bool,
 }
 
 impl PackageFile {
@@ -129,16 +129,16 @@ fn identity(bytes: &[u8]) -> io::Result<Identity> {
     })
 }
 
-fn files(header: &Header<'_>) -> io::Result<Vec<Listed>> {
+fn files(header: &Header<'_>) -> io::Result<Vec<PackagedFile>> {
     let mut bytes_left = MOST_LISTED;
     let mut files = Vec::new();
     // Something else makes a ghost, later on.
     for file in header.files()?.filter(|file| !file.is_ghost()) {
         let Some(path) = file.path() else { continue };
-        let taken = size_of::<Listed>() + path.as_os_str().len();
+        let taken = size_of::<PackagedFile>() + path.as_os_str().len();
         let left = bytes_left.checked_sub(taken);
         bytes_left = left.ok_or_else(|| malformed("it lists too many files"))?;
-        files.push(Listed { path, is_configuration: file.is_configuration() });
+        files.push(PackagedFile { path, is_configuration: file.is_configuration() });
     }
     Ok(files)
 }

@@ -46,7 +46,7 @@ pub struct Header<'b> {
 
 /// A file a package lists.
 #[derive(Debug)]
-pub struct File<'b> {
+pub struct HeaderFile<'b> {
     dir: &'b [u8],
     name: &'b [u8],
     flags: u32,
@@ -94,7 +94,7 @@ impl<'b> Header<'b> {
     }
 
     /// When it was installed, in seconds since 1970; 0 where that is not known.
-    pub fn install_time(&self) -> io::Result<i64> {
+    pub(crate) fn install_time(&self) -> io::Result<i64> {
         let (value, count) = self.value(INSTALLTIME, Type::Word)?;
         Ok(if count > 0 { i64::from(word(value, 0)) } else { 0 })
     }
@@ -103,7 +103,7 @@ impl<'b> Header<'b> {
     ///
     /// # Errors
     /// Where the lists that together tell of files do not fit.
-    pub fn files(&self) -> io::Result<impl Iterator<Item = File<'b>> + use<'b>> {
+    pub fn files(&self) -> io::Result<impl Iterator<Item = HeaderFile<'b>> + use<'b>> {
         let (names, count) = self.value(BASENAMES, Type::Texts)?;
         let (dirs, dir_count) = self.value(DIRNAMES, Type::Texts)?;
         let (indexes, index_count) = self.value(DIRINDEXES, Type::Word)?;
@@ -120,7 +120,7 @@ impl<'b> Header<'b> {
         if !is_sound {
             return Err(malformed("the file lists of a package contradict each other"));
         }
-        Ok(texts(names).take(count).enumerate().map(move |(at, name)| File {
+        Ok(texts(names).take(count).enumerate().map(move |(at, name)| HeaderFile {
             dir: dirs[word(indexes, at) as usize],
             name,
             flags: if flag_count > 0 { word(flags, at) } else { 0 },
@@ -149,14 +149,14 @@ impl<'b> Header<'b> {
     }
 }
 
-impl File<'_> {
+impl HeaderFile<'_> {
     /// Its path; `None` where there can be no such file.
     pub fn path(&self) -> Option<PathBuf> {
         absolute(&[self.dir, self.name].concat())
     }
 
     /// Whether it is the administrator's to change.
-    pub fn is_configuration(&self) -> bool {
+    pub(crate) fn is_configuration(&self) -> bool {
         self.flags & CONFIG != 0
     }
 
@@ -223,7 +223,7 @@ mod tests {
     }
 
     /// All that is to be known of a header.
-    fn read(blob: &[u8]) -> io::Result<Vec<File<'_>>> {
+    fn read(blob: &[u8]) -> io::Result<Vec<HeaderFile<'_>>> {
         let header = Header::parse(blob)?;
         header.name()?;
         header.install_time()?;
@@ -234,7 +234,7 @@ mod tests {
     fn files_have_paths_of_any_bytes_flags_and_states() {
         let blob = sample();
         let files = read(&blob).unwrap();
-        let paths: Vec<PathBuf> = files.iter().filter_map(File::path).collect();
+        let paths: Vec<PathBuf> = files.iter().filter_map(HeaderFile::path).collect();
         let bytes: [&[u8]; 5] = [b"/usr/bin/a", b"/etc/a.conf", b"/var/log/a", b"/usr/lib/\xff\n", b"/usr"];
         assert_eq!(paths, bytes.map(|path| Path::new(OsStr::from_bytes(path))));
         assert!(files.iter().map(|file| file.is_configuration()).eq([false, true, false, false, false]));
@@ -297,7 +297,7 @@ mod tests {
                 let at = at.index(blob.len());
                 blob[at] = byte;
             }
-            let _ = read(&blob).map(|files| files.iter().filter_map(File::path).count());
+            let _ = read(&blob).map(|files| files.iter().filter_map(HeaderFile::path).count());
         }
 
         #[test]

@@ -5,7 +5,7 @@ pub mod command_line;
 pub mod database;
 pub mod file;
 pub mod header;
-pub mod ndb;
+pub(crate) mod ndb;
 pub mod plan;
 pub mod sqlite;
 pub mod wal;

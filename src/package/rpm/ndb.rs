@@ -24,7 +24,7 @@ struct Slot {
 }
 
 /// The headers in a database.
-pub fn blobs(file: OwnedFd) -> io::Result<impl Iterator<Item = io::Result<Vec<u8>>>> {
+pub(crate) fn blobs(file: OwnedFd) -> io::Result<impl Iterator<Item = io::Result<Vec<u8>>>> {
     let size = checked_size(&file)?;
     let mut header = [0; HEADER];
     if fill(&file, &mut header, 0)? < HEADER || !header.starts_with(b"RpmP") {

@@ -61,13 +61,13 @@ fn all_beside(path: &Path) -> [PathBuf; 3] {
 #[cfg(test)]
 mod tests {
     use super::super::Rpm;
-    use super::super::file::Listed;
+    use super::super::file::PackagedFile;
     use super::*;
     use crate::package::testing::Guest;
     use crate::sys::file::times::TICK;
 
     fn package(name: &str, obsoletes: &[&str], files: &[(&str, bool)]) -> PackageFile {
-        let files = files.iter().map(|(path, is_configuration)| Listed {
+        let files = files.iter().map(|(path, is_configuration)| PackagedFile {
             path: PathBuf::from(path),
             is_configuration: *is_configuration,
         });

@@ -21,7 +21,7 @@ const INTERIOR: u8 = 5;
 
 /// An open database: its pages, those in the write-ahead log before those in the file.
 #[derive(Debug)]
-pub struct Database {
+pub struct SqliteFile {
     file: OwnedFd,
     log: Option<Log>,
     page_size: usize,
@@ -33,12 +33,12 @@ pub struct Database {
     seen: HashSet<u32>,
 }
 
-impl Database {
+impl SqliteFile {
     /// Opens the database in `file`, with its write-ahead log if it has one.
     ///
     /// # Errors
     /// Where it is no database. An empty file is one to SQLite, but to nobody else.
-    pub fn open(file: OwnedFd, log: Option<OwnedFd>) -> io::Result<Database> {
+    pub fn open(file: OwnedFd, log: Option<OwnedFd>) -> io::Result<SqliteFile> {
         let size = checked_size(&file)?;
         let mut header = [0; HEADER];
         if fill(&file, &mut header, 0)? < HEADER || !header.starts_with(b"SQLite format 3\0") {
@@ -55,11 +55,14 @@ impl Database {
         }
         let log = log.map(|log| Log::read(log, page_size)).transpose()?;
         let pages = u32::try_from(size / page_size as u64).unwrap_or(u32::MAX);
-        Ok(Database { file, log, page_size, usable, pages, seen: HashSet::new() })
+        Ok(SqliteFile { file, log, page_size, usable, pages, seen: HashSet::new() })
     }
 
     /// The blobs in the second column of the table `name`, in the order of the rows.
-    pub fn blobs(mut self, name: &str) -> io::Result<impl Iterator<Item = io::Result<Vec<u8>>> + use<>> {
+    pub(crate) fn blobs(
+        mut self,
+        name: &str,
+    ) -> io::Result<impl Iterator<Item = io::Result<Vec<u8>>> + use<>> {
         let root = self.root_of(name)?.ok_or_else(|| malformed(format!("there is no table {name}")))?;
         self.seen.clear();
         let mut rows = Rows::below(self.claim(root)?);
@@ -127,7 +130,7 @@ impl Rows {
     }
 
     /// The record of the next row.
-    fn next(&mut self, database: &mut Database) -> io::Result<Option<Vec<u8>>> {
+    fn next(&mut self, database: &mut SqliteFile) -> io::Result<Option<Vec<u8>>> {
         loop {
             if let Some(leaf) = self.leaf.as_mut().filter(|leaf| leaf.left > 0) {
                 let cell = u16_at(&leaf.page, leaf.cells)?;
@@ -139,7 +142,7 @@ impl Rows {
         }
     }
 
-    fn enter(&mut self, database: &mut Database, number: u32) -> io::Result<()> {
+    fn enter(&mut self, database: &mut SqliteFile, number: u32) -> io::Result<()> {
         let mut page = Vec::new();
         database.page(number, &mut page)?;
         let start = if number == 1 { HEADER } else { 0 };
@@ -160,7 +163,7 @@ impl Rows {
 }
 
 /// The record of the row whose cell begins at `start` of a leaf.
-fn record(database: &mut Database, leaf: &[u8], start: usize) -> io::Result<Vec<u8>> {
+fn record(database: &mut SqliteFile, leaf: &[u8], start: usize) -> io::Result<Vec<u8>> {
     let usable = database.usable;
     let mut cell = leaf.get(start..usable).unwrap_or_default();
     let length = varint(&mut cell)?;

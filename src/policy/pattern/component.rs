@@ -38,7 +38,7 @@ impl Component {
     }
 
     /// Whether this is `**`.
-    pub fn is_any_depth(&self) -> bool {
+    pub(crate) fn is_any_depth(&self) -> bool {
         *self == Component::AnyDepth
     }
 

@@ -24,7 +24,7 @@ impl Metadata {
     }
 
     /// Whether nobody can tell the two apart; the times of the last access and of the last change do not count.
-    pub fn same_as(&self, other: &Metadata) -> bool {
+    pub(crate) fn same_as(&self, other: &Metadata) -> bool {
         self.inode.same_content_as(&other.inode) && self.xattrs == other.xattrs
     }
 

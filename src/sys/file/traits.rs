@@ -59,7 +59,7 @@ impl Traits {
     }
 
     /// Gives an empty file those that have no effect later.
-    pub fn give_first(self, file: impl AsFd) -> io::Result<()> {
+    pub(crate) fn give_first(self, file: impl AsFd) -> io::Result<()> {
         add_flags(&file, self.flags & BEFORE_DATA)
     }
 

@@ -29,7 +29,7 @@ pub struct Status {
     /// Effective capabilities (`capabilities(7)`), in its own user namespace.
     pub capabilities: CapabilitySet,
     /// Whether it can get no more privileges by executing a program (`PR_SET_NO_NEW_PRIVS(2const)`).
-    pub no_new_privileges: bool,
+    pub(crate) no_new_privileges: bool,
 }
 
 impl Status {

@@ -90,7 +90,7 @@ impl Processes {
     }
 
     /// Which mount namespace a process is in, and its root directory.
-    pub fn surroundings(&self, pid: i32) -> io::Result<(Vec<u8>, Inode)> {
+    pub(crate) fn surroundings(&self, pid: i32) -> io::Result<(Vec<u8>, Inode)> {
         let namespace = rustix::fs::readlinkat(&self.proc, format!("{pid}/ns/mnt"), Vec::new())?;
         // A filesystem that the process itself serves is not asked.
         Ok((namespace.into_bytes(), Inode::cached(self.root(pid)?)?))
@@ -115,7 +115,7 @@ impl Processes {
     }
 
     /// What the process has mapped into its memory, a line each (`proc_pid_maps(5)`).
-    pub fn mappings(&self, pid: i32) -> io::Result<Vec<u8>> {
+    pub(crate) fn mappings(&self, pid: i32) -> io::Result<Vec<u8>> {
         self.read(pid, "maps")
     }
 
@@ -165,7 +165,7 @@ impl Processes {
     }
 
     /// The path of the program that the process runs, as the kernel tells it; the file is not asked.
-    pub fn program_path(&self, pid: i32) -> io::Result<Vec<u8>> {
+    pub(crate) fn program_path(&self, pid: i32) -> io::Result<Vec<u8>> {
         Ok(rustix::fs::readlinkat(&self.proc, format!("{pid}/exe"), Vec::new())?.into_bytes())
     }
 
@@ -176,7 +176,7 @@ impl Processes {
     }
 
     /// The system call that the thread `tid` sleeps in; `None` while it runs.
-    pub fn system_call(&self, tid: i32) -> io::Result<Option<SystemCall>> {
+    pub(crate) fn system_call(&self, tid: i32) -> io::Result<Option<SystemCall>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.proc, format!("{tid}/syscall"), flags, Mode::empty())?;
         let mut line = [0; 256];
@@ -191,7 +191,7 @@ impl Processes {
     }
 
     /// What a descriptor of this process is open on, as the calling thread would name it.
-    pub fn own_descriptor(&self, number: i32) -> io::Result<Vec<u8>> {
+    pub(crate) fn own_descriptor(&self, number: i32) -> io::Result<Vec<u8>> {
         Ok(rustix::fs::readlinkat(&self.proc, format!("self/fd/{number}"), Vec::new())?.into_bytes())
     }
 

@@ -48,7 +48,7 @@ impl Channel {
     }
 
     /// The connection that the process `pid` has made; those of others are closed.
-    pub fn accept(&self, pid: i32) -> io::Result<Connection> {
+    pub(crate) fn accept(&self, pid: i32) -> io::Result<Connection> {
         loop {
             let connection = rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC)?;
             if peer(&connection)? == pid {
@@ -114,7 +114,7 @@ pub fn pass(pair: &(OwnedFd, OwnedFd), descriptor: BorrowedFd<'_>) -> Result<(),
 }
 
 /// Whether it is the listener of a seccomp filter (`seccomp_unotify(2)`).
-pub fn is_listener(fd: BorrowedFd<'_>) -> bool {
+pub(crate) fn is_listener(fd: BorrowedFd<'_>) -> bool {
     let nobody = 0_u64;
     // SAFETY: reads a number that outlives the call.
     let result =

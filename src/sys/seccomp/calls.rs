@@ -141,7 +141,7 @@ const FILE_SETATTR: (u32, Shape) = (469, Shape::FileSetattr);
 
 /// x86-64.
 #[cfg(any(target_arch = "x86_64", test))]
-pub const X86_64: Abi = Abi {
+pub(crate) const X86_64: Abi = Abi {
     audit: 0xc000_003e,
     calls: &[
         (2, open(false, 1)),
@@ -185,7 +185,7 @@ pub const X86_64: Abi = Abi {
 
 /// 32-bit x86.
 #[cfg(any(target_arch = "x86_64", test))]
-pub const I386: Abi = Abi {
+pub(crate) const I386: Abi = Abi {
     audit: 0x4000_0003,
     calls: &[
         (5, open(false, 1)),
@@ -234,7 +234,7 @@ pub const I386: Abi = Abi {
 
 /// arm64.
 #[cfg(any(target_arch = "aarch64", test))]
-pub const ARM64: Abi = Abi {
+const ARM64: Abi = Abi {
     audit: 0xc000_00b7,
     calls: &[
         (5, SETXATTR),

@@ -130,7 +130,7 @@ const FORBIDDEN: u8 = 3;
 type Results = [AtomicU8; PROBES.len()];
 
 /// Whether this process is behind a filter, which may be one of ours.
-pub fn is_in_force() -> bool {
+pub(crate) fn is_in_force() -> bool {
     mode().or_else(mode_asked).is_none_or(|mode| mode != b'0')
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// Most threads that answer.
-pub const SLOTS: usize = 8;
+const SLOTS: usize = 8;
 
 /// A page that this process and those it forks share.
 #[derive(Debug)]

@@ -19,11 +19,11 @@ const X32: u32 = 0x4000_0000;
 const TMPFILE: u32 = 0o20_000_000;
 
 /// `FS_IOC_SETFLAGS` of `linux/fs.h`.
-pub const SET_FLAGS: Opcode = opcode::write::<u64>(b'f', 2);
+pub(crate) const SET_FLAGS: Opcode = opcode::write::<u64>(b'f', 2);
 /// `FS_IOC_SETFLAGS` of 32-bit programs.
-pub const SET_FLAGS_32: Opcode = opcode::write::<u32>(b'f', 2);
+pub(crate) const SET_FLAGS_32: Opcode = opcode::write::<u32>(b'f', 2);
 /// `FS_IOC_FSSETXATTR` of `linux/fs.h`, with the 28 bytes of a `struct fsxattr`.
-pub const FS_SET_XATTR: Opcode = opcode::write::<[u32; 7]>(b'X', 32);
+pub(crate) const FS_SET_XATTR: Opcode = opcode::write::<[u32; 7]>(b'X', 32);
 /// Requests that change an inode.
 const REQUESTS: [Opcode; 3] = [SET_FLAGS, SET_FLAGS_32, FS_SET_XATTR];
 

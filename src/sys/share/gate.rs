@@ -37,7 +37,7 @@ use crate::sys::process::{Processes, SystemCall};
 use crate::sys::seccomp::filter;
 
 /// How long an opener may take from the kernel's first question to the second.
-pub const GRACE_PERIOD: Duration = Duration::from_millis(50);
+const GRACE_PERIOD: Duration = Duration::from_millis(50);
 
 /// Marks a group has before the other group takes the next ones, so that the first can forget its own.
 const MAX_MARKS: usize = 1024;
@@ -85,7 +85,7 @@ pub struct ClosedGate {
 
 impl ClosedGate {
     /// Whether somebody was turned away since it was closed.
-    pub fn was_tried(&self) -> bool {
+    pub(crate) fn was_tried(&self) -> bool {
         self.gate.state().windows.get(&self.inode).is_some_and(|tried| *tried)
     }
 }

@@ -37,7 +37,7 @@ impl<'fd> Lease<'fd> {
     }
 
     /// Whether somebody is about to open the file for writing, and has not come to the lease yet.
-    pub fn is_wanted(&self) -> bool {
+    pub(crate) fn is_wanted(&self) -> bool {
         // The kernel counts a writer first; then it grants no lease, not even the one that is held already.
         fcntl(self.fd, libc::F_SETLEASE, libc::F_RDLCK).is_err_and(|e| e.raw_os_error() == Some(libc::EAGAIN))
     }

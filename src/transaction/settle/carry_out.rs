@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::judge::{Fate, Settling, Unit};
+use super::judge::{Settlement, Settling, Unit};
 use crate::ledger::Entry;
 use crate::report::Reason;
 use crate::sys::file::inode::{Inode, InodeId};
@@ -14,9 +14,9 @@ use crate::sys::share::lease::Lease;
 use crate::sys::share::swap::{self, Name, Shared};
 
 impl Settling<'_> {
-    /// Carries a fate out. `false` where it has to wait: somebody is writing.
+    /// Carries a settlement out. `false` where it has to wait: somebody is writing.
     pub(super) fn carry_out(&self, unit: &Unit<'_>) -> Result<bool, swap::Error> {
-        if let Fate::Restore { now, .. } = unit.fate {
+        if let Settlement::Restore { now, .. } = unit.settlement {
             return self.restore(&unit.entries, &now);
         }
         self.drop_originals(unit)?;

@@ -18,7 +18,7 @@ use crate::unify::pool::identity::{self, Mtime};
 
 /// What becomes of one detached name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum Settlement {
     /// The original takes its name back.
     Restore {
         /// The private file as it was judged.
@@ -34,10 +34,10 @@ pub(super) enum Fate {
     Postpone,
 }
 
-/// Names that have one fate, and one file.
+/// Names that have one settlement, and one file.
 pub(super) struct Unit<'e> {
     pub entries: Vec<&'e Entry>,
-    pub fate: Fate,
+    pub(crate) settlement: Settlement,
 }
 
 pub(super) struct Settling<'a> {
@@ -59,38 +59,38 @@ impl<'a> Settling<'a> {
         is_code && !self.programs.loaded_from(inode.id).is_empty()
     }
 
-    pub(super) fn judge(&self, entry: &Entry) -> io::Result<Fate> {
+    pub(super) fn judge(&self, entry: &Entry) -> io::Result<Settlement> {
         let path = entry.intent.place.path();
         if self.packages.unfinished.contains(&path) {
-            return Ok(Fate::Postpone);
+            return Ok(Settlement::Postpone);
         }
         let stashed = entry.stashed();
         let stashed = Name { dir: self.store.stash(), name: &stashed };
         let Some(original) = stashed.inode()?.filter(|inode| inode.id.ino == entry.intent.original.ino)
         else {
-            return Ok(Fate::Drop { changed: true });
+            return Ok(Settlement::Drop { changed: true });
         };
         let dir = match self.guest.root.open_dir(&entry.intent.place.dir) {
             Ok(dir) => dir,
-            Err(e) if is_absent(&e) => return Ok(Fate::Drop { changed: false }),
+            Err(e) if is_absent(&e) => return Ok(Settlement::Drop { changed: false }),
             Err(e) => return Err(e),
         };
         let name = Name { dir: dir.as_fd(), name: &entry.intent.place.name };
         let is_other =
             |inode: &Inode| inode.kind == Kind::Regular && inode.id != original.id && !inode.is_mounted_on();
         let Some(now) = name.inode()?.filter(is_other) else {
-            return Ok(Fate::Drop { changed: false });
+            return Ok(Settlement::Drop { changed: false });
         };
         if self.stays_private(&path) {
-            return Ok(Fate::Drop { changed: false });
+            return Ok(Settlement::Drop { changed: false });
         }
         let above = Inode::of(&dir)?;
         // A mount lies between the name and the stash.
         if !self.store.reaches(&above) {
-            return Ok(Fate::Drop { changed: true });
+            return Ok(Settlement::Drop { changed: true });
         }
         if let Some(why) = kept_from_changing(&now, &above) {
-            return Ok(Fate::LetGo { why });
+            return Ok(Settlement::LetGo { why });
         }
         let copy = entry.copy.filter(|copy| copy.ino == now.id.ino);
         let untouched = copy.is_some_and(|copy| copy.ctime == Some(now.ctime));
@@ -98,7 +98,7 @@ impl<'a> Settling<'a> {
             && (untouched || identity::same(&name.open()?, &stashed.open()?, Mtime::Match)?);
         let ours = copy.is_some_and(|copy| untouched || copy.ctime.is_none());
         let restore = same && !self.is_in_use(name.name, &now);
-        Ok(if restore { Fate::Restore { now, ours } } else { Fate::Drop { changed: true } })
+        Ok(if restore { Settlement::Restore { now, ours } } else { Settlement::Drop { changed: true } })
     }
 
     /// Whether a name is none that packages own for good.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::Path;
 
-use super::judge::{Fate, Settling};
+use super::judge::{Settlement, Settling};
 use super::together::units;
 use crate::ledger::{Entry, Ledger, Stage};
 use crate::package::Packages;
@@ -49,23 +49,34 @@ pub fn settle(
     let entries: Vec<Entry> = ledger.entries()?.into_iter().filter(|e| e.state == Stage::Detached).collect();
     let again = detached_again(&entries);
     let judge = |entry: &Entry| {
-        if again.contains(&entry.id) { Ok(Fate::Drop { changed: false }) } else { settling.judge(entry) }
+        if again.contains(&entry.id) {
+            Ok(Settlement::Drop { changed: false })
+        } else {
+            settling.judge(entry)
+        }
     };
-    let mut fates = parallel::map(parallel::processors(), &entries, judge);
-    settling.keep_together(&entries, &mut fates);
+    let mut settlements = parallel::map(parallel::processors(), &entries, judge);
+    settling.keep_together(&entries, &mut settlements);
     let mut work = Vec::new();
     let (mut changed, mut later) = (BTreeSet::new(), BTreeSet::new());
-    for (entry, fate) in entries.iter().zip(fates) {
-        match fate {
-            Ok(Fate::Postpone) => drop(later.insert(entry.intent.place.path())),
-            Ok(fate) => work.push((entry, fate)),
+    for (entry, settlement) in entries.iter().zip(settlements) {
+        match settlement {
+            Ok(Settlement::Postpone) => drop(later.insert(entry.intent.place.path())),
+            Ok(settlement) => work.push((entry, settlement)),
             Err(e) => settled.failed.push(format!("{}: {}", Shown(&entry.intent.place.path()), Reason(e))),
         }
     }
     let states: Vec<_> = work
         .iter()
-        .map(|(entry, fate)| {
-            (entry.id, if matches!(fate, Fate::Restore { .. }) { Stage::Restoring } else { Stage::Dropping })
+        .map(|(entry, settlement)| {
+            (
+                entry.id,
+                if matches!(settlement, Settlement::Restore { .. }) {
+                    Stage::Restoring
+                } else {
+                    Stage::Dropping
+                },
+            )
         })
         .collect();
     let units = units(&work);
@@ -81,10 +92,10 @@ pub fn settle(
         match ended {
             Ok(true) => {
                 over.extend(unit.entries.iter().map(|entry| entry.id));
-                match unit.fate {
-                    Fate::LetGo { why } => settled.let_go.extend(paths.map(|path| let_go(&path, why))),
-                    Fate::Restore { .. } => settled.restored += unit.entries.len() as u64,
-                    Fate::Drop { changed: true } => changed.extend(paths),
+                match unit.settlement {
+                    Settlement::LetGo { why } => settled.let_go.extend(paths.map(|path| let_go(&path, why))),
+                    Settlement::Restore { .. } => settled.restored += unit.entries.len() as u64,
+                    Settlement::Drop { changed: true } => changed.extend(paths),
                     _ => {}
                 }
             }
@@ -101,7 +112,9 @@ pub fn settle(
                 let reason = Reason(&e).to_string();
                 settled.failed.extend(paths.map(|path| format!("{}: {reason}", Shown(&path))));
                 // Of the others recovery takes care.
-                if matches!(e, swap::Error::Unchanged(_)) && matches!(unit.fate, Fate::Restore { .. }) {
+                if matches!(e, swap::Error::Unchanged(_))
+                    && matches!(unit.settlement, Settlement::Restore { .. })
+                {
                     back.extend(unit.entries.iter().map(|entry| (entry.id, entry.copy)));
                 }
             }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use super::judge::{Fate, Settling, Unit};
+use super::judge::{Settlement, Settling, Unit};
 use crate::ledger::Entry;
 use crate::report::Reason;
 use crate::state::hard_links::HardLinks;
@@ -13,27 +13,27 @@ use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::share::swap::Name;
 
 /// What is to be carried out in one step: names of one private file go back together.
-pub(super) fn units<'e>(work: &[(&'e Entry, Fate)]) -> Vec<Unit<'e>> {
+pub(super) fn units<'e>(work: &[(&'e Entry, Settlement)]) -> Vec<Unit<'e>> {
     let mut units: Vec<Unit<'e>> = Vec::with_capacity(work.len());
     let mut known: HashMap<InodeId, usize> = HashMap::new();
-    for &(entry, fate) in work {
-        let file = if let Fate::Restore { now, .. } = fate { Some(now.id) } else { None };
+    for &(entry, settlement) in work {
+        let file = if let Settlement::Restore { now, .. } = settlement { Some(now.id) } else { None };
         if let Some(&at) = file.and_then(|file| known.get(&file)) {
             units[at].entries.push(entry);
             continue;
         }
         known.extend(file.map(|file| (file, units.len())));
-        units.push(Unit { entries: vec![entry], fate });
+        units.push(Unit { entries: vec![entry], settlement });
     }
     units
 }
 
 impl Settling<'_> {
     /// What the package manager made hard links stays so: all names of a private file go back to one original, or none.
-    pub(super) fn keep_together(&self, entries: &[Entry], fates: &mut [io::Result<Fate>]) {
+    pub(super) fn keep_together(&self, entries: &[Entry], settlements: &mut [io::Result<Settlement>]) {
         let mut files: BTreeMap<InodeId, Vec<usize>> = BTreeMap::new();
-        for (at, fate) in fates.iter().enumerate() {
-            if let Ok(Fate::Restore { now, .. }) = fate {
+        for (at, settlement) in settlements.iter().enumerate() {
+            if let Ok(Settlement::Restore { now, .. }) = settlement {
                 files.entry(now.id).or_default().push(at);
             }
         }
@@ -41,18 +41,20 @@ impl Settling<'_> {
             let original = entries[names[0]].intent.original.ino;
             let goes_back = |&at: &usize| {
                 let all = |now: Inode| now.nlink as usize == names.len();
-                matches!(fates[at], Ok(Fate::Restore { now, .. }) if all(now))
+                matches!(settlements[at], Ok(Settlement::Restore { now, .. }) if all(now))
                     && entries[at].intent.original.ino == original
             };
             if names.iter().all(goes_back) {
                 continue;
             }
-            let waits = |(entry, fate): (&Entry, &io::Result<Fate>)| {
-                matches!(fate, Ok(Fate::Postpone)) && self.inode(entry).is_ok_and(|now| now == Some(file))
+            let waits = |(entry, settlement): (&Entry, &io::Result<Settlement>)| {
+                matches!(settlement, Ok(Settlement::Postpone))
+                    && self.inode(entry).is_ok_and(|now| now == Some(file))
             };
-            let some_wait = entries.iter().zip(&*fates).any(waits);
+            let some_wait = entries.iter().zip(&*settlements).any(waits);
             for at in names {
-                fates[at] = Ok(if some_wait { Fate::Postpone } else { Fate::Drop { changed: true } });
+                settlements[at] =
+                    Ok(if some_wait { Settlement::Postpone } else { Settlement::Drop { changed: true } });
             }
         }
     }
@@ -73,8 +75,8 @@ impl Settling<'_> {
             .filter_map(|entry| entry.copy)
             .for_each(|copy| *copies.entry(copy.ino).or_default() += 1);
         let (mut several, mut single) = (Vec::new(), Vec::new());
-        for Unit { entries, fate } in units {
-            let Fate::Restore { now, ours } = fate else { continue };
+        for Unit { entries, settlement } in units {
+            let Settlement::Restore { now, ours } = settlement else { continue };
             if *ours && copies.get(&now.id.ino) == Some(&entries.len()) {
                 continue;
             }

@@ -40,7 +40,7 @@ type Wanted = HashMap<u64, Vec<ObjectName>>;
 
 /// Looks for intact inodes.
 pub(super) struct Finder<'a> {
-    pub publisher: Publisher<'a>,
+    pub(crate) publisher: Publisher<'a>,
     /// The guests whose private files may be copied.
     pub guests: &'a [GuestTree],
     /// Bytes to be left free on the filesystem.
@@ -111,7 +111,7 @@ impl Finder<'_> {
     }
 
     /// A further inode of an object that can have no more links, and the bytes written for it.
-    pub fn successor(&self, full: &ObjectName) -> io::Result<(ObjectName, u64)> {
+    pub(crate) fn successor(&self, full: &ObjectName) -> io::Result<(ObjectName, u64)> {
         let shelf = self.publisher.open_shelf(full)?;
         let source = Name { dir: shelf.as_fd(), name: &full.file() }.open()?;
         self.check_room(&source, &Inode::of(&source)?)?;

@@ -79,7 +79,7 @@ impl Rules {
     }
 
     /// What the rules say of `path`, a guest's canonical absolute path of a file or a directory.
-    pub fn choose(&self, path: &Path) -> Option<Choice> {
+    pub(crate) fn choose(&self, path: &Path) -> Option<Choice> {
         self.0.iter().find_map(|rule| match rule {
             Rule::Pattern(choice, pattern) => pattern.matches(path).then_some(*choice),
             Rule::Vserver(list) => list.choose(path),
@@ -112,7 +112,7 @@ impl Rules {
 
     /// Whether something below the directory `dir` may be included. If that is not so, what is excluded, or not
     /// to be unified for another reason, need not be entered.
-    pub fn may_include_below(&self, dir: &Path) -> bool {
+    pub(crate) fn may_include_below(&self, dir: &Path) -> bool {
         for rule in &self.0 {
             let (may_include, is_excluded) = match rule {
                 Rule::Pattern(Choice::Include, pattern) => (pattern.may_match_below(dir), false),
@@ -158,7 +158,7 @@ enum Test<'r> {
 
 impl DirectoryRules<'_> {
     /// What the rules say of `name` in the directory.
-    pub fn choose(&self, name: &OsStr) -> Option<Choice> {
+    pub(crate) fn choose(&self, name: &OsStr) -> Option<Choice> {
         let decided = self.tests.iter().find_map(|test| match test {
             Test::Name(choice, pattern) => pattern.matches(name.as_bytes()).then_some(*choice),
             Test::Vserver(within) => within.choose(name),
@@ -167,7 +167,7 @@ impl DirectoryRules<'_> {
     }
 
     /// Whether a rule excludes the whole directory, but for what [`Rules::may_include_below`] it.
-    pub fn is_excluded(&self) -> bool {
+    pub(crate) fn is_excluded(&self) -> bool {
         self.others == Some(Choice::Exclude)
     }
 }

@@ -173,7 +173,12 @@ impl EligibleNames<'_> {
 ///
 /// # Errors
 /// If one of these files is there and cannot be looked at.
-pub fn fingerprint(root: &Root, scope: Scope, rules: &Rules, never: &PatternSet) -> io::Result<[u8; 32]> {
+pub(crate) fn fingerprint(
+    root: &Root,
+    scope: Scope,
+    rules: &Rules,
+    never: &PatternSet,
+) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let mut text = |text: &[u8]| {
         hasher.update(&(text.len() as u64).to_le_bytes());

@@ -56,7 +56,7 @@ impl List {
     }
 
     /// What the list says about `path`; see the module.
-    pub fn choose(&self, path: &Path) -> Option<Choice> {
+    pub(crate) fn choose(&self, path: &Path) -> Option<Choice> {
         match self.within(path.parent()?) {
             DirectoryLines::Excluded => Some(Choice::Exclude),
             DirectoryLines::Lines(..) => first(&self.0, path.as_os_str().as_bytes()),
@@ -79,7 +79,7 @@ impl List {
     }
 
     /// Whether a `+` may match something below `dir`.
-    pub fn may_include_below(&self, dir: &Path) -> bool {
+    pub(crate) fn may_include_below(&self, dir: &Path) -> bool {
         match self.within(dir) {
             DirectoryLines::Excluded => false,
             DirectoryLines::Lines(_, lines) => lines.iter().any(|line| line.choice == Choice::Include),
@@ -89,7 +89,7 @@ impl List {
 
 impl DirectoryLines<'_> {
     /// What the list says about `name` in the directory.
-    pub fn choose(&self, name: &OsStr) -> Option<Choice> {
+    pub(crate) fn choose(&self, name: &OsStr) -> Option<Choice> {
         match self {
             DirectoryLines::Excluded => Some(Choice::Exclude),
             DirectoryLines::Lines(_, lines) if lines.is_empty() => None,

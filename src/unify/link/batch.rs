@@ -236,7 +236,7 @@ impl Linker<'_> {
         (self.done)(job.work.names.len() as u64, 0);
     }
 
-    /// `done` counts the inodes whose fate is in `linked`.
+    /// `done` counts the inodes whose settlement is in `linked`.
     fn try_work(
         &self,
         job: &Job<'_>,

@@ -28,7 +28,7 @@ pub struct Claims {
 struct Busy;
 
 /// Claims these guests, as far as no package manager is at work in them.
-pub fn claim_all<'g>(guests: impl IntoIterator<Item = (GuestIndex, &'g GuestTree)>) -> Claims {
+pub(crate) fn claim_all<'g>(guests: impl IntoIterator<Item = (GuestIndex, &'g GuestTree)>) -> Claims {
     let mut claims = Claims::default();
     for (at, guest) in guests {
         match claim(&guest.root, HOOK_LOCK_TIMEOUT) {

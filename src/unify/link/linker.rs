@@ -12,7 +12,7 @@ use crate::unify::{FailedPath, SharedError};
 
 /// Links one catalog's files.
 pub struct Linker<'a> {
-    pub publisher: Publisher<'a>,
+    pub(crate) publisher: Publisher<'a>,
     pub catalog: &'a Catalog,
     /// How many threads link.
     pub threads: usize,

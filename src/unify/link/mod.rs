@@ -5,11 +5,11 @@
 //! [`hard_links`] tells the guests what were hard links before.
 
 pub mod batch;
-pub mod claims;
+pub(crate) mod claims;
 pub mod dedupe;
 pub mod hard_links;
 pub mod linked;
-pub mod linker;
+pub(crate) mod linker;
 pub mod plan;
 pub mod space;
 pub mod window;

@@ -28,12 +28,12 @@ impl Work {
     }
 
     /// Whether linking these names makes one inode of two.
-    pub fn is_worthwhile(&self, catalog: &Catalog) -> bool {
+    pub(crate) fn is_worthwhile(&self, catalog: &Catalog) -> bool {
         self.inodes(catalog).count() > usize::from(self.existing.is_none())
     }
 
     /// Bytes of disk that linking all names frees: those of every inode, but for those of a new object.
-    pub fn frees(&self, catalog: &Catalog) -> u64 {
+    pub(crate) fn frees(&self, catalog: &Catalog) -> u64 {
         let all: u64 = self.inodes(catalog).map(|names| catalog[names[0]].allocated).sum();
         all - if self.existing.is_none() { self.allocated(catalog) } else { 0 }
     }
@@ -50,7 +50,7 @@ const FILES_PER_STEP: usize = 1 << 14;
 /// How to plan.
 pub struct Planner<'a> {
     /// What keeps files as they are.
-    pub limits: Limits,
+    pub(crate) limits: Limits,
     /// Files are unified only with those of this guest.
     pub reference: Option<GuestIndex>,
     /// How many threads read.

@@ -63,7 +63,7 @@ impl FreeSpace {
     }
 
     /// There is too little for `what`.
-    pub fn too_little_for(self, what: &'static str) -> NoRoom {
+    pub(crate) fn too_little_for(self, what: &'static str) -> NoRoom {
         NoRoom { what, free: self }
     }
 
@@ -75,7 +75,7 @@ impl FreeSpace {
     }
 
     /// Whether as much is left for others.
-    pub fn fits_twice(&self, cost: Cost) -> bool {
+    pub(crate) fn fits_twice(&self, cost: Cost) -> bool {
         self.fits(Cost { copies: cost.copies.saturating_mul(2), ..cost.and(cost) })
     }
 }

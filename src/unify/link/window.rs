@@ -59,7 +59,7 @@ enum Stage {
 
 /// An object that is locked, and about to get names.
 pub(super) struct LinkWindow<'l> {
-    pub linker: &'l Linker<'l>,
+    pub(crate) linker: &'l Linker<'l>,
     pub object: &'l ObjectName,
     pub shared: &'l Shared,
     pub shelf: &'l OwnedFd,

@@ -38,7 +38,7 @@ use crate::sys::share::swap::{self, Name};
 use crate::unify::{At, Error};
 
 /// The directory beside the guests that is their pool unless another is named.
-pub const DEFAULT_NAME: &str = ".cow-pool";
+pub(crate) const DEFAULT_NAME: &str = ".cow-pool";
 
 const OBJECTS: &str = "objects";
 const RUNS: &str = "runs";
@@ -152,12 +152,12 @@ impl Pool {
     }
 
     /// The file of the settings: one that is sure to be there, with data in it.
-    pub fn settings_file(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn settings_file(&self) -> io::Result<OwnedFd> {
         self.root.open_at(Path::new(SETTINGS), OFlags::RDONLY)
     }
 
     /// Where the cache lies, as a path of the calling process.
-    pub fn cache_path(&self) -> PathBuf {
+    pub(crate) fn cache_path(&self) -> PathBuf {
         self.path().join("cache.db")
     }
 
@@ -191,7 +191,7 @@ impl Pool {
     }
 
     /// Reads the names of one directory of objects. What is no object's name is passed over.
-    pub fn read_shelf(&self, shelf: u8) -> Result<Vec<Object>, Error> {
+    fn read_shelf(&self, shelf: u8) -> Result<Vec<Object>, Error> {
         let path = || self.path().join(OBJECTS).join(format!("{shelf:02x}"));
         let Some(dir) = self.shelf(shelf, false).map_err(|source| Error::At { path: path(), source })? else {
             return Ok(Vec::new());
@@ -254,7 +254,7 @@ impl Pool {
     }
 
     /// Looks at all inodes of an object.
-    pub fn inodes_of(&self, name: &ObjectName) -> Result<Vec<PoolFile>, Error> {
+    pub(crate) fn inodes_of(&self, name: &ObjectName) -> Result<Vec<PoolFile>, Error> {
         let shelf = self.read_shelf(name.shelf())?;
         self.look_at(name.shelf(), shelf.into_iter().filter(|object| object.name.same_object(name)))
     }
@@ -266,7 +266,7 @@ impl Pool {
     }
 
     /// Looks at the inodes of all that verification has set aside.
-    pub fn look_at_quarantine(&self) -> Result<Vec<PoolFile>, Error> {
+    pub(crate) fn look_at_quarantine(&self) -> Result<Vec<PoolFile>, Error> {
         let (dir, path) = (self.quarantine()?, self.path().join(QUARANTINE));
         let names = dirfd::names(&dir).at(&path)?;
         let parsed = |file: OsString| Some((ObjectName::parse_quarantined(&file)?, file, true));
@@ -296,12 +296,12 @@ impl Pool {
     }
 
     /// The path of an object, for messages.
-    pub fn object_path(&self, name: &ObjectName) -> PathBuf {
+    pub(crate) fn object_path(&self, name: &ObjectName) -> PathBuf {
         self.path().join(OBJECTS).join(format!("{:02x}", name.shelf())).join(name.file())
     }
 
     /// Whether no guest has a file of the pool, or its blocks.
-    pub fn is_unused(&self, stored: &PoolFile) -> io::Result<bool> {
+    pub(crate) fn is_unused(&self, stored: &PoolFile) -> io::Result<bool> {
         if self.settings.share == Sharing::Hardlink {
             return Ok(stored.is_unused());
         }

@@ -59,7 +59,7 @@ pub fn tag(inode: &Inode, mtime: Mtime) -> u64 {
 }
 
 /// What keeps files of different paths apart if only those of the same path may be equal; 0 if any may.
-pub fn salt(by_path: bool, path: impl FnOnce() -> PathBuf) -> u64 {
+pub(crate) fn salt(by_path: bool, path: impl FnOnce() -> PathBuf) -> u64 {
     // Never 0.
     if by_path { short(path().as_os_str().as_bytes()) | 1 } else { 0 }
 }
@@ -105,7 +105,7 @@ impl Digest {
     ///
     /// # Errors
     /// `UnexpectedEof` if somebody does.
-    pub fn of_quiet(file: impl AsFd) -> io::Result<(Inode, Digest)> {
+    pub(crate) fn of_quiet(file: impl AsFd) -> io::Result<(Inode, Digest)> {
         let inode = Inode::of(&file)?;
         let digest = Digest::of(&file, inode.size, &xattr::read(&file)?, || true)?;
         Ok((inode, digest.ok_or(io::ErrorKind::UnexpectedEof)?))

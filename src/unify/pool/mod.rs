@@ -10,7 +10,7 @@ pub mod identity;
 pub mod journal;
 pub mod object;
 pub mod protection;
-pub mod publish;
+pub(crate) mod publish;
 pub mod recover;
 pub mod run;
 pub mod settings;

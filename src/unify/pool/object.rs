@@ -15,9 +15,9 @@ pub struct ObjectName {
     /// The [`super::identity::tag`] of its metadata.
     pub tag: u64,
     /// Content and extended attributes.
-    pub digest: Digest,
+    pub(crate) digest: Digest,
     /// Keeps apart what a reference guest has under different paths; 0 without one.
-    pub salt: u64,
+    pub(crate) salt: u64,
     /// Several inodes of one object are counted from 0.
     pub index: u32,
 }
@@ -29,12 +29,12 @@ impl ObjectName {
     }
 
     /// The same but for the index.
-    pub fn same_object(&self, other: &ObjectName) -> bool {
+    pub(crate) fn same_object(&self, other: &ObjectName) -> bool {
         ObjectName { index: 0, ..*self } == ObjectName { index: 0, ..*other }
     }
 
     /// Whether an open file that nobody writes to is what the name says.
-    pub fn describes(&self, file: impl AsFd, mtime: Mtime) -> io::Result<bool> {
+    pub(crate) fn describes(&self, file: impl AsFd, mtime: Mtime) -> io::Result<bool> {
         let (inode, digest) = Digest::of_quiet(file)?;
         Ok(identity::tag(&inode, mtime) == self.tag && digest == self.digest)
     }
@@ -64,7 +64,7 @@ impl ObjectName {
     }
 
     /// Reads what [`ObjectName::whole`] wrote.
-    pub fn parse_whole(name: &OsStr) -> Option<ObjectName> {
+    pub(crate) fn parse_whole(name: &OsStr) -> Option<ObjectName> {
         let name = name.to_str()?;
         let (shelf, rest) = name.split_at_checked(2)?;
         ObjectName::parse(u8::from_str_radix(shelf, 16).ok()?, rest)
@@ -76,12 +76,12 @@ impl ObjectName {
     }
 
     /// The name in quarantine of the object that had the inode number `ino`: several may have been the same one.
-    pub fn quarantine_name(&self, ino: u64) -> OsString {
+    pub(crate) fn quarantine_name(&self, ino: u64) -> OsString {
         format!("{:02x}{self}@{ino}", self.shelf()).into()
     }
 
     /// The object that a file of this name in quarantine was.
-    pub fn parse_quarantined(name: &OsStr) -> Option<ObjectName> {
+    pub(crate) fn parse_quarantined(name: &OsStr) -> Option<ObjectName> {
         let (whole, ino) = name.to_str()?.split_once('@')?;
         ino.parse::<u64>().ok()?;
         ObjectName::parse_whole(OsStr::new(whole))
@@ -128,7 +128,7 @@ pub struct PoolFile {
 
 impl PoolFile {
     /// Whether no guest has a link to it.
-    pub fn is_unused(&self) -> bool {
+    pub(crate) fn is_unused(&self) -> bool {
         self.inode.nlink == 1
     }
 }
@@ -165,7 +165,7 @@ impl ObjectIndex {
     }
 
     /// Whether the inode of this number is in quarantine.
-    pub fn is_quarantined(&self, ino: u64) -> bool {
+    pub(crate) fn is_quarantined(&self, ino: u64) -> bool {
         !self.quarantined.is_empty() && self.quarantined.contains(&ino)
     }
 
@@ -176,7 +176,7 @@ impl ObjectIndex {
     }
 
     /// The newest inode of the object `name`, whatever its index.
-    pub fn newest(&self, name: &ObjectName) -> Option<Object> {
+    pub(crate) fn newest(&self, name: &ObjectName) -> Option<Object> {
         let last = ObjectName { index: u32::MAX, ..*name };
         let end =
             self.objects.partition_point(|object| (object.name.key(), object.name) <= (last.key(), last));

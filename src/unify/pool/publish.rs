@@ -57,7 +57,7 @@ impl Publisher<'_> {
 
     /// Gives a copy its name among the objects, and protects it before any guest sees it. `false` if another run has made
     /// this object meanwhile.
-    pub fn publish(&self, object: &ObjectName, copy: &OsStr) -> io::Result<bool> {
+    pub(crate) fn publish(&self, object: &ObjectName, copy: &OsStr) -> io::Result<bool> {
         let shelf = self.open_shelf(object)?;
         let file = object.file();
         let (copy, name) =
@@ -75,7 +75,7 @@ impl Publisher<'_> {
     }
 
     /// A further inode of an object that can have no more links, and the bytes written for it.
-    pub fn successor(&self, object: &ObjectName, full: &OwnedFd) -> io::Result<(ObjectName, u64)> {
+    pub(crate) fn successor(&self, object: &ObjectName, full: &OwnedFd) -> io::Result<(ObjectName, u64)> {
         let Ok(copied) = self.copy(full, &Inode::of(full)?, object)? else {
             return Err(io::Error::other(
                 "the pool's object is damaged; run `cow-unify verify GUEST...` to \
@@ -89,7 +89,7 @@ impl Publisher<'_> {
     }
 
     /// The directory that an object lies in, or is to lie in.
-    pub fn open_shelf(&self, object: &ObjectName) -> io::Result<OwnedFd> {
+    pub(crate) fn open_shelf(&self, object: &ObjectName) -> io::Result<OwnedFd> {
         self.pool.shelf(object.shelf(), true)?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 

@@ -26,7 +26,7 @@ pub struct RecoveredRuns {
     /// Names that became names of their object.
     pub completed: u64,
     /// Names that have their own inode again.
-    pub rolled_back: u64,
+    pub(crate) rolled_back: u64,
     /// Shared inodes that were protected again.
     pub protected: u64,
     /// Temporary names removed.

@@ -35,7 +35,7 @@ pub struct CachedFile {
     /// Time of the last change of the inode, in nanoseconds.
     pub ctime: i64,
     /// What was read of it, if it was.
-    pub digest: Option<Digest>,
+    pub(crate) digest: Option<Digest>,
     /// It shared the blocks of its object.
     pub shares_blocks: bool,
 }

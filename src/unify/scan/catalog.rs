@@ -72,7 +72,7 @@ pub struct PrivateFile {
     pub nlink: u32,
     pub dir: DirIndex,
     /// What an earlier run, or this one, has read of it; in [`Catalog::digests`].
-    pub digest: Option<std::num::NonZero<u32>>,
+    pub(crate) digest: Option<std::num::NonZero<u32>>,
     name: u32,
     name_len: u16,
     /// Why it stays as it is.
@@ -89,7 +89,7 @@ pub struct Catalog {
     /// Directories with such files, and those whose names were read.
     pub dirs: Vec<Dir>,
     pub files: Vec<PrivateFile>,
-    pub digests: Vec<Digest>,
+    pub(crate) digests: Vec<Digest>,
     /// Files that could not be read, with the reason.
     pub unreadable: Vec<(FileIndex, SharedError)>,
     /// Names that were seen to be the pool's already.
@@ -97,7 +97,7 @@ pub struct Catalog {
     /// Names that are in quarantine.
     pub damaged: u64,
     /// Directories that could not be read, from the caller's root, with the reason.
-    pub unread: Vec<FailedPath>,
+    pub(crate) unread: Vec<FailedPath>,
     /// Directories that an earlier run may have seen, and that are not there any more: guest and path.
     pub gone: Vec<(GuestIndex, PathBuf)>,
     names: Vec<u8>,
@@ -141,28 +141,28 @@ impl IndexMut<FileIndex> for Catalog {
 
 impl Catalog {
     /// The places of all files, in their order.
-    pub fn indices(&self) -> impl Iterator<Item = FileIndex> + use<> {
+    pub(crate) fn indices(&self) -> impl Iterator<Item = FileIndex> + use<> {
         (0..self.files.len() as u32).map(FileIndex)
     }
 
     /// The places of all directories, in their order.
-    pub fn dir_indices(&self) -> impl Iterator<Item = DirIndex> + use<> {
+    pub(crate) fn dir_indices(&self) -> impl Iterator<Item = DirIndex> + use<> {
         (0..self.dirs.len() as u32).map(DirIndex)
     }
 
     /// The places of all guests, in their order.
-    pub fn guest_indices(&self) -> impl Iterator<Item = GuestIndex> + use<> {
+    pub(crate) fn guest_indices(&self) -> impl Iterator<Item = GuestIndex> + use<> {
         (0..self.guests.len() as u32).map(GuestIndex)
     }
 
     /// Adds a directory.
-    pub fn add_dir(&mut self, dir: Dir) -> DirIndex {
+    pub(crate) fn add_dir(&mut self, dir: Dir) -> DirIndex {
         self.dirs.push(dir);
         DirIndex(self.dirs.len() as u32 - 1)
     }
 
     /// Adds a name in the directory `dir`.
-    pub fn add_file(
+    pub(crate) fn add_file(
         &mut self,
         dir: DirIndex,
         name: &OsStr,
@@ -190,7 +190,7 @@ impl Catalog {
     }
 
     /// Notes what is known of the file `at`.
-    pub fn set_digest(&mut self, at: FileIndex, digest: Digest) {
+    pub(crate) fn set_digest(&mut self, at: FileIndex, digest: Digest) {
         if self.digests.is_empty() {
             // The first place is nobody's, so that a file's index is never 0.
             self.digests.push(digest);
@@ -200,7 +200,7 @@ impl Catalog {
     }
 
     /// What is known of a file.
-    pub fn digest(&self, file: &PrivateFile) -> Option<Digest> {
+    pub(crate) fn digest(&self, file: &PrivateFile) -> Option<Digest> {
         file.digest.map(|at| self.digests[at.get() as usize])
     }
 
@@ -250,7 +250,7 @@ impl Catalog {
     }
 
     /// Which inode the directory of a file is.
-    pub fn dir_id(&self, file: &PrivateFile) -> InodeId {
+    pub(crate) fn dir_id(&self, file: &PrivateFile) -> InodeId {
         let dir = self.dir(file);
         InodeId { dev: self[dir.guest].inode.id.dev, ino: dir.ino }
     }

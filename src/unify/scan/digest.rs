@@ -45,7 +45,7 @@ pub struct Limits {
 }
 
 /// Reads files that are told by their place in `catalog.files`.
-pub fn digest(
+pub(crate) fn digest(
     catalog: &Catalog,
     files: &[FileIndex],
     limits: Limits,
@@ -101,7 +101,7 @@ fn read(opened: &OwnedFd, file: &PrivateFile, allow_setid: bool) -> io::Result<R
 }
 
 /// Whether file capabilities are among the attributes (`capabilities(7)`).
-pub fn has_capabilities(xattrs: &Xattrs) -> bool {
+fn has_capabilities(xattrs: &Xattrs) -> bool {
     xattrs.contains_key(c"security.capability")
 }
 
@@ -130,7 +130,7 @@ impl Quiet<'_> {
 }
 
 /// Takes a lease on a file; `None` if somebody has it open for writing.
-pub fn take_lease(file: &impl AsFd) -> io::Result<Option<Quiet<'_>>> {
+pub(crate) fn take_lease(file: &impl AsFd) -> io::Result<Option<Quiet<'_>>> {
     match Lease::take(file.as_fd()) {
         Ok(lease) => Ok(lease.map(Quiet::Leased)),
         Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOLCK)) => Ok(Some(Quiet::Unknown)),
@@ -181,6 +181,6 @@ impl<'c> OpenDirs<'c> {
 }
 
 /// Whether an error only says that the file is not there, or not the one it was.
-pub fn is_gone(error: &io::Error) -> bool {
+pub(crate) fn is_gone(error: &io::Error) -> bool {
     is_absent(error) || matches!(error.raw_os_error(), Some(libc::ESTALE | libc::ELOOP))
 }

@@ -10,7 +10,7 @@ use crate::sys::file::inode::InodeId;
 use crate::sys::process::mounts::MountPoints;
 
 /// Marks the files of guests that have said that they cannot clear the immutable flag.
-pub fn mark_unable(catalog: &mut Catalog) {
+pub(crate) fn mark_unable(catalog: &mut Catalog) {
     let is_here = |at: &GuestIndex| is_unable(&catalog[*at].root);
     let unable: BTreeSet<GuestIndex> = catalog.guest_indices().filter(is_here).collect();
     for at in &unable {
@@ -28,7 +28,7 @@ pub fn mark_unable(catalog: &mut Catalog) {
 }
 
 /// Marks the files on whose names something is mounted where only some processes see it, under all their names.
-pub fn mark_mount_points(catalog: &mut Catalog) {
+pub(crate) fn mark_mount_points(catalog: &mut Catalog) {
     if catalog.files.iter().all(|file| file.not_unified.is_some()) {
         return;
     }
@@ -52,7 +52,7 @@ pub fn mark_mount_points(catalog: &mut Catalog) {
 
 /// Marks the files whose names are not all of the same path: if these alone may be equal, unifying would cut the
 /// names off from one another.
-pub fn mark_several_names(catalog: &mut Catalog) {
+pub(crate) fn mark_several_names(catalog: &mut Catalog) {
     // If paths count, they are part of the keys.
     let mut keys: HashMap<InodeId, u64> = HashMap::new();
     let mut several: HashSet<InodeId> = HashSet::new();
@@ -71,7 +71,7 @@ pub fn mark_several_names(catalog: &mut Catalog) {
 }
 
 /// Marks the files whose names were not all found: unifying these would cut them off from the others.
-pub fn mark_linked_elsewhere(catalog: &mut Catalog) {
+pub(crate) fn mark_linked_elsewhere(catalog: &mut Catalog) {
     let linked = || catalog.files.iter().filter(|file| file.nlink > 1);
     let mut names: HashMap<InodeId, u32> = HashMap::new();
     for file in linked() {

@@ -5,7 +5,7 @@
 
 pub mod cache;
 pub mod catalog;
-pub mod digest;
+pub(crate) mod digest;
 pub mod guest;
 pub mod marks;
 pub mod names;

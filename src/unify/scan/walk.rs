@@ -39,7 +39,7 @@ pub struct ScanOptions<'a> {
     /// Unify set-id files and files with capabilities, too.
     pub allow_setid: bool,
     /// Only files of the same path may be equal.
-    pub by_path: bool,
+    pub(crate) by_path: bool,
     /// Directories that are none of a guest's: the pool, other guests.
     pub borders: &'a [InodeId],
     /// How many threads look.

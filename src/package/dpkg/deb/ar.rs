@@ -11,7 +11,7 @@ pub const MAGIC: &[u8] = b"!<arch>\n";
 const HEADER_SIZE: usize = 60;
 
 /// A member of an archive, not yet read.
-pub struct Member<R> {
+pub struct ArMember<R> {
     /// What follows the searched prefix in the member's name: the compression's suffix.
     pub suffix: String,
     /// The data.
@@ -24,7 +24,7 @@ pub struct Member<R> {
 ///
 /// # Errors
 /// `InvalidData` where this is no .deb, or has no such member at its place.
-pub fn member<R: Read>(mut reader: R, prefix: &str) -> io::Result<Member<R>> {
+pub fn member<R: Read>(mut reader: R, prefix: &str) -> io::Result<ArMember<R>> {
     let mut magic = [0; MAGIC.len()];
     reader.read_exact(&mut magic)?;
     if magic != MAGIC {
@@ -35,7 +35,7 @@ pub fn member<R: Read>(mut reader: R, prefix: &str) -> io::Result<Member<R>> {
         reader.read_exact(&mut header)?;
         let (name, size) = parse(&header).ok_or_else(|| invalid("damaged member header".to_owned()))?;
         if let Some(suffix) = name.strip_prefix(prefix) {
-            return Ok(Member { suffix: suffix.to_owned(), data: reader.take(size) });
+            return Ok(ArMember { suffix: suffix.to_owned(), data: reader.take(size) });
         }
         if !(name == "debian-binary" || name.starts_with('_') || name.starts_with("control.tar")) {
             return Err(invalid(format!("{name:?} where {prefix} should be")));

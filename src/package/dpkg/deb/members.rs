@@ -18,7 +18,7 @@ const MOST_OF_NAMES: u64 = 1 << 20;
 /// # Errors
 /// If it is not what `dpkg-deb` makes, or `visit` fails.
 pub fn each(
-    member: ar::Member<impl Read>,
+    member: ar::ArMember<impl Read>,
     mut visit: impl FnMut(&mut tar::Entry<'_, Box<dyn Read + '_>>) -> io::Result<()>,
 ) -> io::Result<()> {
     let left = Rc::new(Cell::new(MOST_OF_NAMES));

@@ -16,7 +16,7 @@ use crate::package::{MultiArch, PackageId};
 use crate::report::{Reason, Shown};
 
 pub use ar::MAGIC;
-pub use payload::{Entry, Kind, payload};
+pub use payload::{PayloadEntry, PayloadKind, payload};
 
 /// More than any file of a control member holds, in bytes: a list of a hundred thousand files has ten million.
 const MAX_SIZE: u64 = 32 << 20;
@@ -39,15 +39,15 @@ pub struct Control {
     /// The version.
     pub version: String,
     /// Whether several architectures of it can be installed.
-    pub multi_arch: MultiArch,
+    pub(crate) multi_arch: MultiArch,
     /// Whether the system cannot do without it (`Essential` or `Protected`).
     pub essential: bool,
     /// Names in `Conflicts`, packages and virtual packages.
-    pub conflicts: Vec<String>,
+    pub(crate) conflicts: Vec<String>,
     /// Names in `Replaces`.
     pub replaces: Vec<String>,
     /// Names in `Provides`.
-    pub provides: Vec<String>,
+    pub(crate) provides: Vec<String>,
     /// The configuration files.
     pub conffiles: Vec<PathBuf>,
     /// The files of `md5sums`, hard links included, symlinks and directories not; `None` without that list.

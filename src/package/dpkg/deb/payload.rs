@@ -12,16 +12,16 @@ use crate::package::installed::MOST_LISTED;
 
 /// A name in the payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct PayloadEntry {
     /// Absolute in the guest.
     pub path: PathBuf,
     /// What it is.
-    pub kind: Kind,
+    pub kind: PayloadKind,
 }
 
 /// What a name in the payload is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum PayloadKind {
     /// A regular file.
     File,
     /// Another name of this file, which an earlier entry has.
@@ -33,35 +33,35 @@ pub enum Kind {
 }
 
 /// The names in the payload of the archive `path`, the root directory left out.
-pub fn payload(path: &Path) -> Result<Vec<Entry>, Error> {
+pub fn payload(path: &Path) -> Result<Vec<PayloadEntry>, Error> {
     let read = || entries(BufReader::new(File::open(path)?));
     caught(read).map_err(|source| Error { path: path.to_path_buf(), source })
 }
 
-pub(super) fn entries(reader: impl Read) -> io::Result<Vec<Entry>> {
+pub(super) fn entries(reader: impl Read) -> io::Result<Vec<PayloadEntry>> {
     let mut entries = Vec::new();
     let mut bytes_left = MOST_LISTED;
     members::each(ar::member(reader, "data.tar")?, |entry| {
         let kind = entry.header().entry_type();
         let kind = if kind.is_hard_link() {
             match entry.link_name_bytes().and_then(|target| absolute(&target)) {
-                Some(target) => Kind::HardLink(target),
+                Some(target) => PayloadKind::HardLink(target),
                 None => return Ok(()),
             }
         } else if kind.is_dir() {
-            Kind::Directory
+            PayloadKind::Directory
         } else if kind.is_file() || kind.is_contiguous() {
-            Kind::File
+            PayloadKind::File
         } else {
-            Kind::Other
+            PayloadKind::Other
         };
         let Some(path) = absolute(&entry.path_bytes()) else { return Ok(()) };
-        let target = if let Kind::HardLink(target) = &kind { target.as_os_str().len() } else { 0 };
+        let target = if let PayloadKind::HardLink(target) = &kind { target.as_os_str().len() } else { 0 };
         // Each is kept in so many bytes, and in a node of a list.
-        let taken = size_of::<Entry>() + path.as_os_str().len() + target;
+        let taken = size_of::<PayloadEntry>() + path.as_os_str().len() + target;
         let left = bytes_left.checked_sub(taken);
         bytes_left = left.ok_or_else(|| invalid("it lists too many names".to_owned()))?;
-        entries.push(Entry { path, kind });
+        entries.push(PayloadEntry { path, kind });
         Ok(())
     })?;
     Ok(entries)

@@ -112,15 +112,15 @@ fn the_payload_is_listed_whatever_its_compression() {
         let entries = payload(&path).unwrap();
         let kind =
             |path: &Path| entries.iter().find(|entry| entry.path == path).map(|entry| entry.kind.clone());
-        assert_eq!(kind(Path::new("/usr/bin")), Some(Kind::Directory));
-        assert_eq!(kind(Path::new("/usr/bin/symlink")), Some(Kind::Other));
-        assert_eq!(kind(&Path::new("/").join(&long)), Some(Kind::File), "{compression}");
-        assert_eq!(kind(Path::new(OsStr::from_bytes(b"/usr/bin/\xff\xfe"))), Some(Kind::File));
+        assert_eq!(kind(Path::new("/usr/bin")), Some(PayloadKind::Directory));
+        assert_eq!(kind(Path::new("/usr/bin/symlink")), Some(PayloadKind::Other));
+        assert_eq!(kind(&Path::new("/").join(&long)), Some(PayloadKind::File), "{compression}");
+        assert_eq!(kind(Path::new(OsStr::from_bytes(b"/usr/bin/\xff\xfe"))), Some(PayloadKind::File));
         let (one, two) = (kind(Path::new("/usr/bin/one")), kind(Path::new("/usr/bin/two")));
-        let linked = |name: &str| Some(Kind::HardLink(Path::new("/usr/bin").join(name)));
+        let linked = |name: &str| Some(PayloadKind::HardLink(Path::new("/usr/bin").join(name)));
         assert!(
-            (one == Some(Kind::File) && two == linked("one"))
-                || (two == Some(Kind::File) && one == linked("two"))
+            (one == Some(PayloadKind::File) && two == linked("one"))
+                || (two == Some(PayloadKind::File) && one == linked("two"))
         );
         assert_eq!(entries.len(), 8, "{entries:?}");
     }

@@ -53,7 +53,7 @@ impl Written {
 
 fn read(dir: &Path) -> io::Result<Vec<Vec<u8>>> {
     let log = fs::File::open(dir.join("db-wal")).ok().map(OwnedFd::from);
-    Database::open(fs::File::open(dir.join("db"))?.into(), log)?.blobs("t")?.collect()
+    SqliteFile::open(fs::File::open(dir.join("db"))?.into(), log)?.blobs("t")?.collect()
 }
 
 fn blob(length: usize) -> Vec<u8> {

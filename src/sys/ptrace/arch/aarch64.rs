@@ -8,9 +8,9 @@
 pub use libc::user_regs_struct as Registers;
 
 /// `EM_AARCH64` of `linux/elf-em.h`.
-pub const MACHINE: u16 = 183;
+pub(crate) const MACHINE: u16 = 183;
 /// `svc #0`.
-pub const INSTRUCTION: [u8; 4] = 0xd400_0001_u32.to_le_bytes();
+pub(crate) const INSTRUCTION: [u8; 4] = 0xd400_0001_u32.to_le_bytes();
 
 /// The register with the number of a system call.
 const NUMBER: usize = 8;
@@ -21,7 +21,7 @@ pub fn interrupted(registers: &Registers) -> Option<(libc::c_long, u64)> {
 }
 
 /// Where the stack ends.
-pub fn stack(registers: &Registers) -> u64 {
+pub(crate) fn stack(registers: &Registers) -> u64 {
     registers.sp
 }
 

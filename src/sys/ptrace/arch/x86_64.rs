@@ -8,9 +8,9 @@
 pub use libc::user_regs_struct as Registers;
 
 /// `EM_X86_64` of `linux/elf-em.h`.
-pub const MACHINE: u16 = 62;
+pub(crate) const MACHINE: u16 = 62;
 /// `syscall`.
-pub const INSTRUCTION: [u8; 2] = [0x0f, 0x05];
+pub(crate) const INSTRUCTION: [u8; 2] = [0x0f, 0x05];
 
 /// `__USER_CS` of `arch/x86/include/asm/segment.h`: 64-bit code.
 const USER_CS: u64 = 0x33;
@@ -26,7 +26,7 @@ pub fn interrupted(registers: &Registers) -> Option<(libc::c_long, u64)> {
 }
 
 /// Where the stack ends.
-pub fn stack(registers: &Registers) -> u64 {
+pub(crate) fn stack(registers: &Registers) -> u64 {
     registers.rsp
 }
 

@@ -17,15 +17,15 @@ use crate::sys::ptrace::attempt::WAITS;
 use crate::sys::ptrace::target::Target;
 
 /// What the processes of the tests ask the filter for.
-pub const ASKED: libc::c_long = libc::SYS_getppid;
-pub const ANSWER: i64 = 4242;
+pub(crate) const ASKED: libc::c_long = libc::SYS_getppid;
+pub(crate) const ANSWER: i64 = 4242;
 
 pub fn step(code: u32, k: u32) -> libc::sock_filter {
     libc::sock_filter { code: code as u16, jt: 0, jf: 0, k }
 }
 
 /// Notifies of one system call.
-pub fn notifying(number: libc::c_long) -> [libc::sock_filter; 4] {
+pub(crate) fn notifying(number: libc::c_long) -> [libc::sock_filter; 4] {
     [
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
         libc::sock_filter { jf: 1, ..step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number as u32) },
@@ -65,14 +65,14 @@ pub struct Seen {
     pub interrupted: AtomicI64,
     pub other: AtomicI64,
     /// How many signals its handler got.
-    pub handled: AtomicI64,
+    pub(crate) handled: AtomicI64,
     /// Whether the one that is to be killed has begun.
     pub begun: AtomicI64,
     /// What it got when it asked.
     pub answer: AtomicI64,
 }
 
-pub static SEEN: std::sync::atomic::AtomicPtr<Seen> = std::sync::atomic::AtomicPtr::new(std::ptr::null_mut());
+static SEEN: std::sync::atomic::AtomicPtr<Seen> = std::sync::atomic::AtomicPtr::new(std::ptr::null_mut());
 
 /// A process that waits for a child, asks, and ends. It is single-threaded, as it was forked from a thread.
 pub struct Waiting {
@@ -101,7 +101,7 @@ impl Waiting {
     }
 
     /// Waits only if `prepare` says so; else it sleeps.
-    pub fn starting(prepare: impl FnOnce() -> bool) -> Waiting {
+    pub(crate) fn starting(prepare: impl FnOnce() -> bool) -> Waiting {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let kind = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         // SAFETY: new memory, of zeroes, which are valid; it is never unmapped.
@@ -185,7 +185,7 @@ impl Waiting {
         (self.descriptors(), names.map(|name| self.status(name)), format!("{:x?}", registers_of(self.pid)))
     }
 
-    pub fn end_child(&mut self, code: u8) {
+    pub(crate) fn end_child(&mut self, code: u8) {
         // It fails if the process was killed, and its child with it.
         let _ = self.end.write_all(&[code]);
     }
@@ -202,7 +202,7 @@ impl Waiting {
     }
 
     /// Lets its child end, answers, and looks at what it has seen.
-    pub fn goes_on(&mut self, listener: &OwnedFd) {
+    pub(crate) fn goes_on(&mut self, listener: &OwnedFd) {
         self.end_child(7);
         assert_eq!(answer(listener, ANSWER, 0), Some(ASKED));
         assert_eq!(self.end().code(), Some(17));
@@ -211,14 +211,14 @@ impl Waiting {
     }
 
     /// Lets its child end, and looks at what it has seen: not us.
-    pub fn goes_on_alone(&mut self) {
+    pub(crate) fn goes_on_alone(&mut self) {
         self.end_child(7);
         assert_eq!(self.end().code(), Some(17));
         self.found_its_child();
         assert_eq!(self.seen.answer.load(Ordering::Relaxed), i64::from(std::process::id()));
     }
 
-    pub fn found_its_child(&self) {
+    pub(crate) fn found_its_child(&self) {
         let [started, found] = [&self.seen.started, &self.seen.found].map(|pid| pid.load(Ordering::Relaxed));
         assert_eq!(found, started);
         assert_eq!(self.seen.code.load(Ordering::Relaxed), 7);
@@ -238,7 +238,7 @@ impl Drop for Waiting {
     }
 }
 
-pub fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
+pub(crate) fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     loop {
         if is_so() {
@@ -252,7 +252,7 @@ pub fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
 }
 
 /// Registers of a process as they are while it waits.
-pub fn registers_of(pid: i32) -> Registers {
+fn registers_of(pid: i32) -> Registers {
     let pidfd = process::open_pidfd(pid).unwrap();
     std::thread::scope(|scope| {
         let tracer = scope.spawn(|| {
@@ -281,7 +281,7 @@ pub fn handle(signal: libc::c_int, flags: libc::c_int) {
 }
 
 /// Numbers that look random, the same every time.
-pub fn delays(longest: u64) -> impl Iterator<Item = Duration> {
+pub(crate) fn delays(longest: u64) -> impl Iterator<Item = Duration> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     std::iter::from_fn(move || {
         state ^= state << 13;
