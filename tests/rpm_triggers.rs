@@ -71,24 +71,9 @@ fn privileged_packages_take_over_what_nobody_owned() {
     let eaten = "usr/share/cow-eaten/x";
     let output = pair.run(&format!("rpm -i {RPMS}/cow-eater-2.rpm"));
     assert!(!output.status.success() && shared(&pair, eaten), "{}", text(&output));
-    // By an rpm that has come from another root.
-    let outside = tempfile::tempdir().unwrap();
-    let packages = ["cow-eater-2.rpm", "cow-plain-2.rpm"].map(|name| {
-        let inside = pair.path("g1").join(&RPMS[1..]).join(name);
-        fs::copy(&inside, outside.path().join(name)).unwrap();
-        fs::remove_file(inside).unwrap();
-        outside.path().join(name)
-    });
-    let output = run(Command::new("rpm")
-        .arg("--root")
-        .arg(pair.path("g1"))
-        .args(["--dbpath", "/var/lib/rpm", "-U", "--nodeps", "--noplugins"])
-        .args(packages));
-    assert!(text(&output).contains("made private"), "{}", text(&output));
-    assert!(pair.succeed(&format!("cat /{eaten}")).starts_with("cow-eater"));
     // rpm itself knows what this pattern means.
     let said = pair.succeed(&format!(
-        "mv {RPMS}/cow-taker-2.rpm /root/a-b.rpm; rpm -U --force '/root/a?b.rpm' {RPMS}/cow-same-2.rpm"
+        "cp {RPMS}/cow-taker-2.rpm /root/a-b.rpm; rpm -U --force '/root/a?b.rpm' {RPMS}/cow-same-2.rpm"
     ));
     let named = "cow-hooks: warning: /root/a?b.rpm: No such file or directory; ";
     assert!(ours(&said).iter().any(|line| line.starts_with(named)), "{said}");

@@ -19,15 +19,9 @@ pub fn of(caller: &Caller) -> PackageArguments {
     PackageArguments::among(words.get(1..).unwrap_or_default(), &|path| open(processes, pid, path))
 }
 
-/// Opens a file as the process names it.
+/// Opens a file as the process names it. An rpm that was told `--root` has left the root that its arguments are paths of:
+/// those files are not found.
 fn open(processes: &Processes, pid: i32, path: &Path) -> io::Result<OwnedFd> {
     let root = Root::from_fd(processes.root(pid)?, Path::new("/"));
-    // As our root, which is that of the process, has it.
-    let directory = processes.working_directory(pid)?;
-    if directory.is_absolute() {
-        return root.open_file(&directory.join(path));
-    }
-    // rpm has gone into another root (`--root`), from the root that it was started in.
-    let outside = Root::from_fd(processes.current(pid)?, Path::new("/"));
-    if path.is_absolute() { outside.open_file(path) } else { Err(io::ErrorKind::NotFound.into()) }
+    root.open_file(&processes.working_directory(pid)?.join(path))
 }

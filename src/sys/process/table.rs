@@ -146,17 +146,8 @@ impl Processes {
 
     /// The root directory of the process, open.
     pub fn root(&self, pid: i32) -> io::Result<OwnedFd> {
-        self.directory_of(pid, "root")
-    }
-
-    /// The working directory of the process, open: it may lie outside of the root directory.
-    pub fn current(&self, pid: i32) -> io::Result<OwnedFd> {
-        self.directory_of(pid, "cwd")
-    }
-
-    fn directory_of(&self, pid: i32, link: &str) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(&self.proc, format!("{pid}/{link}"), flags, Mode::empty())?)
+        Ok(rustix::fs::openat(&self.proc, format!("{pid}/root"), flags, Mode::empty())?)
     }
 
     /// What it may do, and who may do something with it.
