@@ -169,6 +169,10 @@ fn privileged_apts_hook_lives_behind_any_filter() {
         assert!(code == Some(1) && is_named(&said) && said.contains("remedy: "), "{filter}: {code:?} {said}");
         let (code, said) = hook(&words, "pkg");
         assert!(code == Some(0) && said.is_empty(), "{filter}: {code:?} {said}");
+        let mut recover = chroot(&[], &guests.first(), "forbid");
+        let output = recover.args(&words).args(["/cow-prepare", "--recover"]).output().unwrap();
+        let (code, said) = (output.status.code(), text(&output));
+        assert!(code == Some(3) && is_named(&said), "{filter}: {code:?} {said}");
     }
     assert!(guests.shared(&paths[119][1..]));
     assert_eq!(others, files(&guests.second()));

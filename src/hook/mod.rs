@@ -35,10 +35,16 @@ fn is_set_to(value: &str) -> bool {
     std::env::var_os(SWITCH).is_some_and(|set| set == value)
 }
 
+/// The kernel's link to the program that runs (proc_pid_exe(5)).
+const THIS_PROGRAM: &str = "/proc/self/exe";
+/// Where the packages have this program.
+const INSTALLED: &str = "/usr/libexec/cow-hooks/cow-hooks";
+
 /// The program that runs, called by the name `name`: the very file it was started from, though an upgrade may have put
-/// another in its place by now.
+/// another in its place by now. In a root without `/proc`, the one that is installed.
 pub fn this_program(name: &str) -> Command {
-    let mut command = Command::new("/proc/self/exe");
+    let has_proc = Path::new(THIS_PROGRAM).exists();
+    let mut command = Command::new(if has_proc { THIS_PROGRAM } else { INSTALLED });
     command.arg0(name);
     command
 }

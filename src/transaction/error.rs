@@ -16,6 +16,15 @@ pub enum Error {
     /// The package manager's database.
     #[error("{}", Reason(.0))]
     Packages(io::Error),
+    /// A filter of the container's or the service's forbids a system call that private copies need.
+    #[error(
+        "a system call filter forbids {call}, without which no file can be restored; \
+         let the filter of the container or the service allow it"
+    )]
+    Forbidden {
+        /// The name of the call.
+        call: &'static str,
+    },
     /// A file or directory of ours.
     #[error("{}: {}", Shown(path), Reason(source))]
     State {

@@ -47,6 +47,7 @@ impl Guest<'_> {
 
     /// Ends what killed processes left behind.
     pub fn recover(self) -> Result<Recovered, Error> {
+        may_change_names()?;
         let Some((store, _lock)) = self.existing()? else { return Ok(Recovered::default()) };
         let Some(mut ledger) = Ledger::existing(&store)? else { return Ok(Recovered::default()) };
         self.recover_in(&store, &mut ledger)
@@ -54,6 +55,7 @@ impl Guest<'_> {
 
     /// Lets go of every original: all names stay private. For the removal of cow-hooks itself.
     pub fn retire(self) -> Result<Option<Settled>, Error> {
+        may_change_names()?;
         let Some((store, _lock)) = self.existing()? else { return Ok(None) };
         // apt runs on, but no hook of ours will see its end.
         Members::open(&store).and_then(|members| members.clear()).map_err(|e| Error::state("members", e))?;
@@ -64,4 +66,9 @@ impl Guest<'_> {
         ledger.settle_run(seconds_now(), 0, settled.new)?;
         Ok(Some(settled))
     }
+}
+
+/// Fails before anything is begun that a filter would end half way.
+fn may_change_names() -> Result<(), Error> {
+    filter::against_copies().map_or(Ok(()), |call| Err(Error::Forbidden { call }))
 }

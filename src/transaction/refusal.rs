@@ -42,6 +42,7 @@ impl From<Error> for Refusal {
         let error = match error {
             Error::Ledger(e) => detach::Error::Ledger(e),
             Error::State { path, source } => detach::Error::State { path, source },
+            Error::Forbidden { call } => detach::Error::Forbidden { path: PathBuf::from(STATE_DIR), call },
             Error::Packages(source) => detach::Error::State { path: PathBuf::from(STATE_DIR), source },
         };
         error.into()

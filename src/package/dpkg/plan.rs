@@ -66,7 +66,10 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct New {
     control: Control,
+    /// What is not a directory.
     files: Vec<PathBuf>,
+    /// Directories, as far as the payload was read: dpkg moves a file away that has the name of one.
+    directories: Vec<PathBuf>,
 }
 
 impl Plan {
@@ -124,6 +127,7 @@ impl Plan {
             non_directories.extend(new.control.conffiles.iter().cloned());
             non_directories.extend(new.files.iter().cloned());
             payload.extend(new.files);
+            payload.extend(new.directories);
             conffiles.extend(new.control.conffiles);
         }
 
@@ -163,41 +167,48 @@ impl Plan {
     }
 }
 
-/// The new versions that `archives` hold.
+/// The new versions that `archives` hold, symlinks and directories included, which no list of checksums has.
 ///
 /// # Errors
 /// If one of them cannot be read.
 pub(crate) fn news(archives: &[PathBuf]) -> Result<Vec<New>, deb::Error> {
-    read_archives(archives).into_iter().collect()
+    let read = |archive: &PathBuf| read_archive(archive, true);
+    parallel::map(parallel::processors(), archives, read).into_iter().collect()
 }
 
 /// The new versions, read in parallel.
 fn read_archives(archives: &[impl AsRef<Path> + Sync]) -> Vec<Result<New, deb::Error>> {
-    parallel::map(parallel::processors(), archives, |archive| read_archive(archive.as_ref()))
+    parallel::map(parallel::processors(), archives, |archive| read_archive(archive.as_ref(), false))
 }
 
-/// A new version's files, from the payload only where the control member has no list.
-fn read_archive(path: &Path) -> Result<New, deb::Error> {
+/// A new version's files; from the payload only if it is wanted `whole`, or the control member has no list.
+fn read_archive(path: &Path, whole: bool) -> Result<New, deb::Error> {
     let mut control = Control::open(path)?;
-    let files = match control.files.take() {
-        Some(files) => files,
-        None => names_of(deb::payload(path)?),
+    let listed = match control.files.take() {
+        Some(files) if !whole => return Ok(New { control, files, directories: Vec::new() }),
+        listed => listed.unwrap_or_default(),
     };
-    Ok(New { control, files })
+    let (mut files, directories) = names_of(deb::payload(path)?);
+    files.extend(listed);
+    Ok(New { control, files, directories })
 }
 
-/// All names but directories, and what hard links are made to: dpkg changes mode and owner of those in place.
-fn names_of(payload: Vec<deb::PayloadEntry>) -> Vec<PathBuf> {
-    let mut names = Vec::with_capacity(payload.len());
+/// All names that are not directories, with what hard links are made to, whose mode and owner dpkg changes in place; and
+/// the directories.
+fn names_of(payload: Vec<deb::PayloadEntry>) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let (mut names, mut directories) = (Vec::with_capacity(payload.len()), Vec::new());
     for deb::PayloadEntry { path, kind } in payload {
         match kind {
-            PayloadKind::Directory => continue,
+            PayloadKind::Directory => {
+                directories.push(path);
+                continue;
+            }
             PayloadKind::HardLink(target) => names.push(target),
             PayloadKind::File | PayloadKind::Other => {}
         }
         names.push(path);
     }
-    names
+    (names, directories)
 }
 
 /// The installed packages in the run: named, replaced by a new version, or removed for one.

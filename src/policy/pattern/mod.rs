@@ -2,7 +2,7 @@
 //!
 //! - A pattern that begins with `/` is a path from the guest's root. One without a slash matches a
 //!   name at any depth: `*.dpkg-new` is `/**/*.dpkg-new`.
-//! - DirectoryMatch one component, `*` is any run of bytes, `?` any one byte, `[a-z]` one of a set and
+//! - Within one component, `*` is any run of bytes, `?` any one byte, `[a-z]` one of a set and
 //!   `[!a-z]` one outside it. None of them ever matches a `/`. A leading dot is nothing special.
 //! - `**`, as a component of its own, is any number of components, none included.
 //! - A pattern that names a directory covers everything below it.

@@ -157,7 +157,7 @@ impl Shared {
     /// As [`Shared::change_names`], for an inode whose lock another process may hold.
     ///
     /// That process may close our window, or clear the flag just after it has made our change fail: so `EPERM` is tried
-    /// again. It is final if the inode is not immutable afterwards, twice: then something else is the reason.
+    /// again. It is final if the inode is not immutable afterwards, twice in a row: then something else is the reason.
     pub fn persist(&self, change: impl Fn() -> rustix::io::Result<()>) -> Result<SwapReport, Error> {
         let mut earlier = SwapReport::default();
         let mut others_window = false;
@@ -167,7 +167,7 @@ impl Shared {
                 changed => return changed.map(|report| report.and(earlier)),
             };
             if self.inode()?.immutable {
-                earlier.window = true;
+                (earlier.window, others_window) = (true, false);
             } else if std::mem::replace(&mut others_window, true) {
                 return Err(Error::Unchanged(refused));
             }

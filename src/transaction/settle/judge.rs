@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::ledger::Entry;
+use crate::ledger::{Entry, Stage};
 use crate::package::Packages;
 use crate::state::store::Store;
 use crate::sys::file::inode::{Inode, Kind};
@@ -32,6 +32,13 @@ pub(super) enum Settlement {
     LetGo { why: &'static str },
     /// Too early.
     Postpone,
+}
+
+impl Settlement {
+    /// What is recorded before it is carried out.
+    pub(super) fn stage(self) -> Stage {
+        if matches!(self, Settlement::Restore { .. }) { Stage::Restoring } else { Stage::Dropping }
+    }
 }
 
 /// Names that have one settlement, and one file.

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::judge::{Settlement, Settling};
+use super::judge::{Settlement, Settling, Unit};
 use super::together::units;
-use crate::ledger::{Entry, Ledger, Stage};
+use crate::ledger::{Entry, Ledger, PrivateCopy, Stage};
 use crate::package::Packages;
 use crate::parallel;
 use crate::policy::Policy;
@@ -45,9 +45,37 @@ pub fn settle(
     packages: &Packages,
 ) -> Result<Settled, Error> {
     let settling = Settling::new(guest, store, packages);
-    let mut settled = Settled::default();
     let entries: Vec<Entry> = ledger.entries()?.into_iter().filter(|e| e.state == Stage::Detached).collect();
-    let again = detached_again(&entries);
+    let mut ended = Ended::default();
+    let work = ended.postpone(&entries, judge_all(&settling, &entries));
+    let units = units(&work);
+    // First: of a name that was about to be shared again, recovery takes for true what is written down.
+    settling.note_links(&entries, &units);
+    let stages: Vec<_> = work.iter().map(|(entry, settlement)| (entry.id, settlement.stage())).collect();
+    ledger.set_state(&stages)?;
+
+    let blocked = signal::block();
+    let results = parallel::map(parallel::processors(), &units, |unit| settling.carry_out(unit));
+    for (unit, result) in units.iter().zip(results) {
+        ended.note(&settling, unit, result);
+    }
+    if !work.is_empty() {
+        filesystem::sync(store.stash()).map_err(Error::stash)?;
+        ledger.detached(&ended.back, &ended.over)?;
+        gate::wait_for_late_openers();
+    }
+    drop(blocked);
+    let Ended { changed, later, mut settled, .. } = ended;
+    let new = changed.union(&packages.unpacked).filter(|path| !later.contains(*path));
+    (settled.unified, settled.new) = settling.hand_over(new)?;
+    settled.postponed = later.len() as u64;
+    hard_links::prune(guest.root, store);
+    Ok(settled)
+}
+
+/// What becomes of each name; names of one file are kept together.
+fn judge_all(settling: &Settling<'_>, entries: &[Entry]) -> Vec<io::Result<Settlement>> {
+    let again = detached_again(entries);
     let judge = |entry: &Entry| {
         if again.contains(&entry.id) {
             Ok(Settlement::Drop { changed: false })
@@ -55,82 +83,80 @@ pub fn settle(
             settling.judge(entry)
         }
     };
-    let mut settlements = parallel::map(parallel::processors(), &entries, judge);
-    settling.keep_together(&entries, &mut settlements);
-    let mut work = Vec::new();
-    let (mut changed, mut later) = (BTreeSet::new(), BTreeSet::new());
-    for (entry, settlement) in entries.iter().zip(settlements) {
-        match settlement {
-            Ok(Settlement::Postpone) => drop(later.insert(entry.intent.place.path())),
-            Ok(settlement) => work.push((entry, settlement)),
-            Err(e) => settled.failed.push(format!("{}: {}", Shown(&entry.intent.place.path()), Reason(e))),
-        }
-    }
-    let states: Vec<_> = work
-        .iter()
-        .map(|(entry, settlement)| {
-            (
-                entry.id,
-                if matches!(settlement, Settlement::Restore { .. }) {
-                    Stage::Restoring
-                } else {
-                    Stage::Dropping
-                },
-            )
-        })
-        .collect();
-    let units = units(&work);
-    // First: of a name that was about to be shared again, recovery takes for true what is written down.
-    settling.note_links(&entries, &units);
-    ledger.set_state(&states)?;
+    let mut settlements = parallel::map(parallel::processors(), entries, judge);
+    settling.keep_together(entries, &mut settlements);
+    settlements
+}
 
-    let blocked = signal::block();
-    let ended = parallel::map(parallel::processors(), &units, |unit| settling.carry_out(unit));
-    let (mut over, mut back) = (Vec::new(), Vec::new());
-    for (unit, ended) in units.iter().zip(ended) {
+/// What carrying the settlements out came to: for the ledger, for the host and for the report.
+#[derive(Default)]
+struct Ended {
+    /// Entries that nothing is owed to any more.
+    over: Vec<i64>,
+    /// Entries that are detached as before.
+    back: Vec<(i64, Option<PrivateCopy>)>,
+    /// Names with new content.
+    changed: BTreeSet<PathBuf>,
+    /// Names that a later run settles.
+    later: BTreeSet<PathBuf>,
+    settled: Settled,
+}
+
+impl Ended {
+    /// Notes what waits and what could not be judged, and returns the rest.
+    fn postpone<'e>(
+        &mut self,
+        entries: &'e [Entry],
+        settlements: Vec<io::Result<Settlement>>,
+    ) -> Vec<(&'e Entry, Settlement)> {
+        let mut work = Vec::new();
+        for (entry, settlement) in entries.iter().zip(settlements) {
+            let path = || entry.intent.place.path();
+            match settlement {
+                Ok(Settlement::Postpone) => drop(self.later.insert(path())),
+                Ok(settlement) => work.push((entry, settlement)),
+                Err(e) => self.settled.failed.push(format!("{}: {}", Shown(&path()), Reason(e))),
+            }
+        }
+        work
+    }
+
+    /// Notes how a unit ended; `false` if it has to wait.
+    fn note(&mut self, settling: &Settling<'_>, unit: &Unit<'_>, result: Result<bool, swap::Error>) {
         let paths = unit.entries.iter().map(|entry| entry.intent.place.path());
-        match ended {
+        let back = unit.entries.iter().map(|entry| (entry.id, entry.copy));
+        let is_restored = matches!(unit.settlement, Settlement::Restore { .. });
+        match result {
             Ok(true) => {
-                over.extend(unit.entries.iter().map(|entry| entry.id));
+                self.over.extend(unit.entries.iter().map(|entry| entry.id));
                 match unit.settlement {
-                    Settlement::LetGo { why } => settled.let_go.extend(paths.map(|path| let_go(&path, why))),
-                    Settlement::Restore { .. } => settled.restored += unit.entries.len() as u64,
-                    Settlement::Drop { changed: true } => changed.extend(paths),
+                    Settlement::LetGo { why } => {
+                        self.settled.let_go.extend(paths.map(|path| let_go(&path, why)));
+                    }
+                    Settlement::Restore { .. } => self.settled.restored += unit.entries.len() as u64,
+                    Settlement::Drop { changed: true } => self.changed.extend(paths),
                     _ => {}
                 }
             }
             Ok(false) => {
-                back.extend(unit.entries.iter().map(|entry| (entry.id, entry.copy)));
-                later.extend(paths);
+                self.back.extend(back);
+                self.later.extend(paths);
             }
             Err(swap::Error::Unchanged(e)) if will_not_change(&e) && settling.forget(unit) => {
                 let why = Reason(e).to_string();
-                over.extend(unit.entries.iter().map(|entry| entry.id));
-                settled.let_go.extend(paths.map(|path| let_go(&path, &why)));
+                self.over.extend(unit.entries.iter().map(|entry| entry.id));
+                self.settled.let_go.extend(paths.map(|path| let_go(&path, &why)));
             }
             Err(e) => {
                 let reason = Reason(&e).to_string();
-                settled.failed.extend(paths.map(|path| format!("{}: {reason}", Shown(&path))));
-                // Of the others recovery takes care.
-                if matches!(e, swap::Error::Unchanged(_))
-                    && matches!(unit.settlement, Settlement::Restore { .. })
-                {
-                    back.extend(unit.entries.iter().map(|entry| (entry.id, entry.copy)));
+                self.settled.failed.extend(paths.map(|path| format!("{}: {reason}", Shown(&path))));
+                // Recovery takes care of the others.
+                if matches!(e, swap::Error::Unchanged(_)) && is_restored {
+                    self.back.extend(back);
                 }
             }
         }
     }
-    if !work.is_empty() {
-        filesystem::sync(store.stash()).map_err(Error::stash)?;
-        ledger.detached(&back, &over)?;
-        gate::wait_for_late_openers();
-    }
-    drop(blocked);
-    let new = changed.union(&packages.unpacked).filter(|path| !later.contains(*path));
-    (settled.unified, settled.new) = settling.hand_over(new)?;
-    settled.postponed = later.len() as u64;
-    hard_links::prune(guest.root, store);
-    Ok(settled)
 }
 
 /// Entries of names that were detached before: a killed package manager had linked its own new file to another name.

@@ -82,7 +82,7 @@ impl Pass<'_> {
         }
         // What found no equal waits for one.
         catalog.remove(&linked);
-        cache.note(&catalog).unwrap_or_else(|e| log::warn!("the pool's cache cannot be read: {e}"));
+        cache.note(&catalog).unwrap_or_else(|e| log::warn!("the pool's cache cannot be written: {e}"));
         for (path, spool) in taken {
             if !passed.skipped.iter().any(|skipped| skipped.path == path) {
                 let released = spool.release(&waiting.remove(&path).unwrap_or_default());

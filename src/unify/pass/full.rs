@@ -78,7 +78,9 @@ impl Pass<'_> {
         self.link(pool, &catalog, works, &mut passed)?;
         self.note_linked(&mut catalog, &passed.linked);
         // Nothing is lost but time.
-        cache.store(&catalog, &prints).unwrap_or_else(|e| log::warn!("the pool's cache cannot be read: {e}"));
+        cache
+            .store(&catalog, &prints)
+            .unwrap_or_else(|e| log::warn!("the pool's cache cannot be written: {e}"));
         Ok(passed)
     }
 
@@ -170,7 +172,7 @@ impl Pass<'_> {
             prints.push(print);
             let loaded = cache.map_or_else(|| Ok(CachedDirs::new()), |cache| cache.load(&guest, &print));
             let mut remembered = loaded.unwrap_or_else(|e| {
-                log::warn!("the pool's cache cannot be read: {e}");
+                log::warn!("the pool's cache cannot be written: {e}");
                 CachedDirs::new()
             });
             for inner in paths.iter().filter_map(|inner| inner.strip_prefix(&path).ok()) {
