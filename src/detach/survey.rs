@@ -495,20 +495,25 @@ enum Asked {
     Pattern,
 }
 
-/// Leaves what other processes have something mounted on: from outside, nobody there knows that the name is to change. Whoever
-/// is inside replaces a file as its package manager would.
-fn leave_mount_points(root: &Root, survey: &mut Survey, named: impl Fn(&Place) -> bool) {
-    if survey.unified.is_empty() {
-        return;
-    }
-    let mounted = MountPoints::look().unwrap_or_else(|e| {
+/// What processes have mounted on names; nothing, with a warning, if that cannot be known.
+pub(crate) fn mounts_of_processes() -> MountPoints {
+    MountPoints::look().unwrap_or_else(|e| {
         log::warn!(
             "the mounts of other processes cannot be read: {}; a mount on a file that is replaced will \
             be lost",
             Reason(e)
         );
         MountPoints::default()
-    });
+    })
+}
+
+/// Leaves what other processes have something mounted on: from outside, nobody there knows that the name is to change. Whoever
+/// is inside replaces a file as its package manager would.
+fn leave_mount_points(root: &Root, survey: &mut Survey, named: impl Fn(&Place) -> bool) {
+    if survey.unified.is_empty() {
+        return;
+    }
+    let mounted = mounts_of_processes();
     survey.unified.retain(|Found { place, .. }| {
         let stays = mounted.are_at(root, place);
         if stays {

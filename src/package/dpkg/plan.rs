@@ -91,7 +91,7 @@ impl Plan {
             })
             .collect();
         let (mut news, mut warnings) = (Vec::with_capacity(archives.len()), Vec::new());
-        for result in read_archives(&archives) {
+        for result in read_archives(&archives, false) {
             match result {
                 Ok(new) => news.push(new),
                 Err(e) => warnings.push(e.to_string()),
@@ -172,13 +172,12 @@ impl Plan {
 /// # Errors
 /// If one of them cannot be read.
 pub(crate) fn news(archives: &[PathBuf]) -> Result<Vec<New>, deb::Error> {
-    let read = |archive: &PathBuf| read_archive(archive, true);
-    parallel::map(parallel::processors(), archives, read).into_iter().collect()
+    read_archives(archives, true).into_iter().collect()
 }
 
 /// The new versions, read in parallel.
-fn read_archives(archives: &[impl AsRef<Path> + Sync]) -> Vec<Result<New, deb::Error>> {
-    parallel::map(parallel::processors(), archives, |archive| read_archive(archive.as_ref(), false))
+fn read_archives(archives: &[impl AsRef<Path> + Sync], whole: bool) -> Vec<Result<New, deb::Error>> {
+    parallel::map(parallel::processors(), archives, |archive| read_archive(archive.as_ref(), whole))
 }
 
 /// A new version's files; from the payload only if it is wanted `whole`, or the control member has no list.

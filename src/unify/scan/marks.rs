@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::catalog::{Catalog, FileIndex, GuestIndex, PrivateFile};
 use super::not_unified::NotUnified;
-use crate::report::{Reason, Shown};
+use crate::detach::survey::mounts_of_processes;
+use crate::report::Shown;
 use crate::state::unable::is_unable;
 use crate::sys::file::inode::InodeId;
-use crate::sys::process::mounts::MountPoints;
 
 /// Marks the files of guests that have said that they cannot clear the immutable flag.
 pub(crate) fn mark_unable(catalog: &mut Catalog) {
@@ -32,14 +32,7 @@ pub(crate) fn mark_mount_points(catalog: &mut Catalog) {
     if catalog.files.iter().all(|file| file.not_unified.is_some()) {
         return;
     }
-    let mounted = MountPoints::look().unwrap_or_else(|e| {
-        log::warn!(
-            "the mounts of other processes cannot be read: {}; a mount on a file that is replaced will \
-            be lost",
-            Reason(e)
-        );
-        MountPoints::default()
-    });
+    let mounted = mounts_of_processes();
     let is_mounted = |file: &&PrivateFile| mounted.are_on(catalog.name(file), || Some(catalog.dir_id(file)));
     let ids: HashSet<InodeId> =
         catalog.files.iter().filter(is_mounted).map(|file| catalog.id(file)).collect();
