@@ -31,6 +31,9 @@ pub struct PoolNotice {
     pub pool: Handle,
     /// Shared inodes are immutable.
     pub immutable: bool,
+    /// Shared inodes are marked, and the host's guard protects them; earlier versions do not say it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guard: bool,
     /// Set-id files and files with capabilities are unified, too.
     pub allow_setid: bool,
     /// The smallest file that is unified, in bytes.
@@ -116,7 +119,7 @@ mod tests {
     fn the_file_stays_as_earlier_versions_wrote_it() {
         let text = "handle = \"00ff7a\"\nimmutable = true\nallow_setid = false\nmin_size = 1\n";
         let pool = Handle::from_bytes(&[0, 255, 0x7a]);
-        let notice = PoolNotice { pool, immutable: true, allow_setid: false, min_size: 1 };
+        let notice = PoolNotice { pool, immutable: true, guard: false, allow_setid: false, min_size: 1 };
         assert_eq!(toml::to_string(&notice).unwrap(), text);
         assert_eq!(toml::from_str::<PoolNotice>(text).unwrap(), notice);
         assert!(toml::from_str::<PoolNotice>(&text.replace("7a", "7")).is_err());

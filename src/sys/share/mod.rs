@@ -6,4 +6,5 @@ pub mod gate;
 pub mod iunlink;
 pub mod lease;
 pub mod lock;
+pub mod mark;
 pub mod swap;

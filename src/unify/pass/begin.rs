@@ -81,8 +81,9 @@ impl Pass<'_> {
             Ok(handle) => handle,
             Err(e) => return log::debug!("{}: {}", Shown(pool.path()), Reason(e)),
         };
-        let notice =
-            PoolNotice { pool, immutable: protection != PoolProtection::None, allow_setid, min_size };
+        let guard = protection == PoolProtection::Guard;
+        let immutable = protection != PoolProtection::None && !guard;
+        let notice = PoolNotice { pool, immutable, guard, allow_setid, min_size };
         for guest in guests {
             let told = notice.leave(&guest.root);
             told.unwrap_or_else(|e| log::debug!("{}: {}", Shown(guest.root.path()), Reason(e)));

@@ -2,13 +2,15 @@
 
 use std::io;
 
-use crate::sys::share::iunlink;
 use crate::sys::share::swap::Shared;
+use crate::sys::share::{iunlink, mark};
 
 /// How shared inodes are fenced on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PoolProtection {
+    /// The mark, which the guard of this host's kernel respects.
+    Guard,
     /// `+i`.
     Immutable,
     /// Linux-VServer's "immutable, but may be unlinked".
@@ -21,6 +23,7 @@ impl PoolProtection {
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
+            PoolProtection::Guard => "guard",
             PoolProtection::Immutable => "immutable",
             PoolProtection::Iunlink => "iunlink",
             PoolProtection::None => "none",
@@ -30,6 +33,7 @@ impl PoolProtection {
     /// Fences a shared inode.
     pub(in crate::unify) fn set(self, shared: &Shared) -> io::Result<()> {
         match self {
+            PoolProtection::Guard => mark::set(shared),
             PoolProtection::Immutable => shared.protect(),
             PoolProtection::Iunlink => iunlink::set(shared),
             PoolProtection::None => Ok(()),
