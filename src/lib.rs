@@ -14,6 +14,7 @@
 //! - [`transaction`]: the story of one run of a package manager: begin, settle, release.
 //! - [`supervise`]: gives a process tree copy on write, call by call.
 //! - [`unify`]: makes equal files of many guests one inode, and keeps them so. The host's side.
+//! - `guard`: BPF programs that keep guests from changing these inodes, loaded into the host's kernel.
 //! - [`detach`]: finds unified files, gives their names private copies, and ends what a killed process had begun.
 //! - [`inspect`]: what a file is to us; pure.
 //! - [`package`], [`policy`]: what package managers say they will touch; what the administrator wants.
@@ -38,6 +39,8 @@
 pub mod cli;
 pub mod detach;
 pub mod exit;
+#[cfg(feature = "guard")]
+pub mod guard;
 pub mod hook;
 pub mod inspect;
 pub mod ledger;
