@@ -54,4 +54,5 @@ mod unify_flags;
 mod unify_interruption;
 mod unify_race;
 mod unify_room;
+mod units;
 mod unreadable;

@@ -41,7 +41,8 @@ pub fn rpms() -> &'static [PathBuf] {
         let built = Command::new(top.join("packaging/build-rpm")).stderr(Stdio::inherit()).output().unwrap();
         assert!(built.status.success(), "packaging/build-rpm failed");
         let built = String::from_utf8(built.stdout).unwrap();
-        let for_guests = |rpm: &&str| !rpm.contains("cow-unify") && !rpm.contains("zypp");
+        let for_guests =
+            |rpm: &&str| !["cow-unify", "cow-guard", "zypp"].iter().any(|host| rpm.contains(host));
         built.lines().filter(for_guests).map(|line| top.join(line)).collect()
     })
 }

@@ -176,10 +176,27 @@ fn the_page_of_cow_unify_says_what_its_help_says() {
     assert_eq!(of_all, options_of(command.get_arguments().filter(is_global), &none));
     assert_eq!(options_in(section(page, "Ss", "Unifying")), options_of(command.get_arguments(), &of_all));
 
+    check_subcommands(page, &command, &of_all);
+    check_codes(page, &command, &COMMON);
+}
+
+#[cfg(feature = "guard")]
+#[test]
+fn the_page_of_cow_guard_says_what_its_help_says() {
+    let page = include_str!("../../packaging/man/cow-guard.8");
+    let command = built::<super::guard::arguments::Arguments>();
+    let of_all = options_in(section(page, "Ss", "All commands"));
+    assert_eq!(of_all, options_of(command.get_arguments(), &Options::new()));
+    check_subcommands(page, &command, &of_all);
+    check_codes(page, &command, &COMMON);
+}
+
+/// That a page lists the commands of a program, and the options of each but for those of all of them.
+fn check_subcommands(page: &str, command: &Command, of_all: &Options) {
     // Its own help is `help` and `--help` of each.
     let subcommands = || command.get_subcommands().filter(|sub| sub.get_name() != "help");
     for sub in subcommands() {
-        let own = options_of(sub.get_arguments(), &of_all);
+        let own = options_of(sub.get_arguments(), of_all);
         let head = format!("\n.Ss {}\n", sub.get_name());
         let listed = if page.contains(&head) {
             options_in(section(page, "Ss", sub.get_name()))
@@ -198,7 +215,6 @@ fn the_page_of_cow_unify_says_what_its_help_says() {
         .collect();
     let names: BTreeSet<String> = subcommands().map(|sub| sub.get_name().to_owned()).collect();
     assert_eq!((&listed, &in_synopsis), (&names, &names));
-    check_codes(page, &command, &COMMON);
 }
 
 /// The values that the comment above a key explains.
