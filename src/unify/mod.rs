@@ -21,6 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use self::pool::guard::NoGuard;
 use crate::report::{Reason, Shown};
 
 /// Why the unifier refuses to work. Nothing was changed.
@@ -67,6 +68,14 @@ pub enum Error {
     NoIunlink {
         /// The pool.
         path: PathBuf,
+    },
+    /// The guard protects nothing here.
+    #[error("{}: {source}", Shown(path))]
+    NoGuard {
+        /// The pool.
+        path: PathBuf,
+        /// Why.
+        source: NoGuard,
     },
     /// Blocks cannot be shared.
     #[error("{}: the filesystem cannot share blocks between files", Shown(path))]
@@ -151,11 +160,20 @@ impl Error {
                 "run it as root of the host, with CAP_LINUX_IMMUTABLE, on a filesystem that has the flag; or \
                  use --protection none, which protects nothing, or --share reflink"
             }
+            Error::NoGuard { source: NoGuard::Missing, .. } => {
+                "install the package cow-guard, or leave out --protection"
+            }
+            Error::NoGuard { .. } => {
+                "see `cow-guard status`; or leave out --protection: then objects are made immutable"
+            }
             Error::NoIunlink { .. } => "leave out --protection, or use --protection immutable",
             Error::NoReflink { .. } => {
                 "use --share hardlink; if this pool exists already, name another with --pool"
             }
-            Error::PoolSettings { .. } => "leave out the option, or name another pool with --pool",
+            Error::PoolSettings { .. } => {
+                "leave out the option, or name another pool with --pool; `cow-unify protect` changes the protection \
+                 of this one"
+            }
             Error::System { .. } => {
                 "name only guests; or use --unify-running-system: files of this host's own programs then \
                  become immutable, its package manager needs cow-hooks, and `cow-unify detach` with this \

@@ -53,6 +53,12 @@ pub enum Command {
         #[arg(short = 'n', long)]
         dry_run: bool,
     },
+    /// Change how the pool's objects are protected
+    Protect {
+        /// The new protection; auto: guard if the kernel can
+        #[arg(long, value_enum, default_value = "auto", value_name = "PROTECTION")]
+        to: ProtectTo,
+    },
     /// Give a guest private copies of all files that it shares
     Detach {
         /// Root directory of the guest
@@ -139,10 +145,23 @@ pub struct PassArguments {
 pub enum ProtectionArgument {
     /// The best that the kernel offers
     Auto,
+    /// A mark that the guard in the host's kernel respects (cow-guard)
+    Guard,
     /// The flag of chattr +i
     Immutable,
     /// Linux-VServer's flag "immutable, but may be unlinked"
     Iunlink,
     /// Plain hard links: any guest can change a file for all guests
     None,
+}
+
+/// What the pool's objects can be turned to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProtectTo {
+    /// Guard if the kernel can, else immutable
+    Auto,
+    /// A mark that the guard in the host's kernel respects (cow-guard)
+    Guard,
+    /// The flag of chattr +i
+    Immutable,
 }

@@ -23,6 +23,7 @@ use crate::unify::eligible::rules::Rules;
 use crate::unify::pass::{InUse, Pass, PassOptions, Passed};
 use crate::unify::pass::{pools, running_system};
 use crate::unify::pool::directory::{Pool, may_change};
+use crate::unify::pool::guard;
 use crate::unify::pool::identity::Mtime;
 use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::settings::{PoolSettings, Sharing};
@@ -103,13 +104,16 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
     let settings = settings(&path, existing.as_ref(), arguments)?;
     let Guests { open: guests, left, others } = guests.in_reach(&path, settings.share)?;
     let reference = arguments.reference.as_ref().map(|path| reference(&guests, path)).transpose()?;
-    let protection =
+    let mut protection =
         if arguments.dry_run { PoolProtection::None } else { protection(&path, settings, arguments)? };
     // All has been tried: a pool that would be refused is not made.
     let mut pool = match existing {
         None if !arguments.dry_run => Some(Pool::create(&path, settings)?),
         existing => existing,
     };
+    if let Some(pool) = pool.as_ref().filter(|_| !arguments.dry_run) {
+        protection = guarded(pool, arguments.protection, protection)?;
+    }
     let options = PassOptions {
         scope: arguments.scope,
         rules,
@@ -118,7 +122,11 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
         allow_setid: arguments.allow_setid,
         reference,
         protection,
-        immutable: is_immutable(arguments, settings),
+        immutable: if arguments.dry_run {
+            is_immutable(arguments, settings)
+        } else {
+            protection == PoolProtection::Immutable
+        },
         threads: shared::threads(common),
         lock_timeout: policy.lock_timeout,
         reserve: policy.reserve,
@@ -196,9 +204,17 @@ fn settings(path: &Path, pool: Option<&Pool>, arguments: &PassArguments) -> Resu
     };
     let Some(made) = pool.map(|pool| pool.settings) else { return Ok(asked(PoolSettings::default())) };
     // Protection can be had later; what has it keeps it.
-    let bares = arguments.protection == Some(ProtectionArgument::None)
-        && made.protection.is_some_and(|protection| protection != PoolProtection::None);
-    if bares || asked(made) != made {
+    let turns = match (arguments.protection, made.protection) {
+        (Some(ProtectionArgument::None), Some(protection)) => protection != PoolProtection::None,
+        (Some(ProtectionArgument::Guard), Some(protection)) => {
+            !matches!(protection, PoolProtection::Guard | PoolProtection::None)
+        }
+        (Some(ProtectionArgument::Immutable | ProtectionArgument::Iunlink), Some(protection)) => {
+            protection == PoolProtection::Guard
+        }
+        _ => false,
+    };
+    if turns || asked(made) != made {
         let share = if made.share == Sharing::Hardlink { "hardlink" } else { "reflink" };
         let mtime = if made.mtime == Mtime::Match { "match" } else { "ignore" };
         let protection = made.protection.map(|protection| format!(" --protection {}", protection.name()));
@@ -227,6 +243,8 @@ fn protection(
         (Some(ProtectionArgument::Iunlink), _) if !iunlink::is_known() => {
             return Err(Error::NoIunlink { path: path.to_path_buf() });
         }
+        (Some(ProtectionArgument::Guard), _) => PoolProtection::Guard,
+        (None | Some(ProtectionArgument::Auto), Some(PoolProtection::Guard)) => PoolProtection::Guard,
         (None, Some(PoolProtection::Iunlink))
         | (None, None)
         | (Some(ProtectionArgument::Auto | ProtectionArgument::Iunlink), _) => best(),
@@ -237,11 +255,37 @@ fn protection(
     may_change(&dir, path, protection == PoolProtection::Immutable).map(|()| protection)
 }
 
+/// The guard, if it protects this pool and nothing else is asked for; without it, `other`.
+fn guarded(
+    pool: &Pool,
+    asked: Option<ProtectionArgument>,
+    other: PoolProtection,
+) -> Result<PoolProtection, Error> {
+    let made = pool.settings.protection;
+    let is_auto = matches!(asked, None | Some(ProtectionArgument::Auto));
+    match other {
+        PoolProtection::Guard if made == Some(PoolProtection::Guard) => Ok(guard::instead(pool, other)),
+        PoolProtection::Guard => match guard::load(pool) {
+            Ok(()) => Ok(other),
+            Err(source) => Err(Error::NoGuard { path: pool.path().to_path_buf(), source }),
+        },
+        PoolProtection::Immutable if is_auto && made.is_none() => match guard::load(pool) {
+            Ok(()) => Ok(PoolProtection::Guard),
+            Err(e) => {
+                log::debug!("{}: {e}: objects are made immutable", Shown(pool.path()));
+                Ok(other)
+            }
+        },
+        _ => Ok(other),
+    }
+}
+
 /// Whether shared inodes are immutable, or will be.
 fn is_immutable(arguments: &PassArguments, settings: PoolSettings) -> bool {
     match (arguments.protection, settings.protection) {
         _ if settings.share == Sharing::Reflink => false,
         (Some(ProtectionArgument::None), _) | (None, Some(PoolProtection::None)) => false,
+        (Some(ProtectionArgument::Guard), _) | (_, Some(PoolProtection::Guard)) => false,
         (Some(ProtectionArgument::Immutable), _) | (None, Some(PoolProtection::Immutable)) => true,
         _ => !iunlink::is_known(),
     }
@@ -251,7 +295,8 @@ fn is_immutable(arguments: &PassArguments, settings: PoolSettings) -> bool {
 fn record(pool: &mut Pool, options: &PassOptions) -> Result<(), Error> {
     let PassOptions { protection, lock_timeout, threads, .. } = *options;
     let made = pool.settings.protection;
-    if made != Some(protection) {
+    // What is immutable only while the guard is not there relies on the guard still.
+    if made != Some(protection) && made != Some(PoolProtection::Guard) {
         pool.set_protection(protection)?;
     }
     if made == Some(PoolProtection::None) && protection != PoolProtection::None {

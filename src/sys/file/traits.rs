@@ -17,9 +17,9 @@ const HANDED_ON: u32 = 0x200;
 
 /// Flags that must be set while a file is empty to have their effect (btrfs: compression, no copy on write).
 const BEFORE_DATA: IFlags = IFlags::COMPRESSED.union(IFlags::NOCOW);
-/// All others that people set, and that neither protect a file nor tell of its format.
+/// All others that people set, and that neither protect a file nor tell of its format. Not `noatime`: it is the mark of a
+/// shared inode (`sys::share::mark`), which a private copy must not have.
 const AFTER_DATA: IFlags = IFlags::NODUMP
-    .union(IFlags::NOATIME)
     .union(IFlags::SYNC)
     .union(IFlags::SECURE_REMOVAL)
     .union(IFlags::UNRM)

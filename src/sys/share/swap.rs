@@ -207,6 +207,15 @@ impl Shared {
     pub fn protect(&self) -> io::Result<()> {
         if self.inode()?.nlink == 0 { Ok(()) } else { set_immutable(&self.fd, true) }
     }
+
+    /// Clears the immutable flag: something else protects the inode. Returns whether it was set.
+    pub fn unprotect(&self) -> io::Result<bool> {
+        let was_set = self.inode()?.immutable;
+        if was_set {
+            set_immutable(&self.fd, false)?;
+        }
+        Ok(was_set)
+    }
 }
 
 impl AsFd for Shared {

@@ -16,7 +16,6 @@ use crate::unify::eligible::scope::{self, Eligible, EligibleNames, Scope};
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::ObjectIndex;
 use crate::unify::pool::object::PoolFile;
-use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::settings::Sharing;
 use crate::unify::pool::unprotected;
 use crate::unify::scan::guest::GuestTree;
@@ -89,10 +88,9 @@ impl StatusReader<'_> {
         let looked = parallel::map(self.threads, guests, |guest| self.look_at(guest, guests, &index));
         self.watch.end();
         let mut status = SharingStatus::default();
-        if unprotected::protection(self.pool, &files) != PoolProtection::None {
-            let unprotected = self.pool.unprotected(&files);
-            status.unprotected = unprotected.into_iter().map(|file| self.pool.path_of(file)).collect();
-        }
+        let protection = unprotected::protection(self.pool, &files);
+        let unprotected = self.pool.unprotected(&files, protection);
+        status.unprotected = unprotected.into_iter().map(|file| self.pool.path_of(file)).collect();
         let (quarantined, stored): (Vec<PoolFile>, Vec<PoolFile>) =
             files.into_iter().partition(|file| file.quarantined);
         status.quarantined = quarantined.len() as u64;
@@ -272,7 +270,7 @@ mod tests {
             mount_root: false,
         };
         let name = ObjectName { tag: 1, digest: Digest { content: [0; 32], xattrs: 0 }, salt: 0, index: 0 };
-        PoolFile { name, file: name.file(), quarantined: false, inode }
+        PoolFile { name, file: name.file(), quarantined: false, inode, marked: false }
     }
 
     #[test]

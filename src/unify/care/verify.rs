@@ -17,6 +17,7 @@ use crate::sys::path::resolve::is_absent;
 use crate::sys::process::signal;
 use crate::sys::share::swap::{self, Name, Shared};
 use crate::unify::pool::directory::Pool;
+use crate::unify::pool::guard;
 use crate::unify::pool::identity::{self, Digest};
 use crate::unify::pool::object::PoolFile;
 use crate::unify::pool::protection::PoolProtection;
@@ -88,8 +89,8 @@ impl Verifier<'_> {
     pub fn verify(&self) -> Result<(Verified, PoolProtection), Error> {
         let mut recovered = recover::recover(self.pool, self.lock_timeout)?;
         let files = self.pool.look_at_all(self.threads)?;
-        let protection = unprotected::protection(self.pool, &files);
-        self.pool.may_change(protection != PoolProtection::None)?;
+        let protection = guard::instead(self.pool, unprotected::protection(self.pool, &files));
+        self.pool.may_change(protection.needs_capability())?;
         let mut verified = self.examine(&files, protection, true)?;
         verified.failed.append(&mut recovered.failed);
         Ok((Verified { recovered, ..verified }, protection))

@@ -256,7 +256,7 @@ impl Linker<'_> {
         }
         let mut shelf = self.publisher.open_shelf(&object)?;
         let mut shared = self.publisher.lock(&shelf, &object)?;
-        if self.publisher.protection != PoolProtection::None && !shared.inode()?.immutable {
+        if !self.publisher.protection.protects(&shared)? {
             if !fresh {
                 // Who knows what it is by now: nobody gets it before it has been read again.
                 *done = inodes.len();

@@ -14,7 +14,6 @@ use crate::unify::link::dedupe;
 use crate::unify::link::linked::{ChangedDir, Linked};
 use crate::unify::link::plan::Work;
 use crate::unify::pool::object::ObjectIndex;
-use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::settings::Sharing;
 use crate::unify::pool::unprotected;
 use crate::unify::scan::cache::{Cache, CachedDirs};
@@ -38,9 +37,8 @@ impl Pass<'_> {
             Some(pool) => {
                 let files = pool.look_at_all(self.options.threads)?;
                 passed.still_seen = pool.still_seen()?;
-                if unprotected::protection(pool, &files) != PoolProtection::None {
-                    passed.unprotected = pool.unprotected(&files).len() as u64;
-                }
+                let protection = unprotected::protection(pool, &files);
+                passed.unprotected = pool.unprotected(&files, protection).len() as u64;
                 ObjectIndex::of(&files)
             }
             None => ObjectIndex::default(),

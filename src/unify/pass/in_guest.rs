@@ -52,7 +52,11 @@ pub fn unify(
         allow_setid: notice.allow_setid,
         reference: None,
         immutable: notice.immutable,
-        protection: if notice.immutable { PoolProtection::Immutable } else { PoolProtection::None },
+        protection: match (notice.guard, notice.immutable) {
+            (true, _) => PoolProtection::Guard,
+            (false, true) => PoolProtection::Immutable,
+            (false, false) => PoolProtection::None,
+        },
         threads: crate::parallel::processors(),
         lock_timeout: policy.lock_timeout,
         reserve: policy.reserve,

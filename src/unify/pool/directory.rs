@@ -33,8 +33,8 @@ use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::file::{extents, filesystem};
 use crate::sys::path::root::Root;
 use crate::sys::path::{dirfd, tree};
-use crate::sys::share::lock;
 use crate::sys::share::swap::{self, Name};
+use crate::sys::share::{lock, mark};
 use crate::unify::{At, Error};
 
 /// The directory beside the guests that is their pool unless another is named.
@@ -262,7 +262,7 @@ impl Pool {
     fn look_at(&self, shelf: u8, objects: impl Iterator<Item = Object>) -> Result<Vec<PoolFile>, Error> {
         let path = self.path().join(OBJECTS).join(format!("{shelf:02x}"));
         let Some(dir) = self.shelf(shelf, false).at(&path)? else { return Ok(Vec::new()) };
-        look_in(&dir, &path, objects.map(|object| (object.name, object.name.file(), false)))
+        self.look_in(&dir, &path, objects.map(|object| (object.name, object.name.file(), false)))
     }
 
     /// Looks at the inodes of all that verification has set aside.
@@ -270,7 +270,38 @@ impl Pool {
         let (dir, path) = (self.quarantine()?, self.path().join(QUARANTINE));
         let names = dirfd::names(&dir).at(&path)?;
         let parsed = |file: OsString| Some((ObjectName::parse_quarantined(&file)?, file, true));
-        look_in(&dir, &path, names.into_iter().filter_map(parsed))
+        self.look_in(&dir, &path, names.into_iter().filter_map(parsed))
+    }
+
+    /// Looks at files of a directory of the pool; what is none, or gone since it was listed, is passed over.
+    fn look_in(
+        &self,
+        dir: &OwnedFd,
+        path: &Path,
+        files: impl Iterator<Item = (ObjectName, OsString, bool)>,
+    ) -> Result<Vec<PoolFile>, Error> {
+        let mut stored = Vec::new();
+        for (name, file, quarantined) in files {
+            match self.look_at_file(dir, &file) {
+                Ok((inode, marked)) if inode.kind == Kind::Regular => {
+                    stored.push(PoolFile { name, file, quarantined, inode, marked })
+                }
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e).at(&path.join(&file)),
+            }
+        }
+        Ok(stored)
+    }
+
+    /// Looks at a file of the pool, and whether it has the guard's mark if the pool relies on it.
+    pub(super) fn look_at_file(&self, dir: impl AsFd, file: &OsStr) -> io::Result<(Inode, bool)> {
+        let inode = Inode::at(&dir, file)?;
+        if self.settings.protection != Some(PoolProtection::Guard) || inode.kind != Kind::Regular {
+            return Ok((inode, false));
+        }
+        let file = Name { dir: dir.as_fd(), name: file }.open()?;
+        Ok((inode, mark::is_set(file)?))
     }
 
     /// How many damaged files guests still have names of.
@@ -351,24 +382,4 @@ fn stranger(dir: &OwnedFd) -> io::Result<Option<OsString>> {
         *name == temporary || [OBJECTS, RUNS, QUARANTINE].iter().any(|ours| name == ours) && is_empty()
     };
     Ok(dirfd::names(dir)?.into_iter().find(|name| !is_ours(name)))
-}
-
-/// Looks at files of a directory of the pool; what is none, or gone since it was listed, is passed over.
-fn look_in(
-    dir: &OwnedFd,
-    path: &Path,
-    files: impl Iterator<Item = (ObjectName, OsString, bool)>,
-) -> Result<Vec<PoolFile>, Error> {
-    let mut stored = Vec::new();
-    for (name, file, quarantined) in files {
-        match Inode::at(dir, &file) {
-            Ok(inode) if inode.kind == Kind::Regular => {
-                stored.push(PoolFile { name, file, quarantined, inode })
-            }
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e).at(&path.join(&file)),
-        }
-    }
-    Ok(stored)
 }

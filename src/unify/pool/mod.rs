@@ -1,14 +1,17 @@
 //! The pool: the host's directory of shared inodes, one per filesystem.
 //!
 //! [`directory`] is the pool itself, [`object`] what lies in it, [`identity`] which files may be one object, [`settings`]
-//! how files are shared in it, [`protection`] how its inodes are protected, and [`unprotected`] finds those that are not.
+//! how files are shared in it, [`protection`] how its inodes are protected; [`unprotected`] finds those that are not, [`protect`] turns all to another
+//! protection, and [`guard`] tells whether the one in the kernel is there.
 //! [`run`] is a run's place in it, [`journal`] what a run is about to change, [`publish`] makes objects of files, and [`recover`]
 //! ends what a killed run began.
 
 pub mod directory;
+pub mod guard;
 pub mod identity;
 pub mod journal;
 pub mod object;
+pub mod protect;
 pub mod protection;
 pub(crate) mod publish;
 pub mod recover;

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::identity::{self, Digest, Mtime};
+use super::protection::PoolProtection;
 use crate::sys::file::inode::Inode;
 
 /// What an object must be, and which one of several it is.
@@ -124,12 +125,19 @@ pub struct PoolFile {
     /// It lies in quarantine.
     pub quarantined: bool,
     pub inode: Inode,
+    /// It has the guard's mark; asked only in a pool that relies on the guard.
+    pub marked: bool,
 }
 
 impl PoolFile {
     /// Whether no guest has a link to it.
     pub(crate) fn is_unused(&self) -> bool {
         self.inode.nlink == 1
+    }
+
+    /// Whether it was protected in this way when it was looked at.
+    pub fn is_protected(&self, protection: PoolProtection) -> bool {
+        protection.is_given(&self.inode, self.marked)
     }
 }
 

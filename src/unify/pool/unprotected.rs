@@ -18,7 +18,6 @@ use super::protection::PoolProtection;
 use crate::parallel;
 use crate::report::{Reason, Shown};
 use crate::sys::file::filesystem;
-use crate::sys::file::inode::Inode;
 use crate::sys::file::times::TICK;
 use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
@@ -69,12 +68,16 @@ impl Pool {
     /// Those of these files that are not protected.
     ///
     /// One whose names a guest changes just now is not either, for microseconds: hence the second look.
-    pub fn unprotected<'s>(&self, files: &'s [PoolFile]) -> Vec<&'s PoolFile> {
-        let mut unprotected: Vec<&PoolFile> = files.iter().filter(|file| !file.inode.immutable).collect();
+    pub fn unprotected<'s>(&self, files: &'s [PoolFile], protection: PoolProtection) -> Vec<&'s PoolFile> {
+        let mut unprotected: Vec<&PoolFile> =
+            files.iter().filter(|file| !file.is_protected(protection)).collect();
         if !unprotected.is_empty() {
             std::thread::sleep(TICK);
-            let look = |file: &PoolFile| Inode::at(self.dir_of(file)?, &file.file);
-            unprotected.retain(|file| look(file).is_ok_and(|now| now.id == file.inode.id && !now.immutable));
+            let look = |file: &PoolFile| self.look_at_file(self.dir_of(file)?, &file.file);
+            unprotected.retain(|file| {
+                look(file)
+                    .is_ok_and(|(now, marked)| now.id == file.inode.id && !protection.is_given(&now, marked))
+            });
         }
         unprotected
     }
@@ -88,8 +91,8 @@ impl Pool {
         threads: usize,
     ) -> Result<Protected, Error> {
         let mut protected = Protected::default();
-        let unprotected = self.unprotected(files);
-        if unprotected.is_empty() || protection == PoolProtection::None {
+        let unprotected = self.unprotected(files, protection);
+        if unprotected.is_empty() {
             return Ok(protected);
         }
         let objects = unprotected.iter().filter(|file| !file.quarantined).map(|file| file.name.whole());
@@ -122,7 +125,7 @@ impl Pool {
             locked => locked?,
         };
         let now = shared.inode()?;
-        if now.immutable || now.id != stored.inode.id || now.nlink == 0 {
+        if now.id != stored.inode.id || now.nlink == 0 || protection.protects(&shared)? {
             return Ok(false);
         }
         protection.set(&shared).map(|()| true)
