@@ -1,10 +1,16 @@
 //! `cow-guard`: loads the guard into the kernel, and says what it protects. The host's side.
 
 pub(in crate::cli) mod arguments;
+mod fence;
+mod load;
+mod pools;
+mod status;
+mod unload;
 
-use self::arguments::Arguments;
+use self::arguments::{Arguments, Command};
 use super::failed;
 use crate::exit::Exit;
+use crate::guard;
 
 /// Runs the command with the arguments of this process.
 pub fn main() -> Exit {
@@ -13,5 +19,22 @@ pub fn main() -> Exit {
         Err(exit) => return exit,
     };
     crate::logging::init("cow-guard", arguments.common.quiet, arguments.common.verbose);
-    failed(&anyhow::anyhow!("this version cannot load the guard yet"), Exit::Refused)
+    let done = match &arguments.command {
+        Command::Load { pool } => load::run(pool),
+        Command::Unload { protect } => unload::run(*protect),
+        Command::Status { json } => status::run(*json, &arguments.common),
+    };
+    done.unwrap_or_else(|e| match e.downcast_ref::<guard::Error>() {
+        Some(refusal) => refused(refusal),
+        None => failed(&e, Exit::Refused),
+    })
+}
+
+/// Logs why the guard cannot be loaded, or taken out, and what to do.
+fn refused(error: &guard::Error) -> Exit {
+    log::error!("{error}");
+    if let Some(remedy) = error.remedy() {
+        log::error!("remedy: {remedy}");
+    }
+    Exit::Refused
 }

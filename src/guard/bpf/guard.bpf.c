@@ -49,9 +49,9 @@ struct user_namespace {
 	int level;
 };
 
-// Its member was renamed and widened in Linux 6.3; only the first 32 bits are looked at, which are the same.
+// Two words of 32 bits, or since Linux 6.3 one of 64: only the first 32 bits are looked at, which are the same.
 struct capabilities {
-	u32 low;
+	u32 words[2];
 };
 
 struct cred {
@@ -118,6 +118,8 @@ struct filesystem {
 // it, and the kernel freezes it: no process can change it afterwards.
 const volatile struct filesystem FILESYSTEMS[MAX_FILESYSTEMS] = {};
 
+// Constants are no statics: aya 0.14 does not tell the kernel where in the section those are.
+
 // The project is licensed MIT OR Apache-2.0; with the MIT license the kernel lends it the helpers that it keeps for GPL.
 const char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -157,9 +159,17 @@ INLINE bool may_change_flags(void)
 	return cred->user_ns->level == 0 && (*effective & (1u << CAP_LINUX_IMMUTABLE));
 }
 
+INLINE bool names_marked(const struct dentry *dentry)
+{
+	const struct inode *inode = dentry->d_inode;
+
+	// It always is there; newer kernels want to see it asked.
+	return inode && is_marked(inode);
+}
+
 INLINE int refuse_marked(const struct dentry *dentry)
 {
-	return is_marked(dentry->d_inode) ? -EPERM : 0;
+	return names_marked(dentry) ? -EPERM : 0;
 }
 
 SEC("lsm/file_open") int file_open(u64 *ctx)
@@ -199,7 +209,7 @@ SEC("lsm/inode_remove_acl") int inode_remove_acl(u64 *ctx)
 	return refuse_marked((const void *)ctx[1]);
 }
 
-static const char CAPABILITY[] = "security.capability";
+const char CAPABILITY[] = "security.capability";
 
 // rpm removes the capabilities of a program before it replaces it; that there are none lets it go on.
 SEC("lsm/inode_removexattr") int inode_removexattr(u64 *ctx)
@@ -207,7 +217,7 @@ SEC("lsm/inode_removexattr") int inode_removexattr(u64 *ctx)
 	const struct dentry *dentry = (const void *)ctx[1];
 	char name[sizeof(CAPABILITY)] = {};
 
-	if (!is_marked(dentry->d_inode))
+	if (!names_marked(dentry))
 		return 0;
 	if (bpf_probe_read_kernel_str(name, sizeof(name), (const void *)ctx[2]) != sizeof(name))
 		return -EPERM;
@@ -224,7 +234,7 @@ SEC("lsm/inode_removexattr_locked") int inode_removexattr_locked(u64 *ctx)
 {
 	const struct dentry *dentry = (const void *)ctx[1];
 
-	return is_marked(dentry->d_inode) ? -ENODATA : 0;
+	return names_marked(dentry) ? -ENODATA : 0;
 }
 
 // Types of commands that filesystems take: generic and ext4, xfs, generic and btrfs, versions, f2fs.
@@ -332,7 +342,7 @@ SEC("lsm/inode_file_setattr") int inode_file_setattr(u64 *ctx)
 {
 	const struct dentry *dentry = (const void *)ctx[0];
 
-	return is_marked(dentry->d_inode) && !may_change_flags() ? -EPERM : 0;
+	return names_marked(dentry) && !may_change_flags() ? -EPERM : 0;
 }
 
 #if defined(ARCH_x86_64) || defined(ARCH_aarch64)
@@ -364,7 +374,7 @@ INLINE bool may_be_changing(const struct pt_regs *regs)
 #endif
 }
 
-static const char LINE[] = "%d %d\n";
+const char LINE[] = "%d %d\n";
 
 // Lists tasks that may be about to change a file's flags although the hook has let them pass: it is asked before the
 // inode is locked, so a mark that is set meanwhile does not stop them. `PID TID` each, as the initial namespace

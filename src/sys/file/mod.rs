@@ -11,4 +11,5 @@ pub mod layer;
 pub mod metadata;
 pub mod times;
 pub mod traits;
+pub mod uuid;
 pub mod xattr;

@@ -1,0 +1,85 @@
+//! The other protection of a pool that relies on the guard: the immutable flag on all its objects, while the guard is
+//! not there.
+
+use std::time::Duration;
+
+use crate::parallel;
+use crate::report::{Reason, Shown};
+use crate::unify;
+use crate::unify::pool::directory::Pool;
+use crate::unify::pool::protect::{Turn, Turned};
+use crate::unify::pool::protection::PoolProtection;
+
+/// How long to wait for the lock on one object.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// Gives a pool that relies on the guard the protection that it needs now, or takes off what it no longer needs.
+/// Returns whether it is protected.
+pub(super) fn settle(pool: &Pool, guarded: bool) -> bool {
+    match pool.settings.protection {
+        Some(PoolProtection::Guard) if guarded => open(pool),
+        Some(PoolProtection::Guard) => close(pool),
+        _ => true,
+    }
+}
+
+/// Makes all objects immutable, and leaves the mark on them; returns whether they are.
+pub(super) fn close(pool: &Pool) -> bool {
+    match turn(pool).give(PoolProtection::Immutable) {
+        Ok(turned) => {
+            if turned.files > 0 {
+                log::warn!(
+                    "{}: {} objects are immutable now, because the guard does not protect them: packages cannot be \
+                     upgraded in its guests but with cow-hooks",
+                    Shown(pool.path()),
+                    turned.files
+                );
+            }
+            is_whole(&turned)
+        }
+        Err(e) => failed(pool, &e),
+    }
+}
+
+/// Whether all objects are immutable.
+pub(super) fn is_closed(pool: &Pool) -> Result<bool, unify::Error> {
+    Ok(pool.look_at_all(parallel::processors())?.iter().all(|file| file.inode.immutable))
+}
+
+/// Marks all objects, and then takes the immutable flag off them; returns whether none has it.
+fn open(pool: &Pool) -> bool {
+    let marked = match turn(pool).give(PoolProtection::Guard) {
+        Ok(turned) => is_whole(&turned),
+        Err(e) => failed(pool, &e),
+    };
+    if !marked {
+        return false;
+    }
+    match turn(pool).take_off(PoolProtection::Immutable) {
+        Ok(turned) => {
+            if turned.files > 0 {
+                log::info!(
+                    "{}: the guard protects {} objects; they are no longer immutable",
+                    Shown(pool.path()),
+                    turned.files
+                );
+            }
+            is_whole(&turned)
+        }
+        Err(e) => failed(pool, &e),
+    }
+}
+
+fn turn(pool: &Pool) -> Turn<'_> {
+    Turn { pool, lock_timeout: LOCK_TIMEOUT, threads: parallel::processors() }
+}
+
+fn is_whole(turned: &Turned) -> bool {
+    turned.failed.iter().for_each(|failed| log::error!("{failed}"));
+    turned.failed.is_empty()
+}
+
+fn failed(pool: &Pool, e: &unify::Error) -> bool {
+    log::error!("{}: {}", Shown(pool.path()), Reason(e));
+    false
+}

@@ -1,0 +1,130 @@
+//! The pools that the guard is for, and how much it protects in each.
+
+use std::path::{Path, PathBuf};
+
+use crate::guard::registered::{self, RegisteredPool};
+use crate::report::{Reason, Shown};
+use crate::sys::file::uuid::Uuid;
+use crate::sys::path::root::Root;
+use crate::sys::share::mark;
+use crate::unify::pass::pools;
+use crate::unify::pool::directory::Pool;
+use crate::unify::pool::protection::PoolProtection;
+
+/// A pool whose filesystem is to be guarded.
+pub(super) struct GuardedPool {
+    pub path: PathBuf,
+    /// Its filesystem, now or when it was last seen.
+    pub uuid: Uuid,
+    /// None if its filesystem is not mounted.
+    pub open: Option<Pool>,
+}
+
+impl GuardedPool {
+    /// The pool, if guests could change its objects without the guard.
+    pub fn relying(&self) -> Option<&Pool> {
+        self.open.as_ref().filter(|pool| pool.settings.protection == Some(PoolProtection::Guard))
+    }
+}
+
+/// The pools to guard, and what is wrong with others.
+pub(super) struct Pools {
+    pub all: Vec<GuardedPool>,
+    /// Messages for a person.
+    pub problems: Vec<String>,
+}
+
+impl Pools {
+    /// Looks at all pools that are registered, at those of the host's list that rely on the guard, and at `more`.
+    ///
+    /// # Errors
+    /// If one of `more` is no pool.
+    pub fn look(more: &[PathBuf]) -> anyhow::Result<Pools> {
+        let mut pools = Pools { all: Vec::new(), problems: Vec::new() };
+        let before = registered::read().unwrap_or_else(|e| {
+            pools.problems.push(format!("the list of guarded pools cannot be read: {}", Reason(e)));
+            Vec::new()
+        });
+        for path in more {
+            let path =
+                std::fs::canonicalize(path).map_err(|e| anyhow::anyhow!("{}: {}", Shown(path), Reason(e)))?;
+            let pool = Pool::open(&path)?;
+            let pool = pool.ok_or_else(|| anyhow::anyhow!("{}: not a pool of cow-unify", Shown(&path)))?;
+            let uuid = Uuid::of(pool.runs()).map_err(|e| no_uuid(&path, e))?;
+            pools.all.push(GuardedPool { path, uuid, open: Some(pool) });
+        }
+        for RegisteredPool { path, uuid } in &before {
+            pools.add(path, Some(*uuid));
+        }
+        for path in pools::listed() {
+            pools.add(&path, None);
+        }
+        Ok(pools)
+    }
+
+    /// Adds a pool, unless it is known already or gone; `uuid` is that of its filesystem if it was registered.
+    fn add(&mut self, path: &Path, uuid: Option<Uuid>) {
+        if self.all.iter().any(|pool| pool.path == path) {
+            return;
+        }
+        let open = Pool::open(path).unwrap_or_else(|e| {
+            self.problems.push(e.to_string());
+            None
+        });
+        let found = match &open {
+            Some(pool) => Uuid::of(pool.runs()).map_err(|e| self.problems.push(no_uuid(path, e).to_string())),
+            None => Err(()),
+        };
+        let Some(uuid) = found.ok().or(uuid) else { return };
+        let pool = GuardedPool { path: path.to_path_buf(), uuid, open };
+        if pool.open.is_none() && is_gone(path, uuid) {
+            log::info!("{}: the pool is gone; it is registered no more", Shown(path));
+            return;
+        }
+        self.all.push(pool);
+    }
+
+    /// Remembers them for the next load.
+    pub fn register(&self) -> std::io::Result<()> {
+        let pools: Vec<RegisteredPool> = self.all.iter().map(registered).collect();
+        if registered::read()? == pools { Ok(()) } else { registered::write(&pools) }
+    }
+
+    /// Their filesystems, each once.
+    pub fn filesystems(&self) -> Vec<Uuid> {
+        let mut all: Vec<Uuid> = self.all.iter().map(|pool| pool.uuid).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Those whose objects guests could change without the guard.
+    pub fn relying(&self) -> impl Iterator<Item = &Pool> {
+        self.all.iter().filter_map(GuardedPool::relying)
+    }
+}
+
+fn registered(pool: &GuardedPool) -> RegisteredPool {
+    RegisteredPool { path: pool.path.clone(), uuid: pool.uuid }
+}
+
+fn no_uuid(path: &Path, e: std::io::Error) -> anyhow::Error {
+    anyhow::anyhow!(
+        "{}: the UUID of the filesystem cannot be found, so the guard cannot protect it: {}; use \
+         `cow-unify --protection immutable`",
+        Shown(path),
+        Reason(e)
+    )
+}
+
+/// Whether the filesystem that a pool was on is mounted, without it.
+fn is_gone(path: &Path, uuid: Uuid) -> bool {
+    let parent = path.parent().and_then(|parent| Root::open(parent).ok());
+    let dir = parent.and_then(|parent| parent.open_dir(Path::new("/")).ok());
+    !path.exists() && dir.is_some_and(|dir| Uuid::of(dir).is_ok_and(|of_parent| of_parent == uuid))
+}
+
+/// Whether the guard protects marked files of a pool, as a file that is made for it shows.
+pub(super) fn is_guarded(pool: &Pool) -> std::io::Result<bool> {
+    mark::is_guarded(pool.runs())
+}

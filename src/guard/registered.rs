@@ -1,0 +1,72 @@
+//! Which pools have their filesystem guarded: the host remembers each with the filesystem's UUID, so that one whose
+//! filesystem is mounted after the guard was loaded is guarded, too.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use crate::state::store::STATE_DIR;
+use crate::sys::file::uuid::Uuid;
+use crate::sys::path::dirfd;
+use crate::sys::path::resolve::is_absent;
+use crate::sys::path::root::Root;
+
+/// The host's list, in its state directory: UUID, a space and a path, each pool ended by a NUL byte.
+const LIST: &str = "guarded-pools";
+
+/// A pool, and the filesystem that it is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegisteredPool {
+    /// From the host's root.
+    pub path: PathBuf,
+    /// The filesystem's.
+    pub uuid: Uuid,
+}
+
+/// The pools in the host's list.
+///
+/// # Errors
+/// If there is a list that cannot be read.
+pub fn read() -> io::Result<Vec<RegisteredPool>> {
+    match Root::open(Path::new("/"))?.read(&Path::new(STATE_DIR).join(LIST)) {
+        Ok(text) => Ok(parse(&text)),
+        Err(e) if is_absent(&e) => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Replaces the host's list.
+pub fn write(pools: &[RegisteredPool]) -> io::Result<()> {
+    let dir = dirfd::make_dir(&Root::open(Path::new("/"))?, Path::new(STATE_DIR))?;
+    dirfd::replace_file(&dir, OsStr::new(LIST), &text(pools))
+}
+
+fn parse(text: &[u8]) -> Vec<RegisteredPool> {
+    let parse = |line: &[u8]| {
+        let (uuid, path) = line.split_at_checked(line.iter().position(|&byte| byte == b' ')?)?;
+        let uuid = std::str::from_utf8(uuid).ok()?.parse().ok()?;
+        Some(RegisteredPool { path: OsString::from_vec(path[1..].to_vec()).into(), uuid })
+    };
+    text.split(|&byte| byte == 0).filter_map(parse).collect()
+}
+
+fn text(pools: &[RegisteredPool]) -> Vec<u8> {
+    let line = |pool: &RegisteredPool| {
+        [pool.uuid.to_string().as_bytes(), b" ", pool.path.as_os_str().as_bytes(), &[0]].concat()
+    };
+    pools.iter().flat_map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let uuid: Uuid = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9".parse().unwrap();
+        let pools = ["/srv/.cow-pool", "/a b\nc"].map(|path| RegisteredPool { path: path.into(), uuid });
+        assert_eq!(parse(&text(&pools)), pools);
+        assert_eq!(parse(b"no uuid\0\0x"), []);
+    }
+}
