@@ -25,6 +25,7 @@ typedef struct {
 } uuid_t;
 
 struct super_block {
+	unsigned long s_magic;
 	uuid_t s_uuid;
 };
 
@@ -35,14 +36,27 @@ struct inode {
 	unsigned int i_nlink;
 };
 
+// Only its begin is looked at.
+union shortname_store {
+	unsigned char string[1];
+};
+
 struct dentry {
 	struct inode *d_inode;
+	// A short name: before Linux 6.14, and since.
+	unsigned char d_iname[1];
+	union shortname_store d_shortname;
+};
+
+struct path {
+	struct dentry *dentry;
 };
 
 struct file {
 	unsigned int f_mode;
 	unsigned int f_flags;
 	struct inode *f_inode;
+	struct path f_path;
 };
 
 struct user_namespace {
@@ -62,6 +76,7 @@ struct cred {
 struct task_struct {
 	int pid;
 	int tgid;
+	const struct cred *real_cred;
 	const struct cred *cred;
 };
 
@@ -106,6 +121,9 @@ enum { S_IFMT = 0170000, S_IFREG = 0100000 };
 enum { O_ACCMODE = 3, FMODE_WRITE = 2 };
 enum { S_NOATIME = 2 };
 enum { CAP_LINUX_IMMUTABLE = 9 };
+enum { PROC_SUPER_MAGIC = 0x9fa0 };
+// BPF_FIELD_EXISTS of the relocations.
+enum { FIELD_EXISTS = 2 };
 
 #define MAX_FILESYSTEMS 64
 
@@ -150,13 +168,44 @@ INLINE bool is_marked(const struct inode *inode)
 	return is_guarded_filesystem(inode->i_sb);
 }
 
-INLINE bool may_change_flags(void)
+INLINE bool has_capability(const struct cred *cred)
 {
-	const struct cred *cred = bpf_get_current_task_btf()->cred;
 	const u32 *effective = (const void *)&cred->cap_effective;
 
 	// Level 0 is the initial user namespace.
 	return cred->user_ns->level == 0 && (*effective & (1u << CAP_LINUX_IMMUTABLE));
+}
+
+// Overlayfs acts with the credentials of its mounter, who has more rights than the caller: both must have this one.
+INLINE bool may_change_flags(void)
+{
+	const struct task_struct *task = bpf_get_current_task_btf();
+
+	return has_capability(task->real_cred) && has_capability(task->cred);
+}
+
+// The address of a field that is read otherwise than it is declared: aya lets a load of another size not be moved.
+#define ADDRESS(field)                                 \
+	({                                             \
+		const void *address = &(field);        \
+		asm volatile("" : "+r"(address));      \
+		address;                               \
+	})
+
+// Whether a dentry of procfs is that of sysctl kernel.ftrace_enabled: 0 there stops all programs that hooks have, and
+// every root of the initial user namespace may write it. No other file of procfs has the name.
+INLINE bool is_off_switch(const struct dentry *dentry)
+{
+	const u64 *name;
+
+	if (__builtin_preserve_field_info(dentry->d_iname, FIELD_EXISTS))
+		name = ADDRESS(dentry->d_iname);
+	else if (__builtin_preserve_field_info(dentry->d_shortname, FIELD_EXISTS))
+		name = ADDRESS(dentry->d_shortname);
+	else
+		return 0;
+	// "ftrace_e", "nabled" and the zero at the end; what follows may be anything.
+	return name[0] == 0x655f656361727466 && (name[1] & 0xffffffffffffff) == 0x64656c62616e;
 }
 
 INLINE bool names_marked(const struct dentry *dentry)
@@ -175,12 +224,16 @@ INLINE int refuse_marked(const struct dentry *dentry)
 SEC("lsm/file_open") int file_open(u64 *ctx)
 {
 	const struct file *file = (const void *)ctx[0];
+	const struct inode *inode;
 
 	// Access mode 3 gives a descriptor that neither reads nor writes, but takes ioctl(2).
 	if (!((file->f_flags & O_ACCMODE) | (file->f_mode & FMODE_WRITE)))
 		return 0;
 	// Not the path: on overlayfs it leads to another inode than the one that is written to.
-	return is_marked(file->f_inode) ? -EPERM : 0;
+	inode = file->f_inode;
+	if (inode->i_sb->s_magic == PROC_SUPER_MAGIC)
+		return is_off_switch(file->f_path.dentry) && !may_change_flags() ? -EPERM : 0;
+	return is_marked(inode) ? -EPERM : 0;
 }
 
 // Mode, owner, size (truncate(2), too) and times. Later kernels put the mount's map of ids before the dentry.
@@ -279,6 +332,8 @@ INLINE bool only_reads(u32 command)
 	case KIND(TYPE_X, 113): // XFS_IOC_FSCOUNTS
 	case KIND(TYPE_X, 124): // XFS_IOC_FSGEOMETRY_V4
 	case KIND(TYPE_X, 126): // XFS_IOC_FSGEOMETRY
+	case KIND(TYPE_BTRFS, 17): // BTRFS_IOC_TREE_SEARCH
+	case KIND(TYPE_BTRFS, 18): // BTRFS_IOC_INO_LOOKUP
 	case KIND(TYPE_BTRFS, 30): // BTRFS_IOC_DEV_INFO
 	case KIND(TYPE_BTRFS, 31): // BTRFS_IOC_FS_INFO
 	case KIND(TYPE_BTRFS, 49): // FS_IOC_GETFSLABEL
