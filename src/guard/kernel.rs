@@ -26,13 +26,43 @@ pub fn release() -> String {
     text.trim_end().to_owned()
 }
 
-/// The active security modules, in their order.
+/// Why programs of hooks can be passed by on this kernel; none if they cannot.
+///
+/// Before Linux 6.2 (commit 271de525e1d7, also in 6.1.54) the kernel leaves out a program that another task was
+/// interrupted in on the same processor. That takes a kernel that interrupts tasks in the kernel.
+pub fn leaves_out_programs() -> Option<&'static str> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    may_leave_out(&read("/proc/version"), &read("/proc/cmdline"))
+}
+
+fn may_leave_out(version: &str, command_line: &str) -> Option<&'static str> {
+    let release = version.split_whitespace().nth(2).unwrap_or_default();
+    let mut numbers = release.split(['.', '-', '+']).map(|number| number.parse::<u32>().unwrap_or(0));
+    if (numbers.next()?, numbers.next()?) >= (6, 2) {
+        return None;
+    }
+    let built_so = version.contains("PREEMPT_RT") || version.contains(" PREEMPT ");
+    if built_so || command_line.split_whitespace().any(|word| word == "preempt=full") {
+        Some("is older than 6.2 and fully preemptible, and such a kernel may leave out programs")
+    } else {
+        None
+    }
+}
+
+/// Whether sysctl `kernel.ftrace_enabled` has stopped all programs of hooks.
+pub fn has_stopped_programs() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/ftrace_enabled").is_ok_and(|text| text.trim_end() == "0")
+}
+
+/// The active security modules, in their order, as the kernel's parameter `lsm=` names them.
 ///
 /// # Errors
 /// If the kernel has no securityfs, or this process may neither read nor mount it.
 pub fn security_modules() -> io::Result<Vec<String>> {
     let text = security_file("lsm")?;
-    Ok(text.split(',').map(|name| name.trim().to_owned()).collect())
+    // Always there, and no word of the parameter.
+    let names = text.split(',').map(str::trim).filter(|name| *name != "capability");
+    Ok(names.map(str::to_owned).collect())
 }
 
 /// The lockdown that is in force: `none`, `integrity` or `confidentiality`; nothing if the kernel knows none.
@@ -137,6 +167,17 @@ mod tests {
     #[test]
     fn parameters_of_hooks_are_counted() {
         assert_eq!(parse(&example()), Some(HashMap::from([("file_open".to_owned(), 2)])));
+    }
+
+    #[test]
+    fn old_kernels_that_interrupt_themselves_leave_out_programs() {
+        let debian =
+            "Linux version 6.1.0-50-amd64 (a@b) (gcc, ld) #1 SMP PREEMPT_DYNAMIC Debian 6.1.176-1 (date)";
+        assert_eq!(may_leave_out(debian, "quiet"), None);
+        assert!(may_leave_out(debian, "quiet preempt=full").is_some());
+        assert_eq!(may_leave_out(&debian.replace("6.1.0-50", "6.12.1"), "preempt=full"), None);
+        assert!(may_leave_out(&debian.replace("PREEMPT_DYNAMIC", "PREEMPT_RT"), "").is_some());
+        assert!(may_leave_out(&debian.replace("PREEMPT_DYNAMIC", "PREEMPT"), "").is_some());
     }
 
     #[test]

@@ -13,9 +13,8 @@ use crate::sys::file::uuid::Uuid;
 ///
 /// # Errors
 /// If the kernel cannot run all programs: nothing has changed.
-pub fn load(filesystems: &[Uuid]) -> Result<u64, Error> {
+pub fn load(pins: &Pins, filesystems: &[Uuid]) -> Result<u64, Error> {
     let loaded = prepare(filesystems)?;
-    let pins = Pins::open().map_err(Error::Pins)?;
     let (number, dir) = pins.begin().map_err(Error::Pins)?;
     let pinned = loaded.pin(&dir).and_then(|()| pins.complete(number, filesystems).map_err(Error::Pins));
     if let Err(e) = pinned {
@@ -45,6 +44,12 @@ fn prepare(filesystems: &[Uuid]) -> Result<Loaded, Error> {
         Ok(_) => {}
         // The probe of each pool tells.
         Err(e) => log::debug!("the active security modules are not known: {}", Reason(e)),
+    }
+    if let Some(why) = kernel::leaves_out_programs() {
+        return Err(Error::LeavesOut(why));
+    }
+    if kernel::has_stopped_programs() {
+        return Err(Error::Stopped);
     }
     Loaded::load(filesystems)
 }

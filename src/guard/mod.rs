@@ -32,6 +32,12 @@ pub enum Error {
         /// Those that are.
         active: Vec<String>,
     },
+    /// The kernel would not ask every time.
+    #[error("the kernel {}", .0)]
+    LeavesOut(&'static str),
+    /// The kernel asks nobody.
+    #[error("sysctl kernel.ftrace_enabled is 0, so the kernel calls no BPF programs before it changes files")]
+    Stopped,
     /// The kernel does not describe its structures.
     #[error("the kernel does not show its types (/sys/kernel/btf/vmlinux): {}", Reason(.0))]
     NoTypes(#[source] io::Error),
@@ -97,6 +103,8 @@ impl Error {
                  `cow-unify --protection immutable` there",
                 active.join(",")
             ),
+            Error::LeavesOut(_) => "boot Linux 6.2 or newer, or without the parameter `preempt=full`".to_owned(),
+            Error::Stopped => "run `sysctl kernel.ftrace_enabled=1`, then `cow-guard load`".to_owned(),
             Error::NoTypes(_) | Error::Types(_) => {
                 "mount /sys, or boot a kernel with CONFIG_DEBUG_INFO_BTF, as distributions build it".to_owned()
             }

@@ -5,10 +5,14 @@ use std::path::PathBuf;
 use super::pools::{self, Pools};
 use super::{fence, refused};
 use crate::exit::Exit;
+use crate::guard::pins::Pins;
 use crate::guard::{self, loader};
 use crate::report::{Reason, Shown};
+use crate::sys::file::uuid::Uuid;
 
 pub(super) fn run(more: &[PathBuf]) -> anyhow::Result<Exit> {
+    // Locked, so that no other process loads without what this one adds.
+    let pins = Pins::open().map_err(guard::Error::Pins);
     let pools = Pools::look(more)?;
     pools.problems.iter().for_each(|problem| log::error!("{problem}"));
     let mut whole = pools.problems.is_empty();
@@ -17,7 +21,7 @@ pub(super) fn run(more: &[PathBuf]) -> anyhow::Result<Exit> {
         log::error!("the list of guarded pools cannot be written: {}", Reason(e));
         whole = false;
     }
-    let loaded = load(&pools);
+    let loaded = pins.and_then(|pins| load(&pins, &pools));
     for pool in pools.all.iter().filter_map(|pool| pool.open.as_ref()) {
         let guarded = pools::is_guarded(pool);
         match &guarded {
@@ -44,9 +48,11 @@ pub(super) fn run(more: &[PathBuf]) -> anyhow::Result<Exit> {
     })
 }
 
-fn load(pools: &Pools) -> Result<(), guard::Error> {
-    let filesystems = pools.filesystems();
-    let generation = loader::load(&filesystems)?;
-    log::info!("loaded, generation {generation}: it guards {} filesystems", filesystems.len());
+fn load(pins: &Pins, pools: &Pools) -> Result<(), guard::Error> {
+    let generations = pins.generations().map_err(guard::Error::Pins)?;
+    let guarded: Vec<Uuid> = generations.into_iter().flat_map(|one| one.filesystems).collect();
+    let filesystems = pools.filesystems(&guarded);
+    let generation = loader::load(pins, &filesystems)?;
+    log::info!("loaded, generation {generation}; filesystems guarded: {}", filesystems.len());
     Ok(())
 }

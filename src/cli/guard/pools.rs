@@ -30,6 +30,8 @@ impl GuardedPool {
 /// The pools to guard, and what is wrong with others.
 pub(super) struct Pools {
     pub all: Vec<GuardedPool>,
+    /// Filesystems of pools that are gone, or protect their objects otherwise.
+    released: Vec<Uuid>,
     /// Messages for a person.
     pub problems: Vec<String>,
 }
@@ -40,7 +42,7 @@ impl Pools {
     /// # Errors
     /// If one of `more` is no pool.
     pub fn look(more: &[PathBuf]) -> anyhow::Result<Pools> {
-        let mut pools = Pools { all: Vec::new(), problems: Vec::new() };
+        let mut pools = Pools { all: Vec::new(), released: Vec::new(), problems: Vec::new() };
         let before = registered::read().unwrap_or_else(|e| {
             pools.problems.push(format!("the list of guarded pools cannot be read: {}", Reason(e)));
             Vec::new()
@@ -62,7 +64,8 @@ impl Pools {
         Ok(pools)
     }
 
-    /// Adds a pool, unless it is known already or gone; `uuid` is that of its filesystem if it was registered.
+    /// Adds a pool, unless it is known already, gone, or protected otherwise; `uuid` is that of its filesystem if it was
+    /// registered.
     fn add(&mut self, path: &Path, uuid: Option<Uuid>) {
         if self.all.iter().any(|pool| pool.path == path) {
             return;
@@ -77,11 +80,16 @@ impl Pools {
         };
         let Some(uuid) = found.ok().or(uuid) else { return };
         let pool = GuardedPool { path: path.to_path_buf(), uuid, open };
+        let protection = pool.open.as_ref().and_then(|pool| pool.settings.protection);
         if pool.open.is_none() && is_gone(path, uuid) {
-            log::info!("{}: the pool is gone; it is registered no more", Shown(path));
-            return;
+            log::debug!("{}: the pool is gone", Shown(path));
+            self.released.push(uuid);
+        } else if protection.is_some_and(|other| other != PoolProtection::Guard) {
+            log::debug!("{}: this pool does not rely on the guard", Shown(path));
+            self.released.push(uuid);
+        } else {
+            self.all.push(pool);
         }
-        self.all.push(pool);
     }
 
     /// Remembers them for the next load.
@@ -90,9 +98,10 @@ impl Pools {
         if registered::read()? == pools { Ok(()) } else { registered::write(&pools) }
     }
 
-    /// Their filesystems, each once.
-    pub fn filesystems(&self) -> Vec<Uuid> {
-        let mut all: Vec<Uuid> = self.all.iter().map(|pool| pool.uuid).collect();
+    /// Their filesystems, and those that are guarded now, each once: this process may not see all pools.
+    pub fn filesystems(&self, guarded: &[Uuid]) -> Vec<Uuid> {
+        let unseen = guarded.iter().filter(|uuid| !self.released.contains(uuid)).copied();
+        let mut all: Vec<Uuid> = self.all.iter().map(|pool| pool.uuid).chain(unseen).collect();
         all.sort_unstable();
         all.dedup();
         all

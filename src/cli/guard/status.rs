@@ -36,7 +36,7 @@ struct Report {
     lists_flag_changes: bool,
     /// UUIDs of the filesystems that are guarded.
     filesystems: Vec<String>,
-    /// Why the guard cannot be loaded; null if it is, or can be.
+    /// Why the guard cannot be loaded, or does not answer.
     cannot_load: Option<String>,
     remedy: Option<String>,
     pools: Vec<Row>,
@@ -96,7 +96,8 @@ fn look() -> anyhow::Result<Report> {
     let is_pinned = |name: &str| programs().any(|program| program == name);
     let hooks = programs::hooks().unwrap_or_default();
     let hooks = hooks.into_iter().map(|(name, known)| Hook { name, known, answered: is_pinned(name) });
-    let failure = if current.is_some() { None } else { loader::attempt().err() };
+    let answers = current.is_some() && !kernel::has_stopped_programs();
+    let failure = if answers { None } else { loader::attempt().err() };
     let active = kernel::security_modules().ok();
     Ok(Report {
         kernel: kernel::release(),
@@ -164,7 +165,7 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     match report.generation {
         Some(number) => writeln!(
             out,
-            "guard: loaded, generation {number}, {answered} of {} hooks, {} filesystems",
+            "guard: loaded, generation {number}, {answered} of {} hooks, filesystems guarded: {}",
             known.clone().count(),
             report.filesystems.len()
         )?,
@@ -174,10 +175,11 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         writeln!(out, "hook {}: not answered", hook.name)?;
     }
     if report.incomplete > 0 {
-        writeln!(out, "{} incomplete generations; `cow-guard load` removes them", report.incomplete)?;
+        writeln!(out, "incomplete generations: {}; `cow-guard load` removes them", report.incomplete)?;
     }
     if let Some(reason) = &report.cannot_load {
-        writeln!(out, "it cannot be loaded: {reason}")?;
+        let what = if report.loaded { "it does not answer" } else { "it cannot be loaded" };
+        writeln!(out, "{what}: {reason}")?;
     }
     if let Some(remedy) = &report.remedy {
         writeln!(out, "remedy: {remedy}")?;
