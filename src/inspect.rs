@@ -11,8 +11,35 @@ use crate::sys::file::inode::{Inode, Kind};
 pub enum VisibleFence {
     /// `+i`; a guest cannot tell mainline's from VServer's, which lets the name be unlinked.
     Immutable,
+    /// The mark, which the guard of the host's kernel respects: nobody changes the file, and its names are free.
+    Guard,
     /// Nothing: a plain hard link.
     None,
+}
+
+impl VisibleFence {
+    /// What an inode says of itself; the mark is not in it.
+    pub fn of(inode: &Inode) -> VisibleFence {
+        if inode.immutable { VisibleFence::Immutable } else { VisibleFence::None }
+    }
+
+    /// Its name for a person.
+    pub fn name(self) -> &'static str {
+        match self {
+            VisibleFence::Immutable => "immutable",
+            VisibleFence::Guard => "guard",
+            VisibleFence::None => "none",
+        }
+    }
+}
+
+/// What the kernel does about a file, beyond what its inode says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// It lies in layers (overlayfs).
+    pub layered: bool,
+    /// It has the mark, and the kernel respects it.
+    pub guarded: bool,
 }
 
 /// What a file is to us.
@@ -65,6 +92,9 @@ impl Verdict {
                 "shared in a lower layer of overlayfs; the kernel copies it before it changes".into()
             }
             Verdict::Unified { fence: VisibleFence::Immutable } => "unified (immutable)".into(),
+            Verdict::Unified { fence: VisibleFence::Guard } => {
+                "unified (protected by the host's guard)".into()
+            }
             Verdict::Unified { fence: VisibleFence::None } => "unified (not protected)".into(),
             Verdict::UnprotectedLinks => {
                 "hard links without protection, which are not unified files by the policy".into()
@@ -93,8 +123,15 @@ impl Verdict {
     }
 }
 
-/// Judges a file of which `names_here` names are known to be in this guest; it may be `layered` (overlayfs).
-pub fn inspect(inode: &Inode, names_here: u32, protection: Protection, layered: bool) -> Verdict {
+/// Judges a file of which `names_here` names are known to be in this guest.
+///
+/// What the guard protects is unified wherever its names are: nobody can change it.
+pub fn inspect(
+    inode: &Inode,
+    names_here: u32,
+    protection: Protection,
+    Surroundings { layered, guarded }: Surroundings,
+) -> Verdict {
     let shared = inode.nlink > names_here.max(1);
     if inode.is_mounted_on() {
         return Verdict::MountPoint;
@@ -109,6 +146,7 @@ pub fn inspect(inode: &Inode, names_here: u32, protection: Protection, layered: 
         (true, true, _) => Verdict::Unified { fence: VisibleFence::Immutable },
         (true, false, _) => Verdict::AdministratorsOwn,
         (false, true, _) if layered => Verdict::Layered,
+        (false, ..) if guarded => Verdict::Unified { fence: VisibleFence::Guard },
         (false, true, Protection::Auto | Protection::None) => Verdict::Unified { fence: VisibleFence::None },
         (false, true, Protection::Immutable | Protection::Iunlink) => Verdict::UnprotectedLinks,
         (false, false, _) if inode.nlink > 1 => Verdict::PrivateLinks,
@@ -120,6 +158,10 @@ pub fn inspect(inode: &Inode, names_here: u32, protection: Protection, layered: 
 mod tests {
     use super::*;
     use crate::sys::file::inode::{InodeId, Time};
+
+    const PLAIN: Surroundings = Surroundings { layered: false, guarded: false };
+    const LAYERED: Surroundings = Surroundings { layered: true, guarded: false };
+    const GUARDED: Surroundings = Surroundings { layered: false, guarded: true };
 
     fn inode(nlink: u32, immutable: bool) -> Inode {
         let zero = Time { secs: 0, nanos: 0 };
@@ -146,7 +188,7 @@ mod tests {
     fn an_immutable_file_with_links_elsewhere_is_unified_under_every_policy() {
         for policy in [Protection::Auto, Protection::Immutable, Protection::Iunlink, Protection::None] {
             assert_eq!(
-                inspect(&inode(2, true), 1, policy, false),
+                inspect(&inode(2, true), 1, policy, PLAIN),
                 Verdict::Unified { fence: VisibleFence::Immutable }
             );
         }
@@ -154,41 +196,53 @@ mod tests {
 
     #[test]
     fn an_immutable_file_that_nobody_shares_is_the_administrators() {
-        assert_eq!(inspect(&inode(1, true), 1, Protection::Auto, false), Verdict::AdministratorsOwn);
-        assert_eq!(inspect(&inode(2, true), 2, Protection::Auto, false), Verdict::AdministratorsOwn);
+        assert_eq!(inspect(&inode(1, true), 1, Protection::Auto, PLAIN), Verdict::AdministratorsOwn);
+        assert_eq!(inspect(&inode(2, true), 2, Protection::Auto, PLAIN), Verdict::AdministratorsOwn);
     }
 
     #[test]
     fn plain_links_are_unified_only_where_the_policy_says_so() {
-        assert!(inspect(&inode(2, false), 1, Protection::Auto, false).is_unified());
-        assert!(inspect(&inode(2, false), 1, Protection::None, false).is_unified());
-        assert_eq!(inspect(&inode(2, false), 1, Protection::Immutable, false), Verdict::UnprotectedLinks);
-        assert_eq!(inspect(&inode(2, false), 2, Protection::Auto, false), Verdict::PrivateLinks);
+        assert!(inspect(&inode(2, false), 1, Protection::Auto, PLAIN).is_unified());
+        assert!(inspect(&inode(2, false), 1, Protection::None, PLAIN).is_unified());
+        assert_eq!(inspect(&inode(2, false), 1, Protection::Immutable, PLAIN), Verdict::UnprotectedLinks);
+        assert_eq!(inspect(&inode(2, false), 2, Protection::Auto, PLAIN), Verdict::PrivateLinks);
     }
 
     #[test]
     fn a_file_of_its_own_is_private_even_if_its_name_was_not_counted() {
-        assert_eq!(inspect(&inode(1, false), 0, Protection::None, false), Verdict::Private);
+        assert_eq!(inspect(&inode(1, false), 0, Protection::None, PLAIN), Verdict::Private);
     }
 
     #[test]
     fn what_is_mounted_on_a_name_is_not_the_guests() {
         let bound = Inode { mount_root: true, ..inode(2, true) };
-        assert_eq!(inspect(&bound, 1, Protection::Auto, false), Verdict::MountPoint);
+        assert_eq!(inspect(&bound, 1, Protection::Auto, PLAIN), Verdict::MountPoint);
         let device = Inode { kind: Kind::CharacterDevice, ..bound };
-        assert_eq!(inspect(&device, 1, Protection::None, false), Verdict::MountPoint);
+        assert_eq!(inspect(&device, 1, Protection::None, PLAIN), Verdict::MountPoint);
     }
 
     #[test]
     fn in_layers_only_the_flag_keeps_a_file_from_being_changed() {
-        assert_eq!(inspect(&inode(3, false), 1, Protection::Auto, true), Verdict::Layered);
-        assert_eq!(inspect(&inode(2, false), 2, Protection::None, true), Verdict::PrivateLinks);
-        assert!(inspect(&inode(3, true), 1, Protection::Auto, true).is_unified());
+        assert_eq!(inspect(&inode(3, false), 1, Protection::Auto, LAYERED), Verdict::Layered);
+        assert_eq!(inspect(&inode(2, false), 2, Protection::None, LAYERED), Verdict::PrivateLinks);
+        assert!(inspect(&inode(3, true), 1, Protection::Auto, LAYERED).is_unified());
+    }
+
+    #[test]
+    fn what_the_guard_protects_is_unified_wherever_its_names_are() {
+        for policy in [Protection::Auto, Protection::Immutable, Protection::Iunlink, Protection::None] {
+            for names_here in [1, 2] {
+                let verdict = inspect(&inode(2, false), names_here, policy, GUARDED);
+                assert_eq!(verdict, Verdict::Unified { fence: VisibleFence::Guard });
+            }
+        }
+        let both = inspect(&inode(2, true), 1, Protection::Auto, GUARDED);
+        assert_eq!(both, Verdict::Unified { fence: VisibleFence::Immutable });
     }
 
     #[test]
     fn an_append_only_file_is_never_unified() {
         let log = Inode { append_only: true, ..inode(5, true) };
-        assert_eq!(inspect(&log, 1, Protection::Auto, false), Verdict::AppendOnly);
+        assert_eq!(inspect(&log, 1, Protection::Auto, PLAIN), Verdict::AppendOnly);
     }
 }

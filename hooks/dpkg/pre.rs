@@ -253,7 +253,9 @@ fn astray(root: &Root, paths: &[PathBuf]) -> Option<PathBuf> {
 
 /// What a run touches that dpkg carries out by this plan.
 fn request(plan: Plan, policy: &Policy) -> Request {
-    let Plan { paths, non_directories, trees, .. } = plan;
-    let touched = Touched { paths, non_directories, trees, followed: Vec::new() };
-    Request { touched, patterns: policy.prepare.clone(), ..Request::default() }
+    let Plan { paths, non_directories, trees, mut in_place, configured, .. } = plan;
+    // Of a package that is unpacked they are private when its scripts run.
+    in_place.extend(configured.into_iter().filter(|path| policy.prepare.matches(path)));
+    let touched = Touched { paths, non_directories, trees, in_place, followed: Vec::new() };
+    Request { touched, patterns: policy.prepare.clone(), by_name: true, ..Request::default() }
 }

@@ -200,11 +200,13 @@ impl CowHooks {
 impl Open {
     /// Detaches what the plan did not know of; whatever happens, rpm goes on.
     fn file(&self, target: &Arc<Target>, path: &Path, action: Action) {
-        if self.supervised || self.planned.contains(path) {
+        // What the host's guard protects is still shared, and in the way only of what changes the file itself.
+        let in_place = action == Action::Touch;
+        if self.supervised || self.planned.contains(path) && !in_place {
             return;
         }
         let mut names = elements::names(path, action);
-        names.retain(|name| !self.planned.contains(name));
+        names.retain(|name| in_place || !self.planned.contains(name));
         if action == Action::Touch {
             names.extend(Resolver::new(&target.root).followed(path).ok().flatten().map(|place| place.path()));
         }
@@ -212,9 +214,9 @@ impl Open {
         if names.is_empty() {
             return;
         }
-        log::debug!("{}: {} was not planned for", Shown(Path::new(&self.package)), Shown(path));
+        log::debug!("{}: {} is not private yet", Shown(Path::new(&self.package)), Shown(path));
         let (target, member) = (Arc::clone(target), self.member);
-        let detach = move || detach(&target, member, &names);
+        let detach = move || detach(&target, member, &names, in_place);
         match &self.unconfined {
             _ if self.stays => detach(),
             Some(unconfined) => unconfined.run(detach),
@@ -234,18 +236,21 @@ fn request(planned: &HashSet<PathBuf>, elements: &Elements, policy: &Policy) -> 
         followed: elements.regular().cloned().collect(),
         ..Touched::default()
     };
-    Request { touched, patterns: policy.prepare.clone(), ..Request::default() }
+    Request { touched, patterns: policy.prepare.clone(), by_name: true, ..Request::default() }
 }
 
 /// In the middle of the transaction: it goes on whatever this comes to.
-fn detach(target: &Target, member: Member, names: &[PathBuf]) {
+fn detach(target: &Target, member: Member, names: &[PathBuf], in_place: bool) {
     let stays = |problem: String| {
         log::warn!(
             "{problem}; rpm may fail on this file, or change it in other \
         guests"
         )
     };
-    match target.run(member).begin(&Request::of_paths(names.iter().cloned())) {
+    match target
+        .run(member)
+        .begin(&Request { by_name: !in_place, ..Request::of_paths(names.iter().cloned()) })
+    {
         Ok(begun) => begun.outcome.failed.iter().map(ToString::to_string).for_each(stays),
         Err(refusal) => stays(refusal.to_string()),
     }

@@ -146,7 +146,7 @@ fn paths(arguments: &Arguments, root: &Root) -> anyhow::Result<Vec<PathBuf>> {
 /// What a person wants prepared: paths, and what packages touch with the places where their scripts write.
 fn request(paths: Vec<PathBuf>, touched: Touched, arguments: &Arguments, policy: &Policy) -> Request {
     let patterns = if arguments.package.is_empty() { PatternSet::default() } else { policy.prepare.clone() };
-    Request { given: paths, touched, patterns, other_names: false }
+    Request { given: paths, touched, patterns, other_names: false, by_name: false }
 }
 
 /// What recovery came to, for machines.

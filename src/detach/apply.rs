@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::error::Error;
 use super::survey::Found;
+use crate::inspect::VisibleFence;
 use crate::ledger::{Entry, Intent, Ledger, PrivateCopy};
 use crate::parallel;
 use crate::report::{Reason, Shown, Watch};
@@ -30,6 +31,7 @@ use crate::sys::path::root::Root;
 use crate::sys::process::signal;
 use crate::sys::share::copy::Copier;
 use crate::sys::share::gate;
+use crate::sys::share::mark;
 use crate::sys::share::swap::{self, Name, Shared};
 
 /// A name that kept its shared inode.
@@ -102,6 +104,7 @@ pub struct Detacher<'a> {
 struct Job {
     entry: Entry,
     inode: Inode,
+    fence: VisibleFence,
 }
 
 impl Detacher<'_> {
@@ -135,8 +138,8 @@ impl Detacher<'_> {
     ) -> Result<Vec<Found>, Error> {
         let intents = self.intents(&files, beside)?;
         let entries = ledger.record(&intents)?;
-        let jobs: Vec<Job> =
-            entries.into_iter().zip(files).map(|(entry, found)| Job { entry, inode: found.inode }).collect();
+        let job = |(entry, Found { inode, fence, .. })| Job { entry, inode, fence };
+        let jobs: Vec<Job> = entries.into_iter().zip(files).map(job).collect();
         outcome.bytes += match self.copy_all(&jobs).and_then(|bytes| self.sync(&jobs).map(|()| bytes)) {
             Ok(bytes) => bytes,
             Err(refusal) => {
@@ -167,7 +170,8 @@ impl Detacher<'_> {
                 }
                 Err(Unswapped::Crossing) => {
                     over.push(job.entry.id);
-                    crossing.push(Found { place: job.entry.intent.place.clone(), inode: job.inode });
+                    let place = job.entry.intent.place.clone();
+                    crossing.push(Found { place, inode: job.inode, fence: job.fence });
                 }
                 Err(Unswapped::Replaced) => over.push(job.entry.id),
                 Err(Unswapped::Failed { reason, unprotected }) => {
@@ -195,7 +199,7 @@ impl Detacher<'_> {
         let mut handles: HashMap<InodeId, Option<Vec<u8>>> = HashMap::new();
         let mut dirs = Directories::new(self.root);
         let mut intents = Vec::with_capacity(files.len());
-        for Found { place, inode } in files {
+        for Found { place, inode, .. } in files {
             let handle = match handles.get(&inode.id) {
                 Some(known) => known.clone(),
                 None => {
@@ -308,6 +312,10 @@ impl Detacher<'_> {
         let name = job.entry.temporary();
         let to = self.temporary(&job.entry, dir, &name);
         let (copy, bytes) = copier.copy(&source, &now, to.dir, to.name)?;
+        // The mark is the shared file's: with a second name, the copy could not be changed.
+        if job.fence == VisibleFence::Guard {
+            mark::clear(&copy)?;
+        }
         // Shared blocks are on disk already.
         if self.mode == DetachMode::Single && bytes > 0 {
             rustix::fs::fdatasync(&copy)?;
@@ -419,9 +427,12 @@ impl Detacher<'_> {
         temporary: Name<'_>,
         job: &Job,
     ) -> Result<(swap::SwapReport, bool), Unswapped> {
-        let locked = match self.mode {
-            DetachMode::Batch => Shared::lock_at(name.dir, name.name, self.patience),
-            DetachMode::Single => Shared::try_lock_at(name.dir, name.name, self.patience),
+        // The lock keeps others from closing a window; what the guard protects needs none.
+        let needs_lock = self.mode == DetachMode::Batch && job.fence != VisibleFence::Guard;
+        let locked = if needs_lock {
+            Shared::lock_at(name.dir, name.name, self.patience)
+        } else {
+            Shared::try_lock_at(name.dir, name.name, self.patience)
         };
         let shared = match locked {
             Ok(shared) => shared,

@@ -18,6 +18,9 @@ pub struct Request {
     pub patterns: PatternSet,
     /// Also all other names in the guest of the inodes that were found.
     pub other_names: bool,
+    /// A package manager replaces, renames or removes these files: what the host's guard protects stays shared, but for what
+    /// is known to be changed in place.
+    pub by_name: bool,
 }
 
 impl Request {

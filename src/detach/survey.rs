@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::Serialize;
 
+use super::guarded;
 use super::layers::Layers;
 use super::request::Request;
-use crate::inspect::{Verdict, inspect};
+use crate::inspect::{Surroundings, Verdict, VisibleFence, inspect};
 use crate::package::Managers;
 use crate::package::owners::Owners;
 use crate::parallel;
@@ -33,6 +34,8 @@ pub struct Found {
     pub place: Place,
     /// Its inode at that moment.
     pub inode: Inode,
+    /// What protects it.
+    pub fence: VisibleFence,
 }
 
 /// How many files, and how many bytes they hold.
@@ -82,8 +85,10 @@ pub struct Survey {
     pub looked_at: u64,
     /// Of these, the regular files with one link and nothing about them.
     pub single: Tally,
-    /// The unified ones.
+    /// The unified ones, but for those that are `guarded`.
     pub unified: Vec<Found>,
+    /// Those that stay shared: they are to lose their names only, and the host's guard keeps them from anything else.
+    pub guarded: Tally,
     /// How many of these nobody asked for: hard links of such as were.
     pub hard_links: u64,
     /// Hard links of one another within this guest.
@@ -96,7 +101,7 @@ pub struct Survey {
 
 /// Looks at what a request names, and judges what was found.
 pub fn survey(root: &Root, policy: &Policy, request: &Request) -> Survey {
-    let Request { given, touched, patterns, other_names } = request;
+    let Request { given, touched, patterns, other_names, by_name } = request;
     let mut surveyor = Surveyor::new(root, policy);
     if !given.is_empty() {
         surveyor.given(given);
@@ -114,7 +119,7 @@ pub fn survey(root: &Root, policy: &Policy, request: &Request) -> Survey {
     if *other_names {
         surveyor.siblings();
     }
-    surveyor.finish()
+    surveyor.finish(by_name.then_some(&touched.in_place))
 }
 
 /// Collects the files of paths, trees and patterns.
@@ -134,6 +139,8 @@ struct Surveyor<'a> {
     candidates: BTreeMap<Place, Inode>,
     /// Those that nobody asked for: hard links of others.
     hard_links: HashSet<Place>,
+    /// Those in the places where scripts write.
+    scripts: HashSet<Place>,
     /// How many names more these inodes have in the guest, by mount.
     elsewhere: HashMap<(InodeId, u64), u32>,
     /// Those that were asked for by their own paths.
@@ -156,6 +163,7 @@ impl<'a> Surveyor<'a> {
             single: Tally::default(),
             candidates: BTreeMap::new(),
             hard_links: HashSet::new(),
+            scripts: HashSet::new(),
             elsewhere: HashMap::new(),
             named: HashSet::new(),
             left: Vec::new(),
@@ -350,8 +358,12 @@ impl<'a> Surveyor<'a> {
         if self.policy.never_unify.matches(dir) {
             return false;
         }
+        self.owners().is_some_and(|owners| owners.own_below(dir))
+    }
+
+    fn owners(&self) -> Option<&Owners> {
         let load = || Owners::load(&Managers::new(self.root)).inspect_err(|e| log::debug!("{e}")).ok();
-        self.owners.get_or_init(load).as_ref().is_some_and(|owners| owners.own_below(dir))
+        self.owners.get_or_init(load).as_ref()
     }
 
     fn take(&mut self, place: Place, inode: Inode, asked: Asked) {
@@ -365,8 +377,10 @@ impl<'a> Surveyor<'a> {
             if asked == Asked::Pattern && elsewhere && !inode.immutable && !inode.append_only {
                 return self.left.push(left(Verdict::OtherMount));
             }
-            if named {
-                self.named.insert(place.clone());
+            match asked {
+                Asked::Name => drop(self.named.insert(place.clone())),
+                Asked::Pattern => drop(self.scripts.insert(place.clone())),
+                Asked::Tree => {}
             }
             self.candidates.insert(place, inode);
         } else if inode.kind == Kind::Regular {
@@ -435,10 +449,37 @@ impl<'a> Surveyor<'a> {
         }
     }
 
-    /// Judges what was found.
-    fn finish(self) -> Survey {
+    /// Whether a package manager or a script changes this file itself, not only its names.
+    fn is_changed_in_place(&self, place: &Place, inode: &Inode, in_place: &HashSet<Place>) -> bool {
+        let path = place.path();
+        let is_left_to_its_package = || {
+            let known = |owners: &Owners| owners.of(&path).next().is_some() && !owners.is_conffile(&path);
+            self.owners().is_some_and(known)
+        };
+        is_changed_in_place(inode.mode, in_place.contains(place), || {
+            self.scripts.contains(place) && !is_left_to_its_package()
+        })
+    }
+
+    /// Those of the candidates that the host's guard protects.
+    fn guarded(&self, layers: &mut Layers) -> HashSet<Place> {
+        if self.candidates.is_empty() || !guarded::is_announced(self.root) {
+            return HashSet::new();
+        }
+        let on_disk = |(place, inode): &(&Place, &Inode)| !layers.hold(self.root, &place.dir, inode);
+        guarded::protected(self.root, self.candidates.iter().filter(on_disk)).into_iter().cloned().collect()
+    }
+
+    /// Judges what was found. With `in_place`, the other files lose only their names.
+    fn finish(mut self, in_place: Option<&Vec<PathBuf>>) -> Survey {
+        let mut layers = Layers::default();
+        let guarded = self.guarded(&mut layers);
+        // Most often there is nothing to ask this for.
+        let in_place = in_place.filter(|_| !guarded.is_empty()).map(|paths| {
+            paths.iter().filter_map(|path| self.resolver.place(path).ok().flatten()).collect::<HashSet<_>>()
+        });
         // By mount: a directory that is mounted in two places shows the same names twice.
-        let mut names = self.elsewhere;
+        let mut names = std::mem::take(&mut self.elsewhere);
         for inode in self.candidates.values() {
             *names.entry((inode.id, inode.mount)).or_default() += 1;
         }
@@ -446,25 +487,32 @@ impl<'a> Surveyor<'a> {
             looked_at: self.looked_at,
             single: self.single,
             unified: Vec::new(),
+            guarded: Tally::default(),
             hard_links: 0,
             linked: Vec::new(),
-            left: self.left,
-            unseen: self.unseen,
+            left: std::mem::take(&mut self.left),
+            unseen: std::mem::take(&mut self.unseen),
         };
         let mut read_only: HashMap<u64, bool> = HashMap::new();
-        let mut layers = Layers::default();
-        for (place, inode) in self.candidates {
+        for (place, inode) in std::mem::take(&mut self.candidates) {
             let path = place.path();
-            let layered = layers.hold(self.root, &place.dir, &inode);
+            let surroundings = Surroundings {
+                layered: layers.hold(self.root, &place.dir, &inode),
+                guarded: guarded.contains(&place),
+            };
             let names_here = names[&(inode.id, inode.mount)];
-            let verdict = inspect(&inode, names_here, self.policy.protection, layered);
+            let verdict = inspect(&inode, names_here, self.policy.protection, surroundings);
+            let fence = match verdict {
+                Verdict::Unified { fence } => fence,
+                _ => VisibleFence::of(&inode),
+            };
             let named = self.named.contains(&place);
             let last_link =
                 verdict == Verdict::AdministratorsOwn && self.policy.last_link == LastLink::Detach && named;
             if !(verdict.is_unified() || last_link) {
                 match verdict {
                     Verdict::Private | Verdict::PrivateLinks | Verdict::Layered => {
-                        survey.linked.push(Found { place, inode })
+                        survey.linked.push(Found { place, inode, fence })
                     }
                     _ => survey.left.push(Left { path, verdict, named }),
                 }
@@ -474,8 +522,15 @@ impl<'a> Surveyor<'a> {
                 && *read_only.entry(inode.mount).or_insert_with(|| is_read_only(self.root, &place.dir))
             {
                 survey.left.push(Left { path, verdict: Verdict::ReadOnlyMount, named });
+            } else if fence == VisibleFence::Guard
+                && in_place
+                    .as_ref()
+                    .is_some_and(|in_place| !self.is_changed_in_place(&place, &inode, in_place))
+            {
+                survey.guarded.files += 1;
+                survey.guarded.bytes += inode.size;
             } else {
-                survey.unified.push(Found { place, inode });
+                survey.unified.push(Found { place, inode, fence });
             }
         }
         if !self.root.is_own() {
@@ -524,6 +579,15 @@ fn leave_mount_points(root: &Root, survey: &mut Survey, named: impl Fn(&Place) -
     });
 }
 
+/// Whether a file is changed in place that is `known` to be, or that scripts of other packages write to.
+///
+/// dpkg takes the set-id bits and the sticky bit away before it removes a file (`secure_unlink_statted`). What a package
+/// owns and is no configuration file, only that package's scripts change, once it was unpacked and is private.
+fn is_changed_in_place(mode: u32, known: bool, is_written_by_scripts: impl FnOnce() -> bool) -> bool {
+    const SET_ID_AND_STICKY: u32 = 0o7000;
+    known || mode & SET_ID_AND_STICKY != 0 || is_written_by_scripts()
+}
+
 fn is_read_only(root: &Root, dir: &Path) -> bool {
     // Where it cannot be known, what comes next says why.
     root.open_dir(dir).and_then(filesystem::is_read_only).unwrap_or(false)
@@ -540,4 +604,19 @@ fn look_into(root: &Root, dir: &Path, names: &BTreeSet<OsString>) -> io::Result<
         }
     }
     Ok(seen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_only_loses_its_name_is_not_changed_in_place() {
+        assert!(!is_changed_in_place(0o755, false, || false));
+        assert!(is_changed_in_place(0o4755, false, || false));
+        assert!(is_changed_in_place(0o2755, false, || false));
+        assert!(is_changed_in_place(0o1644, false, || false));
+        assert!(is_changed_in_place(0o644, true, || false));
+        assert!(is_changed_in_place(0o644, false, || true));
+    }
 }

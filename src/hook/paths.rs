@@ -121,7 +121,7 @@ fn read() -> io::Result<Vec<PathBuf>> {
 /// write.
 fn request(paths: Vec<PathBuf>, policy: &Policy) -> Request {
     let touched = Touched { followed: paths.clone(), paths, ..Touched::default() };
-    Request { touched, patterns: policy.prepare.clone(), ..Request::default() }
+    Request { touched, patterns: policy.prepare.clone(), by_name: true, ..Request::default() }
 }
 
 #[cfg(test)]

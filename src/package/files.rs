@@ -73,9 +73,9 @@ pub fn touched(root: &Root, files: &[PathBuf]) -> Result<Touched, Error> {
     let mut touched = Touched::default();
     if !debs.is_empty() {
         let news = dpkg::plan::news(&debs)?;
-        let Plan { paths, trees, non_directories, .. } =
+        let Plan { paths, trees, non_directories, in_place, .. } =
             Plan::of(&Database::open(root, Admindir::usual())?, news)?;
-        touched.add(Touched { paths, trees, non_directories, followed: Vec::new() });
+        touched.add(Touched { paths, trees, non_directories, in_place, followed: Vec::new() });
     }
     if !rpms.is_empty() {
         touched.add(plan::replaced(&Rpm::new(root, None), &rpms)?);

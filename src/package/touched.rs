@@ -15,6 +15,8 @@ pub struct Touched {
     pub followed: Vec<PathBuf>,
     /// Directories of which everything may be touched.
     pub trees: Vec<PathBuf>,
+    /// Those of `paths` whose files are changed in place: they do not only lose their names.
+    pub in_place: Vec<PathBuf>,
 }
 
 impl Touched {
@@ -24,12 +26,13 @@ impl Touched {
         self.non_directories.extend(more.non_directories);
         self.followed.extend(more.followed);
         self.trees.extend(more.trees);
+        self.in_place.extend(more.in_place);
     }
 
     /// The same, each path once.
     pub fn sorted(mut self) -> Touched {
-        let Touched { paths, non_directories, followed, trees } = &mut self;
-        [paths, non_directories, followed, trees].into_iter().for_each(sort_paths);
+        let Touched { paths, non_directories, followed, trees, in_place } = &mut self;
+        [paths, non_directories, followed, trees, in_place].into_iter().for_each(sort_paths);
         self
     }
 }

@@ -11,6 +11,7 @@ use crate::detach::recover::Recovered;
 use crate::detach::request::Request;
 use crate::detach::survey::{Found, Survey, Unseen};
 use crate::detach::{self, lift, preflight, survey};
+use crate::inspect::VisibleFence;
 use crate::ledger::Ledger;
 use crate::policy;
 use crate::report::{Reason, Watch};
@@ -90,13 +91,16 @@ impl Guest<'_> {
         {
             begun.recovered = self.recover_in(store, &mut ledger)?;
         }
-        if writes {
-            self.look_at_ability();
-        }
         begun.survey = self.survey(request)?;
+        if writes {
+            self.look_at_ability(&begun.survey);
+        }
         begun.supervised = self.supervise(options, &begun.survey.unified)?;
         if begun.supervised {
             return Ok(begun);
+        }
+        if begun.survey.guarded.files > 0 {
+            log::debug!("{} files stay shared: the host's guard protects them", begun.survey.guarded.files);
         }
         if begun.survey.unified.is_empty() {
             if writes {
@@ -152,10 +156,14 @@ impl Guest<'_> {
         refusal
     }
 
-    /// A guest that could not clear the immutable flag may have got the right to.
-    fn look_at_ability(self) {
+    /// A guest that could not clear the immutable flag may have got the right to, or the host's guard, which asks for none.
+    fn look_at_ability(self, survey: &Survey) {
+        let guarded = || {
+            let is_guarded = |found: &Found| found.fence == VisibleFence::Guard;
+            survey.guarded.files > 0 || survey.unified.iter().any(is_guarded)
+        };
         let may = || swap::may_change_immutable(self.root.open_dir(Path::new(STATE_DIR))?);
-        if self.root.is_own() && is_unable(self.root) && may().is_ok() {
+        if self.root.is_own() && is_unable(self.root) && (guarded() || may().is_ok()) {
             note_unable(self.root, false).unwrap_or_else(|e| log::debug!("{STATE_DIR}: {}", Reason(e)));
         }
     }
@@ -174,7 +182,7 @@ impl Guest<'_> {
         let Some(supervise) = options.supervise else { return Ok(false) };
         match self.course(unified, supervise.needed, supervise.may) {
             Course::Supervised => {}
-            Course::Unneeded => return Ok(false),
+            Course::Unneeded | Course::Guarded => return Ok(false),
             Course::Prepared(why) => {
                 log::debug!("not supervised: {why}");
                 return Ok(false);

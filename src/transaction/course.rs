@@ -4,6 +4,7 @@ use super::guest::Guest;
 use super::refusal::Refusal;
 use crate::detach::preflight;
 use crate::detach::survey::Found;
+use crate::inspect::VisibleFence;
 use crate::policy::SuperviseMode;
 use crate::supervise;
 
@@ -12,6 +13,8 @@ use crate::supervise;
 pub enum Course {
     /// No unified file needs to be looked after.
     Unneeded,
+    /// The host's guard protects all unified files: only what is changed in place is made private, beforehand.
+    Guarded,
     /// With copy on write.
     Supervised,
     /// What it is known to touch is made private beforehand.
@@ -52,6 +55,12 @@ impl Guest<'_> {
                 Ok(()) => Course::Prepared(why),
                 Err(e) => Course::Refused(e.into()),
             };
+        if !unified.is_empty() && unified.iter().all(|found| found.fence == VisibleFence::Guard) {
+            return match preflight::check(self.root, unified, Some(self.policy.reserve)) {
+                Ok(()) => Course::Guarded,
+                Err(e) => Course::Refused(e.into()),
+            };
+        }
         if self.policy.supervise == SuperviseMode::Never {
             return prepared(Unsupervised::Never);
         }

@@ -10,7 +10,7 @@ use super::supervision;
 use crate::detach::layers::Layers;
 use crate::detach::request::Request;
 use crate::detach::survey::{Found, survey};
-use crate::inspect::{Verdict, inspect};
+use crate::inspect::{Surroundings, Verdict, VisibleFence, inspect};
 use crate::ledger::Ledger;
 use crate::package::Managers;
 use crate::package::owners::Owners;
@@ -31,6 +31,8 @@ pub struct FileReport {
     inode: u64,
     links: u32,
     immutable: bool,
+    /// The host's guard protects it.
+    guarded: bool,
     bytes: u64,
     packages: Vec<String>,
     configuration_file: bool,
@@ -48,11 +50,12 @@ pub(crate) fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec
     let request = Request { other_names: true, ..Request::of_paths(paths.iter().cloned()) };
     let survey = survey(guest.root, guest.policy, &request);
     let mut verdicts: HashMap<PathBuf, Verdict> = HashMap::new();
-    for Found { place, inode } in &survey.unified {
-        verdicts.insert(place.path(), inspect(inode, 1, guest.policy.protection, false));
+    for Found { place, inode, fence } in &survey.unified {
+        let surroundings = Surroundings { layered: false, guarded: *fence == VisibleFence::Guard };
+        verdicts.insert(place.path(), inspect(inode, 1, guest.policy.protection, surroundings));
     }
     let mut layers = Layers::default();
-    for Found { place, inode } in &survey.linked {
+    for Found { place, inode, .. } in &survey.linked {
         let layered = layers.hold(guest.root, &place.dir, inode);
         let verdict = if layered { Verdict::Layered } else { Verdict::PrivateLinks };
         verdicts.insert(place.path(), verdict);
@@ -68,32 +71,32 @@ pub(crate) fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec
         let verdict = verdicts.get(path).copied().unwrap_or(Verdict::Private);
         let packages: Vec<String> = owners.of(path).map(str::to_owned).collect();
         let stashed = stashed.contains(path);
-        files.push(FileReport {
-            next: next(guest, path, verdict, &packages, stashed, &course),
+        let mut file = FileReport {
+            next: String::new(),
             path: path.clone(),
             verdict,
             inode: inode.id.ino,
             links: inode.nlink,
             immutable: inode.immutable,
+            guarded: verdict == Verdict::Unified { fence: VisibleFence::Guard },
             bytes: inode.size,
             configuration_file: owners.is_conffile(path),
             packages,
             stashed,
             waiting_for_host: waiting.contains(path),
-        });
+        };
+        file.next = next(guest, &file, &inode, &course);
+        files.push(file);
     }
     Ok(files)
 }
 
 /// What the next transaction would do with the file.
-fn next(
-    guest: Guest<'_>,
-    path: &Path,
-    verdict: Verdict,
-    packages: &[String],
-    stashed: bool,
-    course: &Course,
-) -> String {
+fn next(guest: Guest<'_>, file: &FileReport, inode: &Inode, course: &Course) -> String {
+    let FileReport { path, verdict, packages, stashed, .. } = file;
+    if file.guarded && !matches!(course, Course::Refused(_)) {
+        return next_of_guarded(guest, file, inode);
+    }
     if verdict.is_unified() {
         match course {
             Course::Refused(refusal) => return refused(packages, refusal),
@@ -123,11 +126,32 @@ fn next(
         Verdict::ReadOnlyMount if !packages.is_empty() => {
             "left as it is: the package manager cannot replace it while the mount is read-only".into()
         }
-        Verdict::Private if stashed => {
+        Verdict::Private if *stashed => {
             "shared again when the transaction settles, if it has not changed".into()
         }
         _ => "nothing".into(),
     }
+}
+
+/// The same, of a file that the host's guard protects.
+fn next_of_guarded(guest: Guest<'_>, file: &FileReport, inode: &Inode) -> String {
+    let FileReport { path, packages, configuration_file, .. } = file;
+    if packages.is_empty() || *configuration_file {
+        if guest.policy.prepare.matches(path) {
+            return "made private before every transaction (the policy's prepare list)".into();
+        }
+        return format!(
+            "stays shared; it can be replaced or removed at any time; run `cow-prepare {}` before you write to it",
+            Shown(path)
+        );
+    }
+    let packages = packages.join(", ");
+    if inode.mode & 0o7000 != 0 {
+        return format!(
+            "made private before {packages} is upgraded or removed, because dpkg changes its mode"
+        );
+    }
+    format!("stays shared until {packages} is upgraded or removed, which replaces or removes only this name")
 }
 
 fn refused(packages: &[String], refusal: &Refusal) -> String {
@@ -151,7 +175,12 @@ impl FileReport {
         writeln!(out, "{}", Shown(&self.path))?;
         line(out, "verdict", &self.verdict.describe())?;
         line(out, "inode", &format!("{}, {} links, {}", self.inode, self.links, size(self.bytes)))?;
-        line(out, "protection", if self.immutable { "immutable" } else { "none" })?;
+        let protection = match (self.immutable, self.guarded) {
+            (true, _) => VisibleFence::Immutable,
+            (false, true) => VisibleFence::Guard,
+            (false, false) => VisibleFence::None,
+        };
+        line(out, "protection", protection.name())?;
         let kind = if self.configuration_file { " (configuration file)" } else { "" };
         let owner = if self.packages.is_empty() { "none".to_owned() } else { self.packages.join(", ") };
         line(out, "package", &format!("{owner}{kind}"))?;

@@ -69,7 +69,7 @@ impl Tree {
         };
         for found in survey.unified.iter().filter(|found| found.place.dir.starts_with(&tree.path)) {
             add(&mut tree.unified, found.inode.id, found.inode.size);
-            let place = |found: &Found| (found.inode.id.dev, found.inode.mount, found.inode.immutable);
+            let place = |found: &Found| (found.inode.id.dev, found.inode.mount, found.fence);
             if !tree.examples.iter().any(|example| place(example) == place(found)) {
                 tree.examples.push(found.clone());
             }

@@ -15,6 +15,8 @@ use crate::transaction::course::Course;
 #[derive(Debug, Serialize)]
 pub struct Supervision {
     supervised: bool,
+    /// The host's guard protects the unified files: there is nothing to supervise.
+    guarded: bool,
     /// A run that touches unified files is refused.
     refused: bool,
     policy: policy::SuperviseMode,
@@ -29,13 +31,16 @@ pub struct Supervision {
 impl Supervision {
     /// Asks what a hook would ask of a run that touches these unified files; changes nothing.
     pub fn of(guest: Guest<'_>, unified: &[Found]) -> Supervision {
-        let (reason, remedy) = match course(guest, unified) {
-            Course::Unneeded | Course::Supervised => (None, None),
+        let course = course(guest, unified);
+        let guarded = matches!(course, Course::Guarded);
+        let (reason, remedy) = match course {
+            Course::Unneeded | Course::Supervised | Course::Guarded => (None, None),
             Course::Prepared(why) => (Some(why.to_string()), None),
             Course::Refused(refusal) => (Some(refusal.to_string()), Some(refusal.remedy())),
         };
         Supervision {
-            supervised: reason.is_none(),
+            supervised: reason.is_none() && !guarded,
+            guarded,
             refused: remedy.is_some(),
             policy: guest.policy.supervise,
             reason,
@@ -45,6 +50,13 @@ impl Supervision {
 
     /// Prints it for a person.
     pub fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        if self.guarded {
+            return writeln!(
+                out,
+                "  supervision    none is needed: the host's guard protects unified files, and package managers \
+                 replace them freely"
+            );
+        }
         match (&self.reason, &self.remedy) {
             (None, _) => writeln!(out, "  supervision    package managers run with copy on write"),
             (Some(reason), None) => {

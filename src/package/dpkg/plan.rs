@@ -56,6 +56,11 @@ pub struct Plan {
     pub trees: Vec<PathBuf>,
     /// Those of `paths` that may become files. Where one is a directory now, dpkg removes all that is in it.
     pub non_directories: Vec<PathBuf>,
+    /// Those of `paths` whose owner and mode scripts may set in place, whatever package they belong to: those with a
+    /// statoverride.
+    pub in_place: Vec<PathBuf>,
+    /// Files of packages that are configured without being unpacked in this run: their own scripts may change them.
+    pub configured: Vec<PathBuf>,
     /// The packages in the run, installed or to be.
     pub packages: BTreeSet<PackageId>,
     /// What could not be found out.
@@ -118,8 +123,13 @@ impl Plan {
         let mut payload = Vec::new();
         let mut conffiles = Vec::new();
         let mut non_directories = Vec::new();
+        let configured = configured_alone(database, changes, &news);
         for package in old.into_values() {
-            payload.extend(database.list(package)?);
+            let listed = database.list(package)?;
+            if configured.contains(&package.id) {
+                plan.configured.extend(listed.iter().cloned());
+            }
+            payload.extend(listed);
             conffiles.extend(package.conffiles());
         }
         // A package that disappears, or whose files are replaced, loses what the new version has: no need to look for it.
@@ -143,7 +153,8 @@ impl Plan {
 
         plan.add_trees(database.root(), &payload);
         plan.paths = siblings(payload, conffiles);
-        plan.paths.extend(database.statoverrides()?);
+        plan.in_place = database.statoverrides()?;
+        plan.paths.extend(plan.in_place.iter().cloned());
         plan.paths.extend(database.info_files(&plan.packages)?);
         plan.non_directories = non_directories;
         sort_paths(&mut plan.paths);
@@ -233,6 +244,27 @@ fn involved<'a>(
         packages.extend(removed_for(database, news));
     }
     packages.into_iter().map(|package| (&package.id, package)).collect()
+}
+
+/// The packages that are configured and no new version of which is unpacked.
+fn configured_alone<'a>(
+    database: &'a Database<'_>,
+    changes: &[Change],
+    news: &[New],
+) -> BTreeSet<&'a PackageId> {
+    let is_unpacked = |id: &PackageId| {
+        news.iter().any(|new| new.control.id.name == id.name && new.control.id.arch == id.arch)
+    };
+    changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::Configure(spec) => Some(named(database, spec)),
+            Change::Unpack(_) | Change::Remove(_) => None,
+        })
+        .flatten()
+        .map(|package| &package.id)
+        .filter(|id| !is_unpacked(id))
+        .collect()
 }
 
 /// The packages a name stands for; where the architecture is none that is installed, all of the name.

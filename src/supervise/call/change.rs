@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::waiting::WaitingCall;
 use super::windows::may_be_shared;
 use crate::detach::survey::Found;
+use crate::inspect::VisibleFence;
 use crate::report::{Reason, Shown, warn_of_possible_write};
 use crate::state::store::STATE_DIR;
 use crate::supervise::journal::names_of;
@@ -228,11 +229,12 @@ impl WaitingCall<'_> {
 
     /// The names that are one file to the caller.
     fn names(&self, root: &Root, place: &Place, inode: &Inode) -> Vec<Found> {
-        let mut names = vec![Found { place: place.clone(), inode: *inode }];
+        let fence = VisibleFence::of(inode);
+        let mut names = vec![Found { place: place.clone(), inode: *inode, fence }];
         let mut add = |path: &Path| {
             let is_known = |known: &Found| known.place.path() == path;
             if let Some(place) = verified(root, path, inode).filter(|_| !names.iter().any(is_known)) {
-                names.push(Found { place, inode: *inode });
+                names.push(Found { place, inode: *inode, fence });
             }
         };
         let mut links = self.supervisor.links();

@@ -52,10 +52,10 @@ pub fn unify(
         allow_setid: notice.allow_setid,
         reference: None,
         immutable: notice.immutable,
-        protection: match (notice.guard, notice.immutable) {
-            (true, _) => PoolProtection::Guard,
-            (false, true) => PoolProtection::Immutable,
-            (false, false) => PoolProtection::None,
+        protection: match notice {
+            PoolNotice { guard: true, .. } => PoolProtection::Guard,
+            PoolNotice { immutable: true, .. } => PoolProtection::Immutable,
+            _ => PoolProtection::None,
         },
         threads: crate::parallel::processors(),
         lock_timeout: policy.lock_timeout,

@@ -158,6 +158,24 @@ fn statoverrides_are_always_at_risk() {
 }
 
 #[test]
+fn what_scripts_may_change_in_place_is_told_from_what_is_replaced() {
+    let guest = Guest::new();
+    guest.install("tool", "amd64", "", &["/usr/bin/tool"]);
+    guest.install("half", "amd64", "", &["/usr/bin/half"]);
+    guest.write("/var/lib/dpkg/statoverride", b"root crontab 755 /usr/bin/crontab\n");
+    let source = Source::new("tool", "amd64", "");
+    source.write("usr/bin/tool", b"x");
+    let archive = guest.path("/new.deb");
+    source.build(&archive, &[]);
+    let configure =
+        |name: &str| Change::Configure(PackageSpec { name: name.into(), arch: Some("amd64".into()) });
+    let plan = plan(&guest, &[Change::Unpack(archive), configure("tool"), configure("half")]);
+    assert_eq!(plan.configured, [PathBuf::from("/usr/bin/half")]);
+    assert_eq!(plan.in_place, [PathBuf::from("/usr/bin/crontab")]);
+    assert_has(&plan.paths, &["/usr/bin/tool", "/usr/bin/half", "/usr/bin/crontab"]);
+}
+
+#[test]
 fn what_a_new_package_displaces_is_at_risk() {
     let guest = Guest::new();
     guest.install("exim", "all", "Provides: mta\nConflicts: mta\nReplaces: mta", &["/usr/bin/exim"]);
