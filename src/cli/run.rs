@@ -10,9 +10,11 @@ use clap::{ArgAction, Parser};
 
 use super::guest;
 use crate::exit::Exit;
+use crate::package::Managers;
 use crate::policy::Protection;
 use crate::report::{Reason, Shown};
 use crate::supervise::{self, Options};
+use crate::transaction::Guest;
 
 /// The command was not run: we failed. As `env(1)` and its like.
 pub(super) const FAILED: u8 = 125;
@@ -68,15 +70,22 @@ pub fn main() -> ExitCode {
 
 /// Supervises this process from now on.
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let (_, policy) = guest(Path::new("/"))?;
-    if policy.protection == Protection::None && !arguments.unprotected {
+    let (root, policy) = guest(Path::new("/"))?;
+    let guarded = Guest { root: &root, policy: &policy }.is_guarded(&Managers::new(&root));
+    if guarded {
+        log::debug!("the host's guard protects unified files: names are not looked at");
+    } else if policy.protection == Protection::None && !arguments.unprotected {
         anyhow::bail!(
             "the policy says that shared files are not protected (`protection = \"none\"`): a write that the \
              supervisor misses would change them in other guests; protect the files, or use --unprotected"
         );
     }
-    let options =
-        Options { policy, unprotected: arguments.unprotected, talk: Some(std::process::id() as i32) };
+    let options = Options {
+        policy,
+        unprotected: arguments.unprotected,
+        guarded,
+        talk: Some(std::process::id() as i32),
+    };
     match supervise::this_thread(options) {
         Ok(supervise::Supervised::Already) => log::debug!("already supervised"),
         Ok(supervise::Supervised::Now) => {}

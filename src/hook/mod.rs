@@ -64,7 +64,7 @@ pub fn supervise(options: &str) -> ExitCode {
     let Some(mut policy) = policy else { return ExitCode::FAILURE };
     // Whoever was given them has said what is wrong with them.
     let _ = policy.adjust(options);
-    match supervise::serve(Options { policy, unprotected: false, talk: None }) {
+    match supervise::serve(Options { policy, unprotected: false, guarded: false, talk: None }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log::debug!("{}", Reason(e));

@@ -12,6 +12,8 @@ pub struct Options {
     pub policy: Policy,
     /// Also files that share their inode without protection.
     pub unprotected: bool,
+    /// The host's guard protects shared files: names are free, and only files that have the mark are made private.
+    pub guarded: bool,
     /// Keeps standard error while this process lives, to say what goes wrong.
     pub talk: Option<i32>,
 }

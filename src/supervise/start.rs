@@ -15,6 +15,7 @@ use super::options::Options;
 use crate::report::Reason;
 use crate::sys::seccomp::filter;
 use crate::sys::seccomp::message::Message;
+use crate::sys::seccomp::program::Watched;
 use crate::sys::seccomp::{self, program};
 use crate::sys::{process, ptrace};
 
@@ -121,7 +122,8 @@ pub fn this_thread(options: Options) -> Result<Supervised, Error> {
         return Ok(Supervised::Already);
     }
     available()?;
-    Waiting::fork(options)?.listen(install)
+    let watched = if options.guarded { Watched::Files } else { Watched::FilesAndNames };
+    Waiting::fork(options)?.listen(|| install(watched))
 }
 
 /// Supervises the calling thread, as [`this_thread`], from any process: `command` is to call [`serve`].
@@ -131,7 +133,7 @@ pub fn this_thread_by(mut command: Command) -> Result<Supervised, Error> {
         return Ok(Supervised::Already);
     }
     available()?;
-    unless_lost(|| Waiting::run(&mut command)?.listen(install))
+    unless_lost(|| Waiting::run(&mut command)?.listen(|| install(Watched::FilesAndNames)))
 }
 
 /// Supervises the process `pid`, which waits for a child that is, or waits for, the calling process. `command` is to
@@ -141,7 +143,8 @@ pub fn process(pid: i32, mut command: Command) -> Result<Supervised, Error> {
         return Ok(Supervised::Already);
     }
     available()?;
-    let listen = || ptrace::listen_in(pid, &program::program(), seccomp::KILLABLE).map_err(why);
+    let listen =
+        || ptrace::listen_in(pid, &program::program(Watched::FilesAndNames), seccomp::KILLABLE).map_err(why);
     unless_lost(|| Waiting::run(&mut command)?.listen(listen))
 }
 
@@ -242,8 +245,8 @@ fn guard(socket: &OwnedFd, options: &Options) {
     });
 }
 
-fn install() -> Result<OwnedFd, Error> {
-    seccomp::install(&program::program()).map_err(why)
+fn install(watched: Watched) -> Result<OwnedFd, Error> {
+    seccomp::install(&program::program(watched)).map_err(why)
 }
 
 /// Why there is no listener.

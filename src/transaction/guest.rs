@@ -6,6 +6,7 @@ use super::error::Error;
 use crate::detach::recover::{self, Recovered};
 use crate::detach::request::Request;
 use crate::detach::survey::survey;
+use crate::inspect::VisibleFence;
 use crate::ledger::Ledger;
 use crate::package::PackageManager;
 use crate::policy::Policy;
@@ -35,6 +36,13 @@ impl Guest<'_> {
     pub fn has_protected(self, manager: &dyn PackageManager) -> bool {
         let request = Request::of_paths(manager.essential().unwrap_or_default());
         survey(self.root, self.policy, &request).unified.iter().any(|found| found.inode.immutable)
+    }
+
+    /// Whether the host's guard protects what the guest shares: all that it shares of the packages that every guest has.
+    pub fn is_guarded(self, manager: &dyn PackageManager) -> bool {
+        let request = Request::of_paths(manager.essential().unwrap_or_default());
+        let unified = survey(self.root, self.policy, &request).unified;
+        !unified.is_empty() && unified.iter().all(|found| found.fence == VisibleFence::Guard)
     }
 
     /// Whether the host has begun to unify this guest.

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::waiting::WaitingCall;
 use super::windows::may_be_shared;
+use crate::detach::guarded;
 use crate::detach::survey::Found;
 use crate::inspect::VisibleFence;
 use crate::report::{Reason, Shown, warn_of_possible_write};
@@ -30,6 +31,7 @@ use crate::sys::process::task::{FileLock, OpenFile};
 use crate::sys::seccomp::Response;
 use crate::sys::seccomp::calls::Right;
 use crate::sys::share::copy::Copier;
+use crate::sys::share::mark;
 use crate::sys::share::swap::Name;
 
 /// Flags that stay with an open file and mean the same when it is opened again.
@@ -63,7 +65,7 @@ impl WaitingCall<'_> {
         number: Option<i32>,
     ) -> io::Result<ControlFlow<Response, OwnedFd>> {
         let inode = self.look(file)?;
-        if !self.supervisor.is_shared(&inode) && !self.is_left_open(file, &inode)? {
+        if !self.is_shared(file, &inode) && !self.is_left_open(file, &inode)? {
             return Ok(ControlFlow::Break(Response::Continue));
         }
         if !inode.immutable && layer::is_layered(file)? {
@@ -79,6 +81,24 @@ impl WaitingCall<'_> {
             return Ok(ControlFlow::Break(Response::Failed(Errno::NODATA)));
         }
         Ok(ControlFlow::Continue(self.private_copy(file, &inode, number)?))
+    }
+
+    /// Whether what is open as `file` is shared with others, so that it must be made private before it changes.
+    fn is_shared(&self, file: &OwnedFd, inode: &Inode) -> bool {
+        let is_marked = || {
+            let file = self.supervisor.processes.reopen(file, OFlags::RDONLY);
+            file.and_then(mark::is_set).unwrap_or(false)
+        };
+        let may_be_marked = self.supervisor.options.guarded && guarded::may_be_marked(inode);
+        self.supervisor.is_shared(inode) || may_be_marked && is_marked()
+    }
+
+    /// What protects a shared file.
+    fn fence(&self, inode: &Inode) -> VisibleFence {
+        match VisibleFence::of(inode) {
+            VisibleFence::None if self.supervisor.options.guarded => VisibleFence::Guard,
+            fence => fence,
+        }
     }
 
     /// Flags that a program has read from a shared file say that it is immutable, which its copy is not to become,
@@ -229,7 +249,7 @@ impl WaitingCall<'_> {
 
     /// The names that are one file to the caller.
     fn names(&self, root: &Root, place: &Place, inode: &Inode) -> Vec<Found> {
-        let fence = VisibleFence::of(inode);
+        let fence = self.fence(inode);
         let mut names = vec![Found { place: place.clone(), inode: *inode, fence }];
         let mut add = |path: &Path| {
             let is_known = |known: &Found| known.place.path() == path;
@@ -256,6 +276,9 @@ impl WaitingCall<'_> {
             let to = Name { dir: journal.stash(), name: name.as_ref() };
             let copied = Copier::default().copy(&source, inode, to.dir, to.name);
             let (copy, _) = copied?;
+            if self.fence(inode) == VisibleFence::Guard {
+                mark::clear(&copy)?;
+            }
             to.unlink().map_err(io::Error::from)?;
             Ok(copy)
         });

@@ -60,6 +60,13 @@ pub enum Shape {
     Absent,
 }
 
+impl Shape {
+    /// Whether the call changes names alone, and no file.
+    pub fn is_of_names(self) -> bool {
+        matches!(self, Shape::Unlink { .. } | Shape::Rmdir | Shape::Rename { .. } | Shape::Link { .. })
+    }
+}
+
 /// Whether a symlink at the end of a path is followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Follow {

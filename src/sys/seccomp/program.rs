@@ -31,22 +31,32 @@ const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;
 const NO_SUCH_CALL: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
+/// Which calls are stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watched {
+    /// Those that change a file or its names.
+    FilesAndNames,
+    /// Those that change a file: nothing keeps the kernel from changing names (the host's guard).
+    Files,
+}
+
 /// The filter for every ABI of this machine.
-pub fn program() -> Vec<sock_filter> {
+pub fn program(watched: Watched) -> Vec<sock_filter> {
     let mut code = vec![load(ARCHITECTURE)];
     for abi in ABIS {
-        code.extend(unless_equal(abi.audit, section(abi)));
+        code.extend(unless_equal(abi.audit, section(abi, watched)));
     }
     code.push(ret(ALLOW));
     code
 }
 
-fn section(abi: &Abi) -> Vec<sock_filter> {
+fn section(abi: &Abi, watched: Watched) -> Vec<sock_filter> {
     let mut code = vec![load(NUMBER)];
     if cfg!(target_arch = "x86_64") {
         code.extend(unless_at_least(X32, vec![ret(NO_SUCH_CALL)]));
     }
-    code.extend(search(abi.calls));
+    let is_watched = |(_, shape): &&(u32, Shape)| watched == Watched::FilesAndNames || !shape.is_of_names();
+    code.extend(search(&abi.calls.iter().filter(is_watched).copied().collect::<Vec<_>>()));
     code
 }
 
@@ -169,7 +179,7 @@ mod tests {
     }
 
     fn native(number: libc::c_long, arguments: &[u64]) -> u32 {
-        run(&program(), X86_64.audit, number as u32, arguments)
+        run(&program(Watched::FilesAndNames), X86_64.audit, number as u32, arguments)
     }
 
     #[test]
@@ -194,7 +204,7 @@ mod tests {
 
     #[test]
     fn every_call_of_the_tables_and_no_other_is_stopped() {
-        let program = program();
+        let program = program(Watched::FilesAndNames);
         for abi in [X86_64, I386] {
             for number in 0..600 {
                 let known = abi.calls.iter().find(|(call, _)| *call == number).map(|(_, shape)| *shape);
@@ -207,6 +217,24 @@ mod tests {
                 assert_eq!(run(&program, abi.audit, number, &[]), expected, "{number}");
             }
         }
+    }
+
+    #[test]
+    fn where_names_are_free_only_calls_that_change_a_file_are_stopped() {
+        let (all, files) = (program(Watched::FilesAndNames), program(Watched::Files));
+        let mut free = 0;
+        for abi in [X86_64, I386] {
+            for (number, shape) in abi.calls {
+                let stopped = run(&files, abi.audit, *number, &[]);
+                let expected = if shape.is_of_names() { ALLOW } else { run(&all, abi.audit, *number, &[]) };
+                assert_eq!(stopped, expected, "{number}");
+                free += usize::from(shape.is_of_names());
+            }
+        }
+        assert_eq!(free, 16);
+        let write = [0, 0, (libc::O_WRONLY | libc::O_TRUNC) as u64];
+        assert_eq!(run(&files, X86_64.audit, libc::SYS_openat as u32, &write), NOTIFY);
+        assert_eq!(run(&files, X86_64.audit, libc::SYS_renameat2 as u32, &[]), ALLOW);
     }
 
     #[test]
