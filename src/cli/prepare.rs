@@ -18,7 +18,9 @@ use crate::inspect::Verdict;
 use crate::package::touched::Touched;
 use crate::package::{Managers, files};
 use crate::policy::{PatternSet, Policy};
-use crate::report::{Reason, Shown, size, tell_of_prevented_write, warn_of_possible_write};
+use crate::report::{
+    Reason, Shown, size, tell_of_prevented_write, warn_of_missing_guard, warn_of_possible_write,
+};
 use crate::sys::path::root::Root;
 use crate::transaction::{Begun, Guest, RunOptions};
 
@@ -205,6 +207,7 @@ fn refused(reason: &str, remedy: &str) -> Exit {
 
 fn report(arguments: &Arguments, begun: Begun) -> Exit {
     let Begun { mut survey, outcome, recovered, .. } = begun;
+    survey.unguarded.iter().for_each(|path| warn_of_missing_guard(path));
     // Packages have symlinks, which nobody has asked for by name.
     if !arguments.package.is_empty() {
         survey.left.retain(|left| !matches!(left.verdict, Verdict::NotRegular { .. }));

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::parallel;
 use crate::report::{Reason, Shown};
@@ -27,13 +27,17 @@ pub fn is_announced(root: &Root) -> bool {
     PoolNotice::of(root).is_some_and(|notice| notice.guard)
 }
 
-/// Those of these files that the guard protects. None of them may be in layers: what is opened for writing there is copied.
-///
-/// Warns where the host says that they are protected, and the kernel lets them be written to.
-pub fn protected<'f>(
-    root: &Root,
-    files: impl IntoIterator<Item = (&'f Place, &'f Inode)>,
-) -> HashSet<&'f Place> {
+/// What the guard protects of some files.
+#[derive(Debug, Default)]
+pub struct Guarded<'f> {
+    /// The files that it protects.
+    pub files: HashSet<&'f Place>,
+    /// A marked file that can be written to, although the host says that its guard protects it.
+    pub unguarded: Option<PathBuf>,
+}
+
+/// Looks which of these files the guard protects. None of them may be in layers: what is opened for writing there is copied.
+pub fn look<'f>(root: &Root, files: impl IntoIterator<Item = (&'f Place, &'f Inode)>) -> Guarded<'f> {
     let mut by_dir: BTreeMap<&Path, Vec<(&Place, &Inode)>> = BTreeMap::new();
     for (place, inode) in files.into_iter().filter(|(_, inode)| may_be_marked(inode)) {
         by_dir.entry(&place.dir).or_default().push((place, inode));
@@ -44,7 +48,15 @@ pub fn protected<'f>(
     for (place, inode) in marked.into_iter().flatten() {
         by_mount.entry(inode.mount).or_default().push(place);
     }
-    by_mount.into_values().filter(|marked| is_respected(root, marked)).flatten().collect()
+    let mut guarded = Guarded::default();
+    for marked in by_mount.into_values() {
+        match is_respected(root, &marked) {
+            Some((_, true)) => guarded.files.extend(marked),
+            Some((writable, false)) => guarded.unguarded = Some(writable.path()),
+            None => {}
+        }
+    }
+    guarded
 }
 
 /// Whether a file can have the mark, and mean it.
@@ -67,25 +79,13 @@ fn marked_in<'f>(root: &Root, dir: &Path, files: &[(&'f Place, &'f Inode)]) -> V
     files.iter().filter(is_marked).copied().collect()
 }
 
-/// Whether the kernel protects the marked files of a mount, which these are.
-fn is_respected(root: &Root, marked: &[&Place]) -> bool {
-    for place in marked.iter().take(TRIES) {
+/// Whether the kernel protects the marked files of a mount, which these are, and the one that told; nothing if none did.
+fn is_respected<'f>(root: &Root, marked: &[&'f Place]) -> Option<(&'f Place, bool)> {
+    marked.iter().take(TRIES).find_map(|place| {
         let refused = root.open_dir(&place.dir).and_then(|dir| mark::refuses_writers(dir, &place.name));
-        match refused {
-            Ok(true) => return true,
-            Ok(false) => {
-                log::warn!(
-                    "{}: the host says that its guard protects this file, but it can be opened for writing: the \
-                     guard is not loaded; shared files are made private before they change; remedy: run \
-                     `cow-guard load` on the host, `cow-guard status` says what prevents it",
-                    Shown(&place.path())
-                );
-                return false;
-            }
-            Err(e) => log::debug!("{}: {}", Shown(&place.path()), Reason(e)),
-        }
-    }
-    false
+        let refused = refused.inspect_err(|e| log::debug!("{}: {}", Shown(&place.path()), Reason(e)));
+        Some((*place, refused.ok()?))
+    })
 }
 
 #[cfg(test)]
@@ -125,7 +125,8 @@ mod tests {
         }
         let place = Place { dir: "/".into(), name: "x".into() };
         let inode = Inode::at(&root, OsStr::new("x")).unwrap();
-        assert!(protected(&root, [(&place, &inode)]).is_empty());
+        let guarded = look(&root, [(&place, &inode)]);
+        assert_eq!((guarded.files.len(), guarded.unguarded), (0, Some(PathBuf::from("/x"))));
         assert!(is_marked(&root.open_dir(Path::new("/")).unwrap(), OsStr::new("x"), &inode).unwrap());
     }
 

@@ -89,6 +89,8 @@ pub struct Survey {
     pub unified: Vec<Found>,
     /// Those that stay shared: they are to lose their names only, and the host's guard keeps them from anything else.
     pub guarded: Tally,
+    /// A marked file that can be written to, although the host says that its guard protects it: the guard is not loaded.
+    pub unguarded: Option<PathBuf>,
     /// How many of these nobody asked for: hard links of such as were.
     pub hard_links: u64,
     /// Hard links of one another within this guest.
@@ -461,19 +463,21 @@ impl<'a> Surveyor<'a> {
         })
     }
 
-    /// Those of the candidates that the host's guard protects.
-    fn guarded(&self, layers: &mut Layers) -> HashSet<Place> {
+    /// Those of the candidates that the host's guard protects; and one that it should protect, and does not.
+    fn guarded(&self, layers: &mut Layers) -> (HashSet<Place>, Option<PathBuf>) {
         if self.candidates.is_empty() || !guarded::is_announced(self.root) {
-            return HashSet::new();
+            return (HashSet::new(), None);
         }
         let on_disk = |(place, inode): &(&Place, &Inode)| !layers.hold(self.root, &place.dir, inode);
-        guarded::protected(self.root, self.candidates.iter().filter(on_disk)).into_iter().cloned().collect()
+        let guarded::Guarded { files, unguarded } =
+            guarded::look(self.root, self.candidates.iter().filter(on_disk));
+        (files.into_iter().cloned().collect(), unguarded)
     }
 
     /// Judges what was found. With `in_place`, the other files lose only their names.
     fn finish(mut self, in_place: Option<&Vec<PathBuf>>) -> Survey {
         let mut layers = Layers::default();
-        let guarded = self.guarded(&mut layers);
+        let (guarded, unguarded) = self.guarded(&mut layers);
         // Most often there is nothing to ask this for.
         let in_place = in_place.filter(|_| !guarded.is_empty()).map(|paths| {
             paths.iter().filter_map(|path| self.resolver.place(path).ok().flatten()).collect::<HashSet<_>>()
@@ -488,6 +492,7 @@ impl<'a> Surveyor<'a> {
             single: self.single,
             unified: Vec::new(),
             guarded: Tally::default(),
+            unguarded,
             hard_links: 0,
             linked: Vec::new(),
             left: std::mem::take(&mut self.left),

@@ -10,7 +10,9 @@ use crate::detach::survey::{Left, survey};
 use crate::inspect::Verdict;
 use crate::package::PackageManager;
 use crate::policy::{Mode, Policy};
-use crate::report::{Reason, Shown, Silent, size, tell_of_prevented_write, warn_of_possible_write};
+use crate::report::{
+    Reason, Shown, Silent, size, tell_of_prevented_write, warn_of_missing_guard, warn_of_possible_write,
+};
 use crate::state::members::Member;
 use crate::supervise;
 use crate::sys::path::root::Root;
@@ -139,6 +141,7 @@ impl HookRun<'_> {
         if restored > 0 {
             log::info!("{restored} files of an interrupted run completed or rolled back");
         }
+        begun.survey.unguarded.iter().for_each(|path| warn_of_missing_guard(path));
         for unseen in &begun.survey.unseen {
             log::warn!("{}: {}", Shown(&unseen.path), Reason(&unseen.source));
         }

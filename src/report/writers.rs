@@ -20,3 +20,13 @@ pub fn warn_of_possible_write(path: &Path) {
         Shown(path)
     );
 }
+
+/// Warns that a file which the host says its guard protects can be written to.
+pub fn warn_of_missing_guard(path: &Path) {
+    log::warn!(
+        "{}: the host says that its guard protects this file, but the kernel lets it be opened for writing: the guard is \
+         not loaded; shared files are made private before they change; remedy: run `cow-guard load` on the host, \
+         `cow-guard status` says what prevents it",
+        Shown(path)
+    );
+}

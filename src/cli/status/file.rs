@@ -14,7 +14,7 @@ use crate::inspect::{Surroundings, Verdict, VisibleFence, inspect};
 use crate::ledger::Ledger;
 use crate::package::Managers;
 use crate::package::owners::Owners;
-use crate::report::{Shown, json_path, size};
+use crate::report::{Shown, json_path, size, warn_of_missing_guard};
 use crate::state::spool::read_spool;
 use crate::state::store::Store;
 use crate::sys::file::inode::Inode;
@@ -49,6 +49,7 @@ pub(crate) fn explain(guest: Guest<'_>, paths: &[PathBuf]) -> anyhow::Result<Vec
     let stashed = stashed(guest)?;
     let request = Request { other_names: true, ..Request::of_paths(paths.iter().cloned()) };
     let survey = survey(guest.root, guest.policy, &request);
+    survey.unguarded.iter().for_each(|path| warn_of_missing_guard(path));
     let mut verdicts: HashMap<PathBuf, Verdict> = HashMap::new();
     for Found { place, inode, fence } in &survey.unified {
         let surroundings = Surroundings { layered: false, guarded: *fence == VisibleFence::Guard };

@@ -11,7 +11,7 @@ use crate::detach::survey::{Found, Tally, survey};
 use crate::exit::Exit;
 use crate::inspect::Verdict;
 use crate::ledger::{Ledger, Stage};
-use crate::report::{Reason, Shown, json_path, size};
+use crate::report::{Reason, Shown, json_path, size, warn_of_missing_guard};
 use crate::state::members::Members;
 use crate::state::spool::read_spool;
 use crate::state::store::{STATE_DIR, Store};
@@ -46,6 +46,7 @@ impl Tree {
     pub fn walk(guest: Guest<'_>, path: PathBuf, exit: &mut Exit) -> Tree {
         let request = Request { other_names: true, ..Request::of_tree(&path) };
         let survey = survey(guest.root, guest.policy, &request);
+        survey.unguarded.iter().for_each(|path| warn_of_missing_guard(path));
         for unseen in &survey.unseen {
             log::error!("{}: {}", Shown(&unseen.path), Reason(&unseen.source));
             *exit = Exit::Partial;
