@@ -9,6 +9,7 @@ pub mod handle;
 pub mod inode;
 pub mod layer;
 pub mod metadata;
+pub mod pages;
 pub mod times;
 pub mod traits;
 pub mod uuid;
