@@ -44,6 +44,8 @@ struct Report {
     linked: u64,
     /// Objects made for them.
     objects: u64,
+    /// Guests' own files among these, which were not copied.
+    adopted: u64,
     /// Bytes that the filesystem gets back, less what new objects take.
     bytes_freed: u64,
     bytes_copied: u64,
@@ -347,6 +349,7 @@ fn report(
         looked_at: passed.looked_at,
         linked: if arguments.dry_run { passed.names.len() as u64 } else { linked.names.len() as u64 },
         objects: linked.objects,
+        adopted: linked.adopted,
         bytes_freed: if arguments.dry_run {
             passed.would_free
         } else {
@@ -455,7 +458,11 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         size(report.bytes_freed)
     )?;
     if !report.dry_run {
-        write!(out, ", {} new in the pool ({} copied)", report.objects, size(report.bytes_copied))?;
+        write!(out, ", {} new in the pool (", report.objects)?;
+        if report.adopted > 0 {
+            write!(out, "{} adopted, ", report.adopted)?;
+        }
+        write!(out, "{} copied)", size(report.bytes_copied))?;
     }
     if !report.failed.is_empty() {
         write!(out, ", {} failed", report.failed.len())?;

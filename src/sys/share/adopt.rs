@@ -105,6 +105,12 @@ pub struct Candidate {
     is_ours: bool,
     /// Its time of change when every later change of its flags shows.
     since: Option<Time>,
+}
+
+/// That nobody can change the content of a candidate which stands.
+#[derive(Debug)]
+#[must_use]
+pub struct Proof {
     in_memory: InMemory,
 }
 
@@ -116,14 +122,7 @@ impl Candidate {
         }
         let inode = Inode::of(&file)?;
         let is_ours = !mark::is_set(&file)?;
-        let candidate = Candidate {
-            file,
-            id: inode.id,
-            size: inode.size,
-            is_ours,
-            since: None,
-            in_memory: InMemory::Some,
-        };
+        let candidate = Candidate { file, id: inode.id, size: inode.size, is_ours, since: None };
         let held = names.iter().try_for_each(|held| {
             name.link(*held)?;
             // The name may be another file's by now.
@@ -158,33 +157,35 @@ impl Candidate {
     }
 
     /// Proves that nobody can change the content any more; the caller reads it then, and asks [`Candidate::stands`].
-    pub fn prove(&mut self) -> Result<(), Refusal> {
+    pub fn prove(&self) -> Result<Proof, Refusal> {
         // Nobody who writes is left, and nobody can come: the lease itself is not needed any more.
         Lease::take(self.file.as_fd())?.map(drop).ok_or(Refusal::Writer)?;
-        if self.evict()? == InMemory::Some {
+        self.evict().or_else(|refusal| match refusal {
             // What a writer has left who has gone is dirty: it is written to the disk, and is no reason.
-            rustix::fs::fdatasync(&self.file)?;
-            if self.evict()? == InMemory::Some {
-                return Err(Refusal::PagesStay);
+            Refusal::PagesStay => {
+                rustix::fs::fdatasync(&self.file)?;
+                self.evict()
             }
-        }
-        Ok(())
+            refusal => Err(refusal),
+        })
     }
 
     /// Whether nothing has changed since the batch was settled. What was read meanwhile then holds for ever.
-    pub fn stands(&mut self) -> Result<(), Refusal> {
-        if self.in_memory == InMemory::NoneUptodate && self.evict()? == InMemory::Some {
-            return Err(Refusal::PagesStay);
+    pub fn stands(&self, proof: Proof) -> Result<(), Refusal> {
+        if proof.in_memory == InMemory::NoneUptodate {
+            let _ = self.evict()?;
         }
         let is_marked = mark::is_set(&self.file)?;
         let is_same = self.since.is_some() && self.since == Some(Inode::of(&self.file)?.ctime);
         if is_marked && is_same { Ok(()) } else { Err(Refusal::Changed) }
     }
 
-    fn evict(&mut self) -> io::Result<InMemory> {
+    fn evict(&self) -> Result<Proof, Refusal> {
         pages::evict(&self.file)?;
-        self.in_memory = pages::in_memory(&self.file, self.size)?;
-        Ok(self.in_memory)
+        match pages::in_memory(&self.file, self.size)? {
+            InMemory::Some => Err(Refusal::PagesStay),
+            in_memory => Ok(Proof { in_memory }),
+        }
     }
 
     /// Gives the file back to its guest: takes off the mark, if it was not there before, and then the two names.

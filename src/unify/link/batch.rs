@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use super::adopt::{Adopted, Adoption};
 use super::dedupe::share;
 use super::linked::{ChangedDir, Linked, Postponed};
 use super::linker::Linker;
@@ -30,7 +31,7 @@ use crate::unify::pool::journal::LinkIntent;
 use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::publish::Copied;
 use crate::unify::pool::settings::Sharing;
-use crate::unify::scan::catalog::{DirIndex, FileIndex};
+use crate::unify::scan::catalog::{Catalog, DirIndex, FileIndex};
 use crate::unify::scan::digest::{OpenDirs, is_gone, is_same, take_lease};
 use crate::unify::scan::not_unified::NotUnified;
 use crate::unify::{At, Error, SharedError};
@@ -47,8 +48,17 @@ struct Job<'w> {
     at: usize,
     /// What is to be its object.
     copy: Option<Copied>,
+    adoption: Adoption,
     /// First number of the temporary names, one for each name of the work.
     first: u64,
+}
+
+impl Job<'_> {
+    /// The names of each inode that is to give way to the object.
+    fn inodes<'j>(&'j self, catalog: &'j Catalog) -> impl Iterator<Item = &'j [FileIndex]> {
+        let adopted = self.adoption.first();
+        self.work.inodes(catalog).filter(move |names| Some(names[0]) != adopted)
+    }
 }
 
 impl Linker<'_> {
@@ -59,8 +69,10 @@ impl Linker<'_> {
     pub fn link(&self, works: &[Work]) -> Result<Linked, Error> {
         let mut linked = Linked::default();
         let mut jobs = Vec::new();
-        let made = parallel::map(self.threads, works, |work| self.prepare(work));
-        for ((at, work), made) in works.iter().enumerate().zip(made) {
+        let adoptions = self.adopt(works);
+        let tried: Vec<(&Work, &Adoption)> = works.iter().zip(&adoptions).collect();
+        let made = parallel::map(self.threads, &tried, |(work, adoption)| self.prepare(work, adoption));
+        for (((at, work), adoption), made) in works.iter().enumerate().zip(adoptions).zip(made) {
             let copy = match made {
                 Ok(Ok(copy)) => copy,
                 Ok(Err(not_unified)) => {
@@ -76,7 +88,7 @@ impl Linker<'_> {
                     continue;
                 }
             };
-            jobs.push(Job { work, at, copy, first: self.run().numbers(work.names.len()) });
+            jobs.push(Job { work, at, copy, adoption, first: self.run().numbers(work.names.len()) });
         }
         let hardlinks = self.pool().settings.share == Sharing::Hardlink;
         let intents = if hardlinks { self.intents(&jobs) } else { Vec::new() };
@@ -106,10 +118,17 @@ impl Linker<'_> {
         Ok(linked)
     }
 
-    /// Copies a file of the work into the pool, unless the object is there.
-    fn prepare(&self, work: &Work) -> io::Result<Result<Option<Copied>, NotUnified>> {
+    /// Copies a file of the work into the pool, unless the object is there or one of the files is to be it.
+    fn prepare(
+        &self,
+        work: &Work,
+        adoption: &Adoption,
+    ) -> io::Result<Result<Option<Copied>, NotUnified>> {
         if work.existing.is_some() {
             return Ok(Ok(None));
+        }
+        if let Adoption::Adopted(adopted) = adoption {
+            return Ok(Ok(Some(adopted.copied())));
         }
         let mut reason = NotUnified::Changed;
         let mut dirs = OpenDirs::new(self.catalog);
@@ -123,7 +142,7 @@ impl Linker<'_> {
                 source => source?,
             };
             let inode = Inode::of(&source)?;
-            if !is_same(&inode, file) {
+            if !is_same(&inode, &adoption.expected(self.catalog, names[0])) {
                 continue;
             }
             if take_lease(&source)?.is_none() {
@@ -155,7 +174,7 @@ impl Linker<'_> {
         let mut intents = Vec::new();
         for job in jobs {
             let numbers = job.first..;
-            for (&at, number) in job.work.names.iter().zip(numbers) {
+            for (&at, number) in job.inodes(self.catalog).flatten().zip(numbers) {
                 let file = &self.catalog[at];
                 let handle = handles
                     .entry(file.dir)
@@ -212,7 +231,7 @@ impl Linker<'_> {
     }
 
     fn work(&self, job: &Job<'_>, dirs: &mut OpenDirs<'_>, linked: &mut Linked) {
-        let inodes: Vec<&[FileIndex]> = job.work.inodes(self.catalog).collect();
+        let inodes: Vec<&[FileIndex]> = job.inodes(self.catalog).collect();
         let mut done = 0;
         match self.try_work(job, &inodes, dirs, linked, &mut done) {
             Err(swap::Error::Unchanged(reason)) if done == 0 && is_exhaustion(&reason) => {
@@ -254,6 +273,12 @@ impl Linker<'_> {
             *done = inodes.len();
             return share(self, job.work, &object, dirs, linked);
         }
+        if let Adoption::Adopted(adopted) = &job.adoption
+            && !self.note_adopted(adopted, fresh, job, linked)
+        {
+            *done = inodes.len();
+            return Ok(());
+        }
         let mut shelf = self.publisher.open_shelf(&object)?;
         let mut shared = self.publisher.lock(&shelf, &object)?;
         if !self.publisher.protection.protects(&shared)? {
@@ -291,6 +316,7 @@ impl Linker<'_> {
                 shelf: &shelf,
                 inode: shared.inode()?,
                 attributes: xattr::read(&shared)?,
+                adoption: &job.adoption,
                 fresh,
                 unfinished: Cell::new(false),
             };
@@ -306,6 +332,22 @@ impl Linker<'_> {
                 linked.objects += 1;
             }
         }
+        if let Adoption::Adopted(adopted) = &job.adoption {
+            self.let_be(adopted)?;
+        }
         Ok(())
+    }
+
+    /// Counts the names of a file that has become an object. `false` if another run has made this object meanwhile.
+    fn note_adopted(&self, adopted: &Adopted, fresh: bool, job: &Job<'_>, linked: &mut Linked) -> bool {
+        if !fresh {
+            self.release(adopted);
+            linked.left.extend(job.work.names.iter().map(|&at| (at, NotUnified::Changed)));
+            return false;
+        }
+        let names = job.work.inodes(self.catalog).filter(|names| names[0] == adopted.first);
+        linked.names.extend(names.flatten());
+        linked.adopted += 1;
+        true
     }
 }

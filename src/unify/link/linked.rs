@@ -14,6 +14,8 @@ pub struct Linked {
     pub names: Vec<FileIndex>,
     /// Objects made.
     pub objects: u64,
+    /// Guests' own inodes among these.
+    pub adopted: u64,
     /// Bytes written to the pool; blocks that are shared do not count.
     pub copied: u64,
     /// Bytes of disk that the files took whose names are an object's now.
@@ -68,6 +70,7 @@ impl Linked {
     pub(in crate::unify) fn absorb(&mut self, other: Linked) {
         self.names.extend(other.names);
         self.objects += other.objects;
+        self.adopted += other.adopted;
         self.copied += other.copied;
         self.freed += other.freed;
         self.taken += other.taken;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::adopt::Adoption;
 use super::linked::Linked;
 use super::linker::Linker;
 use crate::report::{Reason, Shown};
@@ -65,6 +66,8 @@ pub(super) struct LinkWindow<'l> {
     pub shelf: &'l OwnedFd,
     pub inode: Inode,
     pub attributes: xattr::Xattrs,
+    /// What has become of the files of this work already.
+    pub adoption: &'l Adoption,
     /// It was made, or compared with a file of equal digests, in this run.
     pub fresh: bool,
     /// A name could not be given back: that is left to recovery.
@@ -151,7 +154,7 @@ impl LinkWindow<'_> {
         let catalog = self.linker.catalog;
         let Some(quiet) = take_lease(own)? else { return Ok(Err(NotUnified::Writer)) };
         let before = Inode::of(own)?;
-        if !is_same(&before, &catalog[names[0]]) {
+        if !is_same(&before, &self.adoption.expected(catalog, names[0])) {
             return Ok(Err(NotUnified::Changed));
         }
         let attributes = xattr::read(own)?;

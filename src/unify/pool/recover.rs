@@ -9,7 +9,7 @@ use super::directory::Pool;
 use super::journal::{LinkIntent, decode};
 use super::object::PoolFile;
 use super::protection::PoolProtection;
-use super::run::{JOURNAL, claim, is_kept, kept, temporary};
+use super::run::{JOURNAL, claim, is_adopted, is_kept, kept, temporary};
 use crate::report::{Reason, Shown};
 use crate::sys::file::filesystem;
 use crate::sys::file::inode::Inode;
@@ -17,6 +17,7 @@ use crate::sys::path::dirfd;
 use crate::sys::path::root::read_at;
 use crate::sys::share::gate;
 use crate::sys::share::lease::Lease;
+use crate::sys::share::mark;
 use crate::sys::share::swap::{self, Name, Shared};
 use crate::unify::{At, Error, FailedPath};
 
@@ -110,6 +111,9 @@ impl Ending<'_> {
             if is_kept(&name) && left.inode()?.is_some_and(|inode| inode.nlink == 1) {
                 return Err(io::Error::other("this is the last name of a guest's file"));
             }
+            if is_adopted(&name) {
+                self.unmark(left)?;
+            }
             if name != JOURNAL {
                 swap::unlink_shared(left, self.lock_timeout).map_err(io::Error::other)?;
                 recovered.removed += 1;
@@ -118,6 +122,14 @@ impl Ending<'_> {
         filesystem::sync(self.dir)?;
         gate::wait_for_late_openers();
         dirfd::remove_file(self.dir, OsStr::new(JOURNAL))
+    }
+
+    /// Takes the mark off a guest's inode that has not become an object.
+    fn unmark(&self, name: Name<'_>) -> io::Result<()> {
+        let file = name.open()?;
+        let inode = Inode::of(&file)?;
+        let objects = self.pool.look_at_all(1).map_err(io::Error::other)?;
+        if objects.iter().any(|object| object.inode.id == inode.id) { Ok(()) } else { mark::clear(file) }
     }
 
     fn end_one(

@@ -24,6 +24,7 @@ use crate::unify::{At, Error};
 /// The journal's name in the run's directory.
 pub(super) const JOURNAL: &str = "journal";
 const KEPT: &str = ".kept";
+const ADOPTED: &str = ".adopted";
 /// A run's own directory. It goes with the value, unless something is left in it for the next run to end.
 #[derive(Debug)]
 pub struct RunDir<'p> {
@@ -86,6 +87,21 @@ pub fn temporary(number: u64) -> OsString {
 /// The name in a run's directory of an inode that has lost its name in a guest.
 pub fn kept(number: u64) -> OsString {
     format!("{number}{KEPT}").into()
+}
+
+/// The name in a run's directory of a guest's inode that is to be an object, and that this run has marked.
+pub fn adopted(number: u64) -> OsString {
+    format!("{number}{ADOPTED}").into()
+}
+
+/// As [`adopted`], of one that its guest had marked.
+pub fn held(number: u64) -> OsString {
+    format!("{number}.held").into()
+}
+
+/// Whether a name in a run's directory is one that [`adopted`] gave.
+pub(super) fn is_adopted(name: &OsStr) -> bool {
+    name.as_bytes().ends_with(ADOPTED.as_bytes())
 }
 
 /// Whether a name in a run's directory is one that [`kept`] gave.

@@ -65,9 +65,9 @@ fn adopt(house: &House) -> Result<Candidate, Refusal> {
     let (_empty, changes) = changes();
     let mut candidate = house.hold()?;
     settle(&house.host, &changes, [&mut candidate].into_iter()).remove(0)?;
-    candidate.prove()?;
+    let proof = candidate.prove()?;
     house.read();
-    candidate.stands()?;
+    candidate.stands(proof)?;
     Ok(candidate)
 }
 
@@ -264,8 +264,8 @@ fn what_a_writer_has_left_is_written_to_the_disk() {
         writer.write_all_at(&[2; PAGE], 0).unwrap();
         candidate
     };
-    candidate.prove().unwrap();
-    assert!(matches!(candidate.stands(), Err(Refusal::Changed)));
+    let proof = candidate.prove().unwrap();
+    assert!(matches!(candidate.stands(proof), Err(Refusal::Changed)));
 }
 
 #[test]
