@@ -119,11 +119,7 @@ impl Linker<'_> {
     }
 
     /// Copies a file of the work into the pool, unless the object is there or one of the files is to be it.
-    fn prepare(
-        &self,
-        work: &Work,
-        adoption: &Adoption,
-    ) -> io::Result<Result<Option<Copied>, NotUnified>> {
+    fn prepare(&self, work: &Work, adoption: &Adoption) -> io::Result<Result<Option<Copied>, NotUnified>> {
         if work.existing.is_some() {
             return Ok(Ok(None));
         }

@@ -256,7 +256,7 @@ fn what_others_have_open_for_writing_or_mapped_is_refused() {
 fn what_a_writer_has_left_is_written_to_the_disk() {
     let house = House::new(&[1; PAGE]);
     let (_empty, changes) = changes();
-    let mut candidate = {
+    let candidate = {
         let writer = OpenOptions::new().write(true).open(&house.guest).unwrap();
         let mut candidate = house.hold().unwrap();
         settle(&house.host, &changes, [&mut candidate].into_iter()).remove(0).unwrap();
