@@ -21,6 +21,7 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount};
 
+use crate::sys::file::inode::Inode;
 use crate::sys::file::uuid::Uuid;
 use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
@@ -65,7 +66,17 @@ impl Pins {
     /// What mounting meets; `TimedOut` if another process keeps the lock.
     pub fn open() -> io::Result<Pins> {
         mount_bpffs()?;
-        let dir = dirfd::make_dir_at(open_bpffs()?, OsStr::new(OURS))?;
+        Pins::lock(dirfd::make_dir_at(open_bpffs()?, OsStr::new(OURS))?)
+    }
+
+    fn lock(dir: OwnedFd) -> io::Result<Pins> {
+        let inode = Inode::of(&dir)?;
+        // A BPF filesystem that was mounted without a mode lets every user make directories.
+        if inode.uid != 0 || inode.mode & 0o077 != 0 {
+            return Err(io::Error::other(format!(
+                "{OURS}: another user than root could remove the guard; remove this directory"
+            )));
+        }
         lock::exclusive(&dir, LOCK_TIMEOUT)?;
         Ok(Pins { dir })
     }
@@ -76,10 +87,7 @@ impl Pins {
         match there {
             Err(e) if is_absent(&e) => Ok(None),
             Err(e) => Err(e),
-            Ok(dir) => {
-                lock::exclusive(&dir, LOCK_TIMEOUT)?;
-                Ok(Some(Pins { dir }))
-            }
+            Ok(dir) => Pins::lock(dir).map(Some),
         }
     }
 
@@ -176,6 +184,13 @@ fn is_bpffs() -> io::Result<bool> {
 fn mount_bpffs() -> io::Result<()> {
     if is_bpffs()? {
         return Ok(());
+    }
+    // What is mounted elsewhere goes with the last process that sees it, and the guard goes with it.
+    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt"));
+    if namespace("self")? != namespace("1")? {
+        return Err(io::Error::other(
+            "no BPF filesystem is mounted; run this in the mount namespace of the host",
+        ));
     }
     log::info!("{BPFFS}: mounting the BPF filesystem");
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RELATIME;

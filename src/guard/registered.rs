@@ -27,13 +27,20 @@ pub struct RegisteredPool {
 /// The pools in the host's list.
 ///
 /// # Errors
-/// If there is a list that cannot be read.
+/// If there is a list that cannot be read, or is damaged (`InvalidData`).
 pub fn read() -> io::Result<Vec<RegisteredPool>> {
-    match Root::open(Path::new("/"))?.read(&Path::new(STATE_DIR).join(LIST)) {
-        Ok(text) => Ok(parse(&text)),
+    match Root::open(Path::new("/"))?.read(&path()) {
+        Ok(text) => parse(&text).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "damaged; move it away, then load again")
+        }),
         Err(e) if is_absent(&e) => Ok(Vec::new()),
         Err(e) => Err(e),
     }
+}
+
+/// Where the list is.
+pub fn path() -> PathBuf {
+    Path::new(STATE_DIR).join(LIST)
 }
 
 /// Replaces the host's list.
@@ -42,13 +49,15 @@ pub fn write(pools: &[RegisteredPool]) -> io::Result<()> {
     dirfd::replace_file(&dir, OsStr::new(LIST), &text(pools))
 }
 
-fn parse(text: &[u8]) -> Vec<RegisteredPool> {
+fn parse(text: &[u8]) -> Option<Vec<RegisteredPool>> {
     let parse = |line: &[u8]| {
         let (uuid, path) = line.split_at_checked(line.iter().position(|&byte| byte == b' ')?)?;
         let uuid = std::str::from_utf8(uuid).ok()?.parse().ok()?;
         Some(RegisteredPool { path: OsString::from_vec(path[1..].to_vec()).into(), uuid })
     };
-    text.split(|&byte| byte == 0).filter_map(parse).collect()
+    let lines = text.split(|&byte| byte == 0).collect::<Vec<_>>();
+    let (end, lines) = lines.split_last()?;
+    if end.is_empty() { lines.iter().map(|line| parse(line)).collect() } else { None }
 }
 
 fn text(pools: &[RegisteredPool]) -> Vec<u8> {
@@ -66,7 +75,10 @@ mod tests {
     fn what_is_written_is_read() {
         let uuid: Uuid = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9".parse().unwrap();
         let pools = ["/srv/.cow-pool", "/a b\nc"].map(|path| RegisteredPool { path: path.into(), uuid });
-        assert_eq!(parse(&text(&pools)), pools);
-        assert_eq!(parse(b"no uuid\0\0x"), []);
+        assert_eq!(parse(&text(&pools)), Some(pools.to_vec()));
+        assert_eq!(parse(b""), Some(Vec::new()));
+        for damaged in ["no uuid\0", "\0", "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9 /x"] {
+            assert_eq!(parse(damaged.as_bytes()), None, "{damaged}");
+        }
     }
 }

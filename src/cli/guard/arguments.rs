@@ -31,6 +31,9 @@ pub enum Command {
         /// Also guard the filesystem of this pool, now and whenever the guard is loaded; may be repeated
         #[arg(long, value_name = "DIR")]
         pool: Vec<PathBuf>,
+        /// Guard the filesystem of this pool no longer: the pool was removed; may be repeated
+        #[arg(long, value_name = "DIR")]
+        forget: Vec<PathBuf>,
     },
     /// Take the guard out of the kernel
     Unload {

@@ -18,14 +18,16 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(250);
 pub(super) fn settle(pool: &Pool, guarded: bool) -> bool {
     match pool.settings.protection {
         Some(PoolProtection::Guard) if guarded => open(pool),
-        Some(PoolProtection::Guard) => close(pool),
+        Some(PoolProtection::Guard) => close(pool, true),
         _ => true,
     }
 }
 
-/// Makes all objects immutable, and leaves the mark on them; returns whether they are.
-pub(super) fn close(pool: &Pool) -> bool {
-    match turn(pool).give(PoolProtection::Immutable) {
+/// Makes all objects immutable, and leaves the mark on them; returns whether they are. If they may have been `exposed`,
+/// the next pass reads again what was not immutable.
+pub(super) fn close(pool: &Pool, exposed: bool) -> bool {
+    let closed = if exposed { close_exposed(pool) } else { turn(pool).give(PoolProtection::Immutable) };
+    match closed {
         Ok(turned) => {
             if turned.files > 0 {
                 log::warn!(
@@ -39,6 +41,13 @@ pub(super) fn close(pool: &Pool) -> bool {
         }
         Err(e) => failed(pool, &e),
     }
+}
+
+fn close_exposed(pool: &Pool) -> Result<Turned, unify::Error> {
+    let files = pool.look_at_all(parallel::processors())?;
+    let threads = parallel::processors();
+    let protected = pool.protect(&files, PoolProtection::Immutable, LOCK_TIMEOUT, threads)?;
+    Ok(Turned { files: protected.files.len() as u64, failed: protected.failed })
 }
 
 /// Whether all objects are immutable.

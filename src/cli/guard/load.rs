@@ -6,19 +6,19 @@ use super::pools::{self, Pools};
 use super::{fence, refused};
 use crate::exit::Exit;
 use crate::guard::pins::Pins;
-use crate::guard::{self, loader};
+use crate::guard::{self, loader, registered};
 use crate::report::{Reason, Shown};
 use crate::sys::file::uuid::Uuid;
 
-pub(super) fn run(more: &[PathBuf]) -> anyhow::Result<Exit> {
+pub(super) fn run(more: &[PathBuf], forgotten: &[PathBuf]) -> anyhow::Result<Exit> {
     // Locked, so that no other process loads without what this one adds.
     let pins = Pins::open().map_err(guard::Error::Pins);
-    let pools = Pools::look(more)?;
+    let pools = Pools::look(more, forgotten)?;
     pools.problems.iter().for_each(|problem| log::error!("{problem}"));
     let mut whole = pools.problems.is_empty();
     // First: what is not known at the next boot is not guarded then.
     if let Err(e) = pools.register() {
-        log::error!("the list of guarded pools cannot be written: {}", Reason(e));
+        log::error!("{}: cannot be written: {}", Shown(&registered::path()), Reason(e));
         whole = false;
     }
     let loaded = pins.and_then(|pins| load(&pins, &pools));
@@ -40,6 +40,12 @@ pub(super) fn run(more: &[PathBuf]) -> anyhow::Result<Exit> {
             }
         }
         whole &= fence::settle(pool, guarded.unwrap_or(false));
+    }
+    if pools.all.is_empty()
+        && let Err(e) = &loaded
+    {
+        log::warn!("{e}; no pool relies on the guard");
+        return Ok(if whole { Exit::Done } else { Exit::Partial });
     }
     Ok(match loaded {
         Err(e) => refused(&e),

@@ -20,7 +20,7 @@ pub fn main() -> Exit {
     };
     crate::logging::init("cow-guard", arguments.common.quiet, arguments.common.verbose);
     let done = match &arguments.command {
-        Command::Load { pool } => load::run(pool),
+        Command::Load { pool, forget } => load::run(pool, forget),
         Command::Unload { protect } => unload::run(*protect),
         Command::Status { json } => status::run(*json, &arguments.common),
     };

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use crate::guard::registered::{self, RegisteredPool};
 use crate::report::{Reason, Shown};
 use crate::sys::file::uuid::Uuid;
-use crate::sys::path::root::Root;
 use crate::sys::share::mark;
 use crate::unify::pass::pools;
 use crate::unify::pool::directory::Pool;
@@ -23,28 +22,29 @@ pub(super) struct GuardedPool {
 impl GuardedPool {
     /// The pool, if guests could change its objects without the guard.
     pub fn relying(&self) -> Option<&Pool> {
-        self.open.as_ref().filter(|pool| pool.settings.protection == Some(PoolProtection::Guard))
+        self.open.as_ref().filter(|pool| relies(pool))
     }
 }
 
 /// The pools to guard, and what is wrong with others.
 pub(super) struct Pools {
     pub all: Vec<GuardedPool>,
-    /// Filesystems of pools that are gone, or protect their objects otherwise.
+    /// Filesystems of pools that are forgotten, or protect their objects otherwise.
     released: Vec<Uuid>,
     /// Messages for a person.
     pub problems: Vec<String>,
 }
 
 impl Pools {
-    /// Looks at all pools that are registered, at those of the host's list that rely on the guard, and at `more`.
+    /// Looks at all pools that are registered but for those that are `forgotten`, at those of the host's list that rely
+    /// on the guard, and at `more`.
     ///
     /// # Errors
-    /// If one of `more` is no pool.
-    pub fn look(more: &[PathBuf]) -> anyhow::Result<Pools> {
+    /// If one of `more` is no pool, or one of `forgotten` not registered, or still in need of the guard.
+    pub fn look(more: &[PathBuf], forgotten: &[PathBuf]) -> anyhow::Result<Pools> {
         let mut pools = Pools { all: Vec::new(), released: Vec::new(), problems: Vec::new() };
         let before = registered::read().unwrap_or_else(|e| {
-            pools.problems.push(format!("the list of guarded pools cannot be read: {}", Reason(e)));
+            pools.problems.push(format!("{}: {}", Shown(&registered::path()), Reason(e)));
             Vec::new()
         });
         for path in more {
@@ -55,7 +55,18 @@ impl Pools {
             let uuid = Uuid::of(pool.runs()).map_err(|e| no_uuid(&path, e))?;
             pools.all.push(GuardedPool { path, uuid, open: Some(pool) });
         }
-        for RegisteredPool { path, uuid } in &before {
+        for path in forgotten {
+            let found = before.iter().find(|pool| pool.path == *path);
+            let uuid = found.ok_or_else(|| anyhow::anyhow!("{}: not registered", Shown(path)))?.uuid;
+            if Pool::open(path).is_ok_and(|pool| pool.is_some_and(|pool| relies(&pool))) {
+                anyhow::bail!(
+                    "{}: this pool relies on the guard; run `cow-unify protect` first",
+                    Shown(path)
+                );
+            }
+            pools.released.push(uuid);
+        }
+        for RegisteredPool { path, uuid } in before.iter().filter(|pool| !forgotten.contains(&pool.path)) {
             pools.add(path, Some(*uuid));
         }
         for path in pools::listed() {
@@ -64,8 +75,8 @@ impl Pools {
         Ok(pools)
     }
 
-    /// Adds a pool, unless it is known already, gone, or protected otherwise; `uuid` is that of its filesystem if it was
-    /// registered.
+    /// Adds a pool, unless it is known already or protected otherwise; `uuid` is that of its filesystem if it was
+    /// registered. One that is not there now may come with its filesystem.
     fn add(&mut self, path: &Path, uuid: Option<Uuid>) {
         if self.all.iter().any(|pool| pool.path == path) {
             return;
@@ -81,10 +92,7 @@ impl Pools {
         let Some(uuid) = found.ok().or(uuid) else { return };
         let pool = GuardedPool { path: path.to_path_buf(), uuid, open };
         let protection = pool.open.as_ref().and_then(|pool| pool.settings.protection);
-        if pool.open.is_none() && is_gone(path, uuid) {
-            log::debug!("{}: the pool is gone", Shown(path));
-            self.released.push(uuid);
-        } else if protection.is_some_and(|other| other != PoolProtection::Guard) {
+        if protection.is_some_and(|other| other != PoolProtection::Guard) {
             log::debug!("{}: this pool does not rely on the guard", Shown(path));
             self.released.push(uuid);
         } else {
@@ -113,6 +121,10 @@ impl Pools {
     }
 }
 
+fn relies(pool: &Pool) -> bool {
+    pool.settings.protection == Some(PoolProtection::Guard)
+}
+
 fn registered(pool: &GuardedPool) -> RegisteredPool {
     RegisteredPool { path: pool.path.clone(), uuid: pool.uuid }
 }
@@ -124,13 +136,6 @@ fn no_uuid(path: &Path, e: std::io::Error) -> anyhow::Error {
         Shown(path),
         Reason(e)
     )
-}
-
-/// Whether the filesystem that a pool was on is mounted, without it.
-fn is_gone(path: &Path, uuid: Uuid) -> bool {
-    let parent = path.parent().and_then(|parent| Root::open(parent).ok());
-    let dir = parent.and_then(|parent| parent.open_dir(Path::new("/")).ok());
-    !path.exists() && dir.is_some_and(|dir| Uuid::of(dir).is_ok_and(|of_parent| of_parent == uuid))
 }
 
 /// Whether the guard protects marked files of a pool, as a file that is made for it shows.

@@ -89,7 +89,7 @@ pub(super) fn run(json: bool, common: &Common) -> anyhow::Result<Exit> {
 }
 
 fn look() -> anyhow::Result<Report> {
-    let pools = Pools::look(&[])?;
+    let pools = Pools::look(&[], &[])?;
     let generations = loader::generations()?;
     let current = generations.iter().rev().find(|generation| generation.complete);
     let programs = || generations.iter().flat_map(|generation| &generation.programs);
