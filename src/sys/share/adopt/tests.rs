@@ -11,6 +11,8 @@ use std::thread::JoinHandle;
 
 use super::*;
 
+mod sweep;
+
 /// Where the files are: not in /tmp, a tmpfs has no flags. In the emulated machine, the filesystem that the guard guards.
 fn place() -> PathBuf {
     std::env::var_os("COW_TESTS_ADOPT_IN").map_or_else(|| "/var/tmp".into(), PathBuf::from)
