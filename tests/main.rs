@@ -51,6 +51,8 @@ mod unify_deep;
 mod unify_failures;
 mod unify_figures;
 mod unify_flags;
+#[cfg(feature = "pretend-guard")]
+mod unify_guard;
 mod unify_interruption;
 mod unify_race;
 mod unify_room;

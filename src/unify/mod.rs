@@ -21,7 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use self::pool::guard::NoGuard;
+use self::pool::no_guard::NoGuard;
 use crate::report::{Reason, Shown};
 
 /// Why the unifier refuses to work. Nothing was changed.
@@ -162,6 +162,9 @@ impl Error {
             }
             Error::NoGuard { source: NoGuard::Missing, .. } => {
                 "install the package cow-guard, or leave out --protection"
+            }
+            Error::NoGuard { source: NoGuard::FlagChange | NoGuard::NoList, .. } => {
+                "the objects stay immutable; run `cow-unify protect` again, as root of the host and not in a container"
             }
             Error::NoGuard { .. } => {
                 "see `cow-guard status`; or leave out --protection: then objects are made immutable"

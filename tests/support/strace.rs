@@ -43,6 +43,7 @@ pub fn traced(command: &Command, input: &[u8], kill: Option<(&str, usize)>) -> (
     }
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     strace.args(words.map(OsStr::to_os_string));
+    strace.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     if let Some(dir) = command.get_current_dir() {
         strace.current_dir(dir);
     }

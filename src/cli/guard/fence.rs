@@ -64,7 +64,7 @@ fn open(pool: &Pool) -> bool {
     if !marked {
         return false;
     }
-    match turn(pool).take_off(PoolProtection::Immutable) {
+    match turn(pool).leave_to_guard() {
         Ok(turned) => {
             if turned.files > 0 {
                 log::info!(

@@ -271,7 +271,7 @@ fn guarded(
             Ok(()) => Ok(other),
             Err(source) => Err(Error::NoGuard { path: pool.path().to_path_buf(), source }),
         },
-        PoolProtection::Immutable if is_auto && made.is_none() => match guard::load(pool) {
+        PoolProtection::Immutable if is_auto && made.is_none() => match guard::load_unasked(pool) {
             Ok(()) => Ok(PoolProtection::Guard),
             Err(e) => {
                 log::debug!("{}: {e}: objects are made immutable", Shown(pool.path()));

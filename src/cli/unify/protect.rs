@@ -1,33 +1,41 @@
 //! `cow-unify protect`: changes how the pool's objects are protected.
 //!
-//! All have the new protection, on the disk, before the pool says so, and the old one comes off last: killed anywhere,
-//! all are protected, and the same command ends it.
+//! Killed anywhere, all objects are protected, in the one way or the other, and the same command ends it.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::arguments::{Common, ProtectTo};
 use super::{place, shared};
+use crate::cli::bar::Bar;
 use crate::cli::{Named, Problem};
 use crate::exit::Exit;
 use crate::report::Shown;
 use crate::unify::Error;
+use crate::unify::care::verify::Verifier;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::guard;
 use crate::unify::pool::protect::{Turn, Turned};
 use crate::unify::pool::protection::PoolProtection;
+use crate::unify::pool::recover;
+use crate::unify::pool::settings::Sharing;
 
 /// What happened, for machines.
 #[derive(Debug, Serialize)]
 struct Report {
     pool: Named,
-    /// How the pool is protected now.
+    /// How objects are protected now.
     protection: PoolProtection,
-    /// Files that have this protection, and had it not.
-    protected: u64,
-    /// Files that the earlier protection was taken off.
-    opened: u64,
+    /// Files that had another protection before.
+    turned: u64,
+    /// Files that had lost their protection, and have it again.
+    protected: Vec<Named>,
+    /// Objects that had changed without protection, and are set aside.
+    set_aside: Vec<Named>,
+    recovered: u64,
     failed: Vec<Problem>,
 }
 
@@ -35,34 +43,76 @@ pub fn run(to: ProtectTo, common: &Common) -> anyhow::Result<Exit> {
     let policy = shared::policy()?;
     let mut pool = place::existing(common, &[])?;
     let _lock = shared::lock(&pool, &policy)?;
-    let from = pool.settings.protection.unwrap_or(PoolProtection::Immutable);
-    if !matches!(from, PoolProtection::Guard | PoolProtection::Immutable) {
-        anyhow::bail!(
-            "{}: protected by `{}`, which cannot be changed to another protection",
-            Shown(pool.path()),
-            from.name()
-        );
-    }
+    let from = from(&pool)?;
     let to = choose(&pool, to)?;
     pool.may_change(true)?;
     let (lock_timeout, threads) = (policy.lock_timeout, shared::threads(common));
-    let given = Turn { pool: &pool, lock_timeout, threads }.give(to)?;
-    let mut taken = Turned::default();
-    if given.failed.is_empty() {
-        pool.set_protection(to)?;
-        let old = if to == PoolProtection::Guard { PoolProtection::Immutable } else { PoolProtection::Guard };
-        taken = Turn { pool: &pool, lock_timeout, threads }.take_off(old)?;
+    let bar = Bar::new(common.quiet > 0 || common.json);
+    let mut recovered = recover::recover(&pool, lock_timeout)?;
+    // What has lost the protection of now must not be taken for intact by the other.
+    let now = guard::instead(&pool, from);
+    let files = pool.look_at_all(threads)?;
+    let verified = Verifier { pool: &pool, lock_timeout, threads, watch: &bar }.check(&files, now)?;
+    let mut failed = std::mem::take(&mut recovered.failed);
+    failed.extend(verified.failed);
+    let mut turned = Turned::default();
+    if failed.is_empty() {
+        turned = turn(&mut pool, to, lock_timeout, threads)?;
     }
+    failed.append(&mut turned.failed);
+    let named = |path: PathBuf| Named { path };
     let report = Report {
-        pool: Named { path: pool.path().to_path_buf() },
-        protection: if given.failed.is_empty() { to } else { from },
-        protected: given.files,
-        opened: taken.files,
-        failed: given.failed.into_iter().chain(taken.failed).map(Problem::from).collect(),
+        pool: named(pool.path().to_path_buf()),
+        protection: pool.settings.protection.unwrap_or(from),
+        turned: turned.files,
+        protected: verified.protected.into_iter().map(named).collect(),
+        set_aside: verified.damaged.into_iter().map(|(path, _)| named(path)).collect(),
+        recovered: recovered.total(),
+        failed: failed.into_iter().map(Problem::from).collect(),
     };
     shared::complain(&report.failed, common);
-    let exit = if report.failed.is_empty() { Exit::Done } else { Exit::Partial };
-    Ok(shared::print(common, &report, text, exit))
+    if !report.set_aside.is_empty() {
+        log::error!(
+            "damaged objects are in quarantine; run `cow-unify verify GUEST...` to repair the guests"
+        );
+    }
+    let whole = report.failed.is_empty() && report.set_aside.is_empty() && report.protected.is_empty();
+    Ok(shared::print(common, &report, text, if whole { Exit::Done } else { Exit::Partial }))
+}
+
+/// How the pool is protected now.
+fn from(pool: &Pool) -> anyhow::Result<PoolProtection> {
+    let remedy = match pool.settings.protection.unwrap_or(PoolProtection::Immutable) {
+        from @ (PoolProtection::Guard | PoolProtection::Immutable) => return Ok(from),
+        PoolProtection::None if pool.settings.share == Sharing::Reflink => "its files need no protection",
+        PoolProtection::None => "run `cow-unify GUEST...` with --protection guard or immutable",
+        PoolProtection::Iunlink => "the flag of Linux-VServer cannot be exchanged for another protection",
+    };
+    anyhow::bail!("{}: {remedy}", Shown(pool.path()))
+}
+
+/// Turns the pool. If something fails, all objects are protected, and the pool's settings say which protection is enough.
+fn turn(
+    pool: &mut Pool,
+    to: PoolProtection,
+    lock_timeout: Duration,
+    threads: usize,
+) -> Result<Turned, Error> {
+    if to == PoolProtection::Guard {
+        // First: what is immutable is as good in such a pool, and what is only marked is so in no other.
+        pool.set_protection(to)?;
+        let turn = Turn { pool, lock_timeout, threads };
+        let mut given = turn.give(to)?;
+        // What could not be marked stays immutable.
+        let mut left = turn.leave_to_guard()?;
+        left.failed.append(&mut given.failed);
+        return Ok(left);
+    }
+    let taken = Turn { pool, lock_timeout, threads }.take_from_guard()?;
+    if taken.failed.is_empty() {
+        pool.set_protection(to)?;
+    }
+    Ok(taken)
 }
 
 /// The protection that is meant, which was tried out.
@@ -81,15 +131,16 @@ fn choose(pool: &Pool, to: ProtectTo) -> Result<PoolProtection, Error> {
 }
 
 fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
-    let Report { protected, opened, failed, .. } = report;
-    let old = if report.protection == PoolProtection::Guard { "immutable flag" } else { "mark" };
-    write!(
-        out,
-        "protection: {}; {protected} objects got it, {opened} lost the {old}",
-        report.protection.name()
-    )?;
-    if !failed.is_empty() {
-        write!(out, ", {} failed", failed.len())?;
+    let Report { protection, turned, protected, set_aside, failed, .. } = report;
+    write!(out, "protection: {}; {turned} objects turned to it", protection.name())?;
+    for (number, what) in [
+        (protected.len(), "had lost their protection"),
+        (set_aside.len(), "damaged"),
+        (failed.len(), "failed"),
+    ] {
+        if number > 0 {
+            write!(out, ", {number} {what}")?;
+        }
     }
     writeln!(out)
 }

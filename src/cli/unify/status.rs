@@ -15,6 +15,7 @@ use crate::exit::Exit;
 use crate::report::{Shown, json_path, size};
 use crate::unify::care::status::{GuestStatus, StatusReader};
 use crate::unify::eligible::scope::Scope;
+use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::settings::Sharing;
 
 /// What there is, for machines. What is not known is null: if guests share blocks, inodes do not tell.
@@ -31,6 +32,10 @@ struct Report {
     unused_objects: Tally,
     /// Files in quarantine.
     set_aside: u64,
+    /// How objects should be protected.
+    protection: PoolProtection,
+    /// Why the guard that should protect them does not.
+    no_guard: Option<String>,
     /// Files of the pool that should be protected, and are not.
     unprotected_objects: u64,
     failed: Vec<Problem>,
@@ -86,6 +91,8 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
         objects: status.objects,
         unused_objects: status.unused,
         set_aside: status.quarantined,
+        protection: status.protection,
+        no_guard: status.no_guard.map(|e| e.to_string()),
         unprotected_objects: status.unprotected.len() as u64,
         failed,
         no_guests: others.into_iter().map(|(path, what)| problem((path, what.to_owned()))).collect(),
@@ -138,7 +145,16 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     if report.unprotected_objects > 0 {
         write!(out, ", {} not protected", report.unprotected_objects)?;
     }
-    writeln!(out)
+    writeln!(out)?;
+    match (&report.no_guard, report.protection) {
+        (Some(reason), _) => writeln!(
+            out,
+            "protection: guard, but it does not protect this pool: {reason}; objects must be immutable until `cow-guard \
+             load` succeeds"
+        ),
+        (None, PoolProtection::Guard) => writeln!(out, "protection: guard, loaded"),
+        (None, protection) => writeln!(out, "protection: {}", protection.name()),
+    }
 }
 
 fn row(row: &Row) -> Vec<String> {

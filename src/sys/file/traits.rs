@@ -9,6 +9,8 @@ use rustix::fs::IFlags;
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Opcode, Setter, opcode};
 
+use super::inode::Inode;
+
 /// `FS_IOC_FSGETXATTR` and `FS_IOC_FSSETXATTR` of `linux/fs.h`.
 const GET_EXTENDED: Opcode = opcode::read::<Extended>(b'X', 31);
 const SET_EXTENDED: Opcode = opcode::write::<Extended>(b'X', 32);
@@ -17,9 +19,9 @@ const HANDED_ON: u32 = 0x200;
 
 /// Flags that must be set while a file is empty to have their effect (btrfs: compression, no copy on write).
 const BEFORE_DATA: IFlags = IFlags::COMPRESSED.union(IFlags::NOCOW);
-/// All others that people set, and that neither protect a file nor tell of its format. Not `noatime`: it is the mark of a
-/// shared inode (`sys::share::mark`), which a private copy must not have.
+/// All others that people set, and that neither protect a file nor tell of its format.
 const AFTER_DATA: IFlags = IFlags::NODUMP
+    .union(IFlags::NOATIME)
     .union(IFlags::SYNC)
     .union(IFlags::SECURE_REMOVAL)
     .union(IFlags::UNRM)
@@ -48,9 +50,24 @@ pub struct Traits {
 
 impl Traits {
     /// The traits of an open file; none if the filesystem has none.
+    ///
+    /// The `noatime` flag of a file with several names is no trait, unless it is immutable: it is the mark of a shared inode
+    /// (`sys::share::mark`), and a private copy must not have it.
     pub fn of(file: impl AsFd) -> io::Result<Traits> {
         let flags = inode_flags(&file)? & (BEFORE_DATA | AFTER_DATA);
-        Ok(Traits { flags, project: extended(&file)?.project })
+        let traits = Traits { flags, project: extended(&file)?.project };
+        if !flags.contains(IFlags::NOATIME) {
+            return Ok(traits);
+        }
+        let inode = Inode::of(file)?;
+        let is_mark = inode.nlink > 1 && !inode.immutable;
+        Ok(traits.with_noatime(!is_mark))
+    }
+
+    /// The same, with the `noatime` flag or without it.
+    pub(crate) fn with_noatime(mut self, noatime: bool) -> Traits {
+        self.flags.set(IFlags::NOATIME, noatime);
+        self
     }
 
     /// As one number; 0 for none.

@@ -6,12 +6,18 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{AtFlags, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 /// Names of the probe, which belongs to whoever makes it; a process's number follows.
 const PROBE: &str = ".cow-guard-probe";
+
+/// Whether [`is_guarded`] gave a name, in a directory that holds nothing else of this name.
+pub fn is_probe(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(PROBE.as_bytes())
+}
 
 /// Whether an open file has the flag. How many names it has is not asked.
 pub fn is_set(file: impl AsFd) -> io::Result<bool> {

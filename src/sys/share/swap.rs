@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::gate;
 use super::lease::Lease;
 use super::lock;
+use super::mark;
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::file::metadata::Metadata;
 use crate::sys::path::resolve::is_absent;
@@ -130,12 +131,22 @@ impl Shared {
         if !before.inode.immutable {
             return Err(Error::Unchanged(Errno::PERM.into()));
         }
+        self.in_window(before, Opened::Bare, change)
+    }
+
+    /// Makes `change` in a window.
+    fn in_window(
+        &self,
+        before: Metadata,
+        opened: Opened,
+        change: impl FnOnce() -> rustix::io::Result<()>,
+    ) -> Result<SwapReport, Error> {
         // A lease fails if a writer is already there (not of our making), or if there are none.
         let lease = Lease::take(self.fd.as_fd()).ok().flatten();
         // On ext4, too: it takes no writes while the flag is set, but in the next window it would.
         let gate = gate::close(self.fd.as_fd(), before.inode.id);
 
-        let window = Window::open(&self.fd)?;
+        let window = Window::open(&self.fd, opened)?;
         let changed = change();
         if self.inode().map_err(Error::Unprotected)?.nlink > 0 {
             window.close().map_err(Error::Unprotected)?;
@@ -195,7 +206,7 @@ impl Shared {
             if now.same_as(&wanted) || now.inode.nlink == 0 {
                 return Ok(undone);
             }
-            let Ok(window) = Window::open(&self.fd) else { return Ok(Undone::NotAll) };
+            let Ok(window) = Window::open(&self.fd, Opened::Bare) else { return Ok(Undone::NotAll) };
             let written = wanted.write(&self.fd, &now);
             window.close().map_err(Error::Unprotected)?;
             undone = if written.is_ok() { undone.max(Undone::All) } else { Undone::NotAll };
@@ -208,13 +219,48 @@ impl Shared {
         if self.inode()?.nlink == 0 { Ok(()) } else { set_immutable(&self.fd, true) }
     }
 
-    /// Clears the immutable flag: something else protects the inode. Returns whether it was set.
-    pub fn unprotect(&self) -> io::Result<bool> {
-        let was_set = self.inode()?.immutable;
-        if was_set {
-            set_immutable(&self.fd, false)?;
+    /// Gives the inode the mark that the guard respects, beside the immutable flag if it has that.
+    ///
+    /// ext4 changes no flag of an inode that stays immutable (`ext4_ioctl_check_immutable` of `fs/ext4/ioctl.c`): that
+    /// takes a window, in which it has the mark already. Somebody whose own change of flags was begun before could clear
+    /// the mark in it: hence what is reported.
+    pub fn mark(&self) -> Result<SwapReport, Error> {
+        match mark::set(&self.fd) {
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) && self.inode()?.immutable => {
+                self.in_window(Metadata::of(&self.fd)?, Opened::Marked, || Ok(()))
+            }
+            set => Ok(set.map(|()| SwapReport::default())?),
         }
-        Ok(was_set)
+    }
+
+    /// Clears the immutable flag of a marked inode, which the guard protects from now on. Returns whether it was set.
+    ///
+    /// # Errors
+    /// `EPERM` if the inode has no mark. Nothing has changed.
+    pub fn leave_to_guard(&self) -> io::Result<bool> {
+        let flags = rustix::fs::ioctl_getflags(&self.fd)?;
+        if !flags.contains(IFlags::IMMUTABLE) {
+            return Ok(false);
+        }
+        if !flags.contains(IFlags::NOATIME) {
+            return Err(Errno::PERM.into());
+        }
+        rustix::fs::ioctl_setflags(&self.fd, flags - IFlags::IMMUTABLE)?;
+        Ok(true)
+    }
+
+    /// Sets the immutable flag instead of the mark that the guard respects, in one call; an inode that is immutable already
+    /// keeps the mark if the filesystem wants it so. Returns whether it was not immutable.
+    pub fn take_from_guard(&self) -> io::Result<bool> {
+        let before = rustix::fs::ioctl_getflags(&self.fd)?;
+        let flags = (before - IFlags::NOATIME) | IFlags::IMMUTABLE;
+        if flags == before {
+            return Ok(false);
+        }
+        match rustix::fs::ioctl_setflags(&self.fd, flags) {
+            Err(Errno::PERM) if before.contains(IFlags::IMMUTABLE) => Ok(false),
+            set => Ok(set.map(|()| !before.contains(IFlags::IMMUTABLE))?),
+        }
     }
 }
 
@@ -322,9 +368,19 @@ struct Window<'fd> {
     flags: IFlags,
 }
 
+/// What an inode has in a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opened {
+    /// What it had before.
+    Bare,
+    /// The mark that the guard respects, which it keeps.
+    Marked,
+}
+
 impl<'fd> Window<'fd> {
-    fn open(fd: &'fd OwnedFd) -> io::Result<Window<'fd>> {
-        let flags = rustix::fs::ioctl_getflags(fd)?;
+    fn open(fd: &'fd OwnedFd, opened: Opened) -> io::Result<Window<'fd>> {
+        let mut flags = rustix::fs::ioctl_getflags(fd)?;
+        flags.set(IFlags::NOATIME, flags.contains(IFlags::NOATIME) || opened == Opened::Marked);
         rustix::fs::ioctl_setflags(fd, flags - IFlags::IMMUTABLE)?;
         Ok(Window { fd, flags: flags | IFlags::IMMUTABLE })
     }

@@ -14,8 +14,11 @@ use crate::sys::path::tree::TreeEntry;
 use crate::unify::eligible::rules::Rules;
 use crate::unify::eligible::scope::{self, Eligible, EligibleNames, Scope};
 use crate::unify::pool::directory::Pool;
+use crate::unify::pool::guard;
+use crate::unify::pool::no_guard::NoGuard;
 use crate::unify::pool::object::ObjectIndex;
 use crate::unify::pool::object::PoolFile;
+use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::settings::Sharing;
 use crate::unify::pool::unprotected;
 use crate::unify::scan::guest::GuestTree;
@@ -49,6 +52,10 @@ pub struct SharingStatus {
     pub unused: Tally,
     /// Files in quarantine.
     pub quarantined: u64,
+    /// How objects should be protected.
+    pub protection: PoolProtection,
+    /// Why the guard that should protect them does not: they should be immutable then.
+    pub no_guard: Option<NoGuard>,
     /// Files of the pool that should be protected, and are not.
     pub unprotected: Vec<PathBuf>,
 }
@@ -87,8 +94,9 @@ impl StatusReader<'_> {
         self.watch.begin("looking", 0);
         let looked = parallel::map(self.threads, guests, |guest| self.look_at(guest, guests, &index));
         self.watch.end();
-        let mut status = SharingStatus::default();
-        let protection = unprotected::protection(self.pool, &files);
+        let wanted = unprotected::protection(self.pool, &files);
+        let (protection, no_guard) = guard::in_effect(self.pool, wanted);
+        let mut status = SharingStatus { protection: wanted, no_guard, ..SharingStatus::default() };
         let unprotected = self.pool.unprotected(&files, protection);
         status.unprotected = unprotected.into_iter().map(|file| self.pool.path_of(file)).collect();
         let (quarantined, stored): (Vec<PoolFile>, Vec<PoolFile>) =

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::parallel;
-use crate::report::Watch;
+use crate::report::{Reason, Shown, Watch};
 use crate::sys::file::filesystem;
 use crate::sys::file::inode::Inode;
 use crate::sys::path::resolve::is_absent;
@@ -20,6 +20,7 @@ use crate::unify::pool::directory::Pool;
 use crate::unify::pool::guard;
 use crate::unify::pool::identity::{self, Digest};
 use crate::unify::pool::object::PoolFile;
+use crate::unify::pool::protect::{Turn, Turned};
 use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::recover::{self, RecoveredRuns};
 use crate::unify::pool::unprotected;
@@ -115,7 +116,31 @@ impl Verifier<'_> {
         let mut failed = self.read_all(files.iter().filter(wanted).collect(), protection, &mut verified)?;
         failed.extend(protected.open);
         self.pool.forget(&suspects, failed)?;
+        if protection == PoolProtection::Guard && files.iter().any(|file| file.inode.immutable) {
+            self.leave_to_guard();
+        }
         Ok(verified)
+    }
+
+    /// Takes the immutable flag off again that objects were given while the guard was not there: guests' package managers
+    /// rely on the guard.
+    fn leave_to_guard(&self) {
+        let Verifier { pool, lock_timeout, threads, .. } = *self;
+        let turn = Turn { pool, lock_timeout, threads };
+        let left = turn.give(PoolProtection::Guard).and_then(|mut given| {
+            let mut left = turn.leave_to_guard()?;
+            left.failed.append(&mut given.failed);
+            Ok(left)
+        });
+        match left {
+            Ok(Turned { files, failed }) => {
+                log::info!("{}: the guard protects {files} objects that were immutable", Shown(pool.path()));
+                for FailedPath { path, source } in failed {
+                    log::warn!("{}: {}", Shown(&path), Reason(source));
+                }
+            }
+            Err(e) => log::warn!("{e}: some objects stay immutable"),
+        }
     }
 
     /// Reads objects, and sets aside those that are not what their names say. Returns those of which nobody knows.
@@ -169,7 +194,7 @@ impl Verifier<'_> {
                 if digest.content != stored.name.digest.content {
                     damage.push(Damage::Content);
                 }
-                if digest.xattrs != stored.name.digest.xattrs {
+                if !digest.has_attributes_of_object(&file, &stored.name.digest)? {
                     damage.push(Damage::Attributes);
                 }
             }

@@ -13,6 +13,7 @@ use crate::unify::eligible::scope::{self, Eligible};
 use crate::unify::link::dedupe;
 use crate::unify::link::linked::{ChangedDir, Linked};
 use crate::unify::link::plan::Work;
+use crate::unify::pool::guard;
 use crate::unify::pool::object::ObjectIndex;
 use crate::unify::pool::settings::Sharing;
 use crate::unify::pool::unprotected;
@@ -37,7 +38,7 @@ impl Pass<'_> {
             Some(pool) => {
                 let files = pool.look_at_all(self.options.threads)?;
                 passed.still_seen = pool.still_seen()?;
-                let protection = unprotected::protection(pool, &files);
+                let (protection, _) = guard::in_effect(pool, unprotected::protection(pool, &files));
                 passed.unprotected = pool.unprotected(&files, protection).len() as u64;
                 ObjectIndex::of(&files)
             }

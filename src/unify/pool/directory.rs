@@ -29,6 +29,7 @@ use super::object::{Object, ObjectIndex, ObjectName, PoolFile};
 use super::protection::PoolProtection;
 use super::settings::{PoolSettings, SETTINGS, Sharing};
 use crate::parallel;
+use crate::report::{Reason, Shown};
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::file::{extents, filesystem};
 use crate::sys::path::root::Root;
@@ -300,8 +301,15 @@ impl Pool {
         if self.settings.protection != Some(PoolProtection::Guard) || inode.kind != Kind::Regular {
             return Ok((inode, false));
         }
-        let file = Name { dir: dir.as_fd(), name: file }.open()?;
-        Ok((inode, mark::is_set(file)?))
+        match (Name { dir: dir.as_fd(), name: file }).open().and_then(mark::is_set) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(e),
+            // A guest's lease may keep it from being opened. What is not known to be protected is not.
+            Err(e) => {
+                log::debug!("{}: {}", Shown(file.as_ref()), Reason(e));
+                Ok((inode, false))
+            }
+            Ok(marked) => Ok((inode, marked)),
+        }
     }
 
     /// How many damaged files guests still have names of.

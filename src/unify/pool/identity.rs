@@ -101,6 +101,21 @@ impl Digest {
         Ok(content.map(|content| Digest { content, xattrs }))
     }
 
+    /// Whether an open file of the pool, whose digest this is, has the digest that its name tells.
+    pub(crate) fn is_of_object(&self, file: impl AsFd, named: &Digest) -> io::Result<bool> {
+        Ok(self.content == named.content && self.has_attributes_of_object(file, named)?)
+    }
+
+    /// The same for all but the content. The `noatime` flag does not count: the guard's mark looks like it.
+    pub(crate) fn has_attributes_of_object(&self, file: impl AsFd, named: &Digest) -> io::Result<bool> {
+        if self.xattrs == named.xattrs {
+            return Ok(true);
+        }
+        let (xattrs, traits) = (xattr::read(&file)?, Traits::of(&file)?);
+        let either = |noatime| digest_xattrs(&xattrs, traits.with_noatime(noatime).number()) == named.xattrs;
+        Ok(either(true) || either(false))
+    }
+
     /// The digest of an open file that nobody writes to, and what it was made of.
     ///
     /// # Errors

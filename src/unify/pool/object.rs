@@ -36,8 +36,8 @@ impl ObjectName {
 
     /// Whether an open file that nobody writes to is what the name says.
     pub(crate) fn describes(&self, file: impl AsFd, mtime: Mtime) -> io::Result<bool> {
-        let (inode, digest) = Digest::of_quiet(file)?;
-        Ok(identity::tag(&inode, mtime) == self.tag && digest == self.digest)
+        let (inode, digest) = Digest::of_quiet(&file)?;
+        Ok(identity::tag(&inode, mtime) == self.tag && digest.is_of_object(file, &self.digest)?)
     }
 
     /// What candidates are grouped by.

@@ -8,7 +8,7 @@ use crate::sys::share::swap::Shared;
 use crate::sys::share::{iunlink, mark};
 
 /// How shared inodes are fenced on this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PoolProtection {
     /// The mark, which the guard of this host's kernel respects.
@@ -18,6 +18,7 @@ pub enum PoolProtection {
     /// Linux-VServer's "immutable, but may be unlinked".
     Iunlink,
     /// Nothing.
+    #[default]
     None,
 }
 
@@ -46,37 +47,16 @@ impl PoolProtection {
         }
     }
 
+    /// Whether an open file has the guard's mark.
+    pub(super) fn is_marked(file: impl AsFd) -> io::Result<bool> {
+        mark::is_set(file)
+    }
+
     /// Whether an open file is protected in this way.
     pub(in crate::unify) fn protects(self, file: impl AsFd) -> io::Result<bool> {
         let inode = Inode::of(&file)?;
         let marked = self == PoolProtection::Guard && mark::is_set(&file)?;
         Ok(self.is_given(&inode, marked))
-    }
-
-    /// Fences a shared inode beside what fences it already; returns whether it was not fenced so.
-    pub(super) fn add(self, shared: &Shared) -> io::Result<bool> {
-        let has_it = match self {
-            PoolProtection::Guard => mark::is_set(shared)?,
-            PoolProtection::Immutable | PoolProtection::Iunlink => shared.inode()?.immutable,
-            PoolProtection::None => true,
-        };
-        if !has_it {
-            self.set(shared)?;
-        }
-        Ok(!has_it)
-    }
-
-    /// Takes this fence off a shared inode; returns whether it had it.
-    pub(super) fn remove(self, shared: &Shared) -> io::Result<bool> {
-        match self {
-            PoolProtection::Guard => {
-                let marked = mark::is_set(shared)?;
-                mark::clear(shared).map(|()| marked)
-            }
-            PoolProtection::Immutable => shared.unprotect(),
-            // Linux-VServer's is never turned into another.
-            PoolProtection::Iunlink | PoolProtection::None => Ok(false),
-        }
     }
 
     /// Fences a shared inode.

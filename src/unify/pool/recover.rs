@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use super::directory::Pool;
+use super::guard;
 use super::journal::{LinkIntent, decode};
 use super::object::PoolFile;
 use super::protection::PoolProtection;
@@ -47,6 +48,10 @@ impl RecoveredRuns {
 pub fn recover(pool: &Pool, lock_timeout: Duration) -> Result<RecoveredRuns, Error> {
     let mut recovered = RecoveredRuns::default();
     for name in dirfd::names(pool.runs()).at(pool.path())? {
+        if mark::is_probe(&name) {
+            guard::remove_probe(pool, &name);
+            continue;
+        }
         let Some(dir) = claim(pool, &name).at(pool.path())? else { continue };
         if let Err(e) = (Ending { pool, dir: &dir, lock_timeout }).end(&mut recovered) {
             let path = pool.path().join("runs").join(&name);

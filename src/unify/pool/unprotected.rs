@@ -95,8 +95,7 @@ impl Pool {
         if unprotected.is_empty() {
             return Ok(protected);
         }
-        let objects = unprotected.iter().filter(|file| !file.quarantined).map(|file| file.name.whole());
-        self.suspect(objects.collect());
+        self.suspect(unprotected.iter().copied());
         let done =
             parallel::map(threads, &unprotected, |file| self.protect_one(file, protection, lock_timeout));
         for (file, done) in unprotected.iter().zip(done) {
@@ -132,7 +131,9 @@ impl Pool {
     }
 
     /// Remembers objects that are to be read again; on the disk when this returns, if there is room.
-    fn suspect(&self, names: HashSet<OsString>) {
+    pub(super) fn suspect<'f>(&self, files: impl IntoIterator<Item = &'f PoolFile>) {
+        let objects = files.into_iter().filter(|file| !file.quarantined);
+        let names: HashSet<OsString> = objects.map(|file| file.name.whole()).collect();
         if names.is_empty() {
             return;
         }
