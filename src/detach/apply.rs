@@ -31,7 +31,6 @@ use crate::sys::path::root::Root;
 use crate::sys::process::signal;
 use crate::sys::share::copy::Copier;
 use crate::sys::share::gate;
-use crate::sys::share::mark;
 use crate::sys::share::swap::{self, Name, Shared};
 
 /// A name that kept its shared inode.
@@ -312,10 +311,6 @@ impl Detacher<'_> {
         let name = job.entry.temporary();
         let to = self.temporary(&job.entry, dir, &name);
         let (copy, bytes) = copier.copy(&source, &now, to.dir, to.name)?;
-        // The mark is the shared file's: with a second name, the copy could not be changed.
-        if job.fence == VisibleFence::Guard {
-            mark::clear(&copy)?;
-        }
         // Shared blocks are on disk already.
         if self.mode == DetachMode::Single && bytes > 0 {
             rustix::fs::fdatasync(&copy)?;

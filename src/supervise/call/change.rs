@@ -276,9 +276,6 @@ impl WaitingCall<'_> {
             let to = Name { dir: journal.stash(), name: name.as_ref() };
             let copied = Copier::default().copy(&source, inode, to.dir, to.name);
             let (copy, _) = copied?;
-            if self.fence(inode) == VisibleFence::Guard {
-                mark::clear(&copy)?;
-            }
             to.unlink().map_err(io::Error::from)?;
             Ok(copy)
         });
