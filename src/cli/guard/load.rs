@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::fence;
 use super::pools::{self, Pools};
-use super::{fence, refused};
 use crate::exit::Exit;
 use crate::guard::pins::Pins;
 use crate::guard::{self, loader, registered};
@@ -48,7 +48,7 @@ pub(super) fn run(more: &[PathBuf], forgotten: &[PathBuf]) -> anyhow::Result<Exi
         return Ok(if whole { Exit::Done } else { Exit::Partial });
     }
     Ok(match loaded {
-        Err(e) => refused(&e),
+        Err(e) => return Err(e.into()),
         Ok(()) if whole => Exit::Done,
         Ok(()) => Exit::Partial,
     })

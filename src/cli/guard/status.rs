@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::arguments::Common;
-use super::failed;
 use super::pools::{self, GuardedPool, Pools};
+use crate::cli::failed;
 use crate::exit::Exit;
 use crate::guard::{kernel, loader, pins, programs};
 use crate::parallel;

@@ -19,8 +19,20 @@ const BATCH: usize = 200;
 const KEPT: usize = 8;
 
 const OPERATIONS: [&str; 14] = [
-    "write", "write later", "map", "map later", "chmod", "chown", "setxattr", "truncate", "flags", "utimes",
-    "process_vm_writev", "link again", "io_uring", "access mode 3",
+    "write",
+    "write later",
+    "map",
+    "map later",
+    "chmod",
+    "chown",
+    "setxattr",
+    "truncate",
+    "flags",
+    "utimes",
+    "process_vm_writev",
+    "link again",
+    "io_uring",
+    "access mode 3",
 ];
 
 /// Whatever the next guest would see of a file.
@@ -81,7 +93,8 @@ impl Ring {
             }
             let fd = OwnedFd::from_raw_fd(fd as i32);
             let map = |offset: i64| {
-                let (both, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
+                let (both, kind) =
+                    (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
                 let map = libc::mmap(std::ptr::null_mut(), PAGE, both, kind, fd.as_raw_fd(), offset);
                 assert_ne!(map, libc::MAP_FAILED);
                 map as usize
@@ -138,7 +151,8 @@ impl Map {
         }
         let both = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, both, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        let at =
+            unsafe { libc::mmap(std::ptr::null_mut(), PAGE, both, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Map(at as usize)) }
     }
 
@@ -246,7 +260,8 @@ impl Attacker {
                 std::fs::remove_file(path)?;
                 // With one name fewer, by the descriptor.
                 let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-                let written = OpenOptions::new().write(true).open(&own).and_then(|f| f.write_all_at(&[byte], 2));
+                let written =
+                    OpenOptions::new().write(true).open(&own).and_then(|f| f.write_all_at(&[byte], 2));
                 rustix::fs::linkat(rustix::fs::CWD, own, rustix::fs::CWD, path, AtFlags::SYMLINK_FOLLOW)?;
                 written
             }
@@ -350,7 +365,7 @@ fn batch(number: usize, targets: &Targets, changes: &FlagChanges, naive: bool) -
 
 #[test]
 #[ignore = "needs root"]
-fn nothing_changes_what_has_been_adopted() {
+fn privileged_nothing_changes_what_has_been_adopted() {
     let Some(changes) = FlagChanges::find() else {
         eprintln!("skipped: no guard is loaded");
         return;
