@@ -17,11 +17,9 @@ pub(super) fn run(more: &[PathBuf], forgotten: &[PathBuf]) -> anyhow::Result<Exi
     pools.problems.iter().for_each(|problem| log::error!("{problem}"));
     let mut whole = pools.problems.is_empty();
     // First: what is not known at the next boot is not guarded then.
-    if let Err(e) = pools.register() {
-        log::error!("{}: cannot be written: {}", Shown(&registered::path()), Reason(e));
-        whole = false;
-    }
+    whole &= register(&pools, false);
     let loaded = pins.and_then(|pins| load(&pins, &pools));
+    whole &= loaded.is_err() || register(&pools, true);
     for pool in pools.all.iter().filter_map(|pool| pool.open.as_ref()) {
         let guarded = pools::is_guarded(pool);
         match &guarded {
@@ -52,6 +50,15 @@ pub(super) fn run(more: &[PathBuf], forgotten: &[PathBuf]) -> anyhow::Result<Exi
         Ok(()) if whole => Exit::Done,
         Ok(()) => Exit::Partial,
     })
+}
+
+/// Returns whether the host's list is as it should be.
+fn register(pools: &Pools, is_loaded: bool) -> bool {
+    let written = pools.register(is_loaded);
+    if let Err(e) = &written {
+        log::error!("{}: cannot be written: {}", Shown(&registered::path()), Reason(e));
+    }
+    written.is_ok()
 }
 
 fn load(pins: &Pins, pools: &Pools) -> Result<(), guard::Error> {

@@ -100,10 +100,14 @@ impl Pools {
         }
     }
 
-    /// Remembers them for the next load.
-    pub fn register(&self) -> std::io::Result<()> {
-        let pools: Vec<RegisteredPool> = self.all.iter().map(registered).collect();
-        if registered::read()? == pools { Ok(()) } else { registered::write(&pools) }
+    /// Remembers those that rely on the guard for the next load, and once it `is_loaded` those that may do so from now on.
+    pub fn register(&self, is_loaded: bool) -> std::io::Result<()> {
+        let before = registered::read()?;
+        let is_known = |pool: &RegisteredPool| before.contains(pool);
+        let wanted =
+            |pool: &&GuardedPool| is_loaded || pool.relying().is_some() || is_known(&registered(pool));
+        let pools: Vec<RegisteredPool> = self.all.iter().filter(wanted).map(registered).collect();
+        if before == pools { Ok(()) } else { registered::write(&pools) }
     }
 
     /// Their filesystems, and those that are guarded now, each once: this process may not see all pools.
