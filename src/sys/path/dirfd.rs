@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::root::{Root, relative};
@@ -65,17 +65,34 @@ pub fn open_lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
 /// # Errors
 /// `AlreadyExists` if the name is taken.
 pub fn create_file(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<()> {
+    create(dir, name, content).map(drop)
+}
+
+fn create(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
-    std::fs::File::from(fd).write_all(content)
+    let mut file = std::fs::File::from(fd);
+    file.write_all(content)?;
+    Ok(file.into())
 }
 
 /// Replaces `name` by a file with this content: readers see the old one or the new one, whole.
+///
+/// It belongs to the owner of the directory: what the host leaves in a guest with shifted users, root there can read.
 pub fn replace_file(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<()> {
     let temporary = temporary_name(name);
     // A killed process may have left one; whatever else has the name is not written to.
     remove_file(&dir, &temporary)?;
-    let written = create_file(&dir, &temporary, content);
+    let written = create(&dir, &temporary, content).and_then(|file| {
+        let owner = rustix::fs::fstat(&dir)?;
+        let ours = rustix::fs::fstat(&file)?;
+        if (owner.st_uid, owner.st_gid) != (ours.st_uid, ours.st_gid) {
+            let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+            // Who cannot give it away keeps it.
+            let _ = rustix::fs::fchown(&file, Some(uid), Some(gid));
+        }
+        Ok(())
+    });
     let replaced = written.and_then(|()| Ok(rustix::fs::renameat(&dir, &temporary, &dir, name)?));
     if replaced.is_err() {
         let _ = remove_file(&dir, &temporary);
