@@ -13,6 +13,7 @@ mod farm;
 mod filters;
 mod full;
 mod given;
+mod guard;
 mod guests;
 mod hard_links;
 mod ignored;

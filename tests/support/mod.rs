@@ -6,6 +6,7 @@ pub mod booted;
 pub mod chroots;
 pub mod cowops;
 pub mod farm;
+pub mod machine;
 pub mod pair;
 pub mod strace;
 pub mod tiny;

@@ -1,0 +1,42 @@
+//! A machine that runs one of Debian's kernels: `vm`.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use super::pair::support;
+
+/// One boot.
+pub struct Machine {
+    command: Command,
+    kernel: &'static str,
+}
+
+impl Machine {
+    pub fn new(kernel: &'static str) -> Machine {
+        let mut command = support("vm");
+        command.args(["run", "--timeout", "1200"]);
+        Machine { command, kernel }
+    }
+
+    /// The command sees a copy of this file or directory in `/in`.
+    pub fn input(mut self, path: impl AsRef<Path>) -> Machine {
+        self.command.arg("--in").arg(path.as_ref());
+        self
+    }
+
+    /// An empty filesystem, mounted at `/mnt/NAME`.
+    pub fn disk(mut self, kind: &str, size: &str, name: &str) -> Machine {
+        self.command.args(["--disk", &format!("{kind}:{size}={name}")]);
+        self
+    }
+
+    /// Runs a command; nothing, and a message, if there is no such machine.
+    pub fn run(mut self, words: &[&str]) -> Option<Output> {
+        let output = self.command.arg(self.kernel).arg("--").args(words).output().unwrap();
+        if output.status.code() == Some(3) {
+            eprintln!("skipped: {}", String::from_utf8_lossy(&output.stderr).trim());
+            return None;
+        }
+        Some(output)
+    }
+}
