@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use rustix::process::{Resource, getrlimit};
+
 use super::{Pass, Passed};
 use crate::report::Reason;
 use crate::sys::file::filesystem;
@@ -17,6 +19,7 @@ use crate::unify::link::plan::Work;
 use crate::unify::link::space::{Cost, FreeSpace, is_exhaustion};
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::ObjectName;
+use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::publish::Publisher;
 use crate::unify::pool::recover;
 use crate::unify::pool::run::RunDir;
@@ -25,6 +28,9 @@ use crate::unify::{At, Error, FailedPath, SharedError};
 
 /// Names in one step: one journal, two flushes.
 const NAMES_PER_STEP: usize = 1 << 15;
+
+/// Part of the descriptors that this process may have which the files of a step may take that are to be adopted.
+const DESCRIPTORS_PER_STEP: usize = 4;
 
 /// Work that is not done yet, with what the system says of it; nothing if there is too little room to begin.
 type Waiting = (Work, Option<io::Error>);
@@ -95,15 +101,19 @@ impl Pass<'_> {
         passed: &mut Passed,
     ) -> Result<Vec<Waiting>, Error> {
         let mut left = Vec::new();
+        let most_held = self.most_held();
         while !waiting.is_empty() {
             let room = self.room(pool)?;
-            let (mut step, mut names, mut all) = (Vec::new(), 0, Cost::default());
+            let (mut step, mut names, mut held, mut all) = (Vec::new(), 0, 0, Cost::default());
             while let Some(work) = waiting.pop_front() {
                 let cost = Cost::of(&work, catalog, clones);
                 if !room.fits(cost) {
                     left.push((work, None));
-                } else if step.is_empty() || names < NAMES_PER_STEP && room.fits_twice(all.and(cost)) {
+                } else if step.is_empty()
+                    || names < NAMES_PER_STEP && held < most_held && room.fits_twice(all.and(cost))
+                {
                     names += work.names.len();
+                    held += usize::from(work.existing.is_none());
                     all = all.and(cost);
                     step.push(work);
                 } else {
@@ -120,6 +130,15 @@ impl Pass<'_> {
             }
         }
         Ok(left)
+    }
+
+    /// How many objects a step may make: a file is held open from its adoption until it is one.
+    fn most_held(&self) -> usize {
+        if self.options.protection != PoolProtection::Guard {
+            return NAMES_PER_STEP;
+        }
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        usize::try_from(limit).unwrap_or(usize::MAX) / DESCRIPTORS_PER_STEP
     }
 
     /// Links one step. Returns what may go better later.
