@@ -1,7 +1,8 @@
 //! Small guests and their pool, as a host has them.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cow_hooks::sys::file::inode::{Kind, Time};
@@ -84,10 +85,12 @@ impl Farm {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)))
     }
 
-    /// The files that the pool has in one of its directories.
+    /// The files that the pool has in one of its directories, by their first names.
     pub fn stored(&self, place: &str) -> Vec<PathBuf> {
         let top = self.path(".cow-pool").join(place);
-        let regular = entries(&top).into_iter().filter(|(_, inode)| inode.kind == Kind::Regular);
+        let is_object = |path: &Path| path.extension() != Some(OsStr::new("second"));
+        let regular =
+            entries(&top).into_iter().filter(|(path, inode)| inode.kind == Kind::Regular && is_object(path));
         regular.map(|(path, _)| top.join(path)).collect()
     }
 

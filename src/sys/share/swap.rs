@@ -32,7 +32,8 @@ pub struct SwapReport {
 }
 
 impl SwapReport {
-    fn and(self, other: SwapReport) -> SwapReport {
+    /// This change, and another one.
+    pub fn and(self, other: SwapReport) -> SwapReport {
         SwapReport {
             window: self.window || other.window,
             contested: self.contested || other.contested,

@@ -2,6 +2,7 @@
 //!
 //! Killed anywhere, it leaves at most one object unprotected that nobody links. Whoever links it protects it first.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::sys::share::swap::{self, Name, Shared};
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::PoolFile;
 use crate::unify::pool::recover::{self, RecoveredRuns};
+use crate::unify::pool::second;
 use crate::unify::{Error, FailedPath};
 
 /// What collecting came to.
@@ -52,6 +54,7 @@ impl Collector<'_> {
         if !self.dry_run {
             collected.recovered = recover::recover(self.pool, self.lock_timeout)?;
             collected.failed.append(&mut collected.recovered.failed);
+            collected.failed.extend(self.pool.remove_left_seconds(self.lock_timeout)?);
         }
         let mut stored = self.pool.look(self.threads)?;
         let protected = stored.iter().any(|object| object.inode.immutable);
@@ -97,11 +100,15 @@ impl Collector<'_> {
             locked => locked?,
         };
         let now = shared.inode()?;
-        if now.id != stored.inode.id || now.nlink != 1 {
+        if now.id != stored.inode.id || now.nlink != stored.names_in_pool() {
             return Ok(false);
         }
-        let name = Name { dir: std::os::fd::AsFd::as_fd(&dir), name: &stored.file };
-        shared.change_names(|| name.unlink())?;
+        shared.change_names(|| {
+            if stored.second {
+                return second::remove_both(&dir, &stored.name);
+            }
+            Name { dir: dir.as_fd(), name: &stored.file }.unlink()
+        })?;
         self.watch.add(1, now.allocated);
         Ok(true)
     }

@@ -278,7 +278,7 @@ mod tests {
             mount_root: false,
         };
         let name = ObjectName { tag: 1, digest: Digest { content: [0; 32], xattrs: 0 }, salt: 0, index: 0 };
-        PoolFile { name, file: name.file(), quarantined: false, inode, marked: false }
+        PoolFile { name, file: name.file(), quarantined: false, inode, marked: false, second: false }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::unify::pool::object::PoolFile;
 use crate::unify::pool::protect::{Turn, Turned};
 use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::recover::{self, RecoveredRuns};
+use crate::unify::pool::second;
 use crate::unify::pool::unprotected;
 use crate::unify::scan::digest::take_lease;
 use crate::unify::{At, Error, FailedPath};
@@ -223,7 +224,9 @@ impl Verifier<'_> {
         let to = stored.name.quarantine_name(shared.inode()?.id.ino);
         let (name, to) =
             (Name { dir: dir.as_fd(), name: &stored.file }, Name { dir: quarantine.as_fd(), name: &to });
-        shared.persist(|| name.replace(to)).map(drop)
+        shared.persist(|| name.replace(to))?;
+        // It gets no new names: with those of guests it has enough for the guard, and without them nobody sees it.
+        second::remove_left(&dir, &stored.name, self.lock_timeout)
     }
 }
 

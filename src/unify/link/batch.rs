@@ -30,6 +30,7 @@ use crate::sys::share::swap;
 use crate::unify::pool::journal::LinkIntent;
 use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::publish::Copied;
+use crate::unify::pool::second;
 use crate::unify::pool::settings::Sharing;
 use crate::unify::scan::catalog::{Catalog, DirIndex, FileIndex};
 use crate::unify::scan::digest::{OpenDirs, is_gone, is_same, take_lease};
@@ -277,7 +278,8 @@ impl Linker<'_> {
         }
         let mut shelf = self.publisher.open_shelf(&object)?;
         let mut shared = self.publisher.lock(&shelf, &object)?;
-        if !self.publisher.protection.protects(&shared)? {
+        let mut held = second::is_there(&shelf, &object, shared.inode()?.id)?;
+        if !self.publisher.protection.protects(&shared, held)? {
             if !fresh {
                 // Who knows what it is by now: nobody gets it before it has been read again.
                 *done = inodes.len();
@@ -311,6 +313,7 @@ impl Linker<'_> {
                 shared: &shared,
                 shelf: &shelf,
                 inode: shared.inode()?,
+                held,
                 attributes: xattr::read(&shared)?,
                 adoption: &job.adoption,
                 fresh,
@@ -325,6 +328,7 @@ impl Linker<'_> {
                 (object, _) = self.publisher.successor(&object, &shared.as_fd().try_clone_to_owned()?)?;
                 shelf = self.publisher.open_shelf(&object)?;
                 shared = self.publisher.lock(&shelf, &object)?;
+                held = second::is_there(&shelf, &object, shared.inode()?.id)?;
                 linked.objects += 1;
             }
         }

@@ -65,6 +65,8 @@ pub(super) struct LinkWindow<'l> {
     pub shared: &'l Shared,
     pub shelf: &'l OwnedFd,
     pub inode: Inode,
+    /// It has its second name in the pool.
+    pub held: bool,
     pub attributes: xattr::Xattrs,
     /// What has become of the files of this work already.
     pub adoption: &'l Adoption,
@@ -187,8 +189,8 @@ impl LinkWindow<'_> {
             if !ready.quiet.holds() {
                 continue;
             }
-            // Another inode would have no more room than one that has only its name in the pool.
-            let is_empty = names <= 1;
+            // Another inode would have no more room than one that has only its names in the pool.
+            let is_empty = names <= 1 + usize::from(self.held);
             if !is_empty && names + ready.names.len() > MAX_LINKS_PER_OBJECT {
                 *stage = Stage::Full;
                 break;

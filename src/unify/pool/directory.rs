@@ -5,6 +5,7 @@
 //!     pool.toml              how files are shared here
 //!     lock                   held by the one run that may work on the whole pool
 //!     objects/XX/NAME        the shared inodes, by content (XX: its first byte)
+//!     objects/XX/NAME.second the second names of those that the guard protects
 //!     quarantine/XXNAME@INO  objects whose content or metadata no longer matches their name
 //!     suspects/N             lists of objects that were not protected, and have not been read again since
 //!     runs/N/                what a run is about to change: journal and temporary names
@@ -15,7 +16,7 @@
 //! indices if an inode has as many links as the filesystem allows. With a reference guest, a fifth part keeps
 //! files of different paths apart.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,6 +28,7 @@ use rustix::fs::OFlags;
 
 use super::object::{Object, ObjectIndex, ObjectName, PoolFile};
 use super::protection::PoolProtection;
+use super::second;
 use super::settings::{PoolSettings, SETTINGS, Sharing};
 use crate::parallel;
 use crate::report::{Reason, Shown};
@@ -55,6 +57,35 @@ pub struct Pool {
     pub settings: PoolSettings,
     /// Objects to be read again that could not be written down.
     pub(crate) unlisted: Mutex<HashSet<OsString>>,
+}
+
+/// The names in one directory of objects.
+#[derive(Debug, Default)]
+pub(super) struct Shelf {
+    objects: Vec<Object>,
+    /// Second names, with the numbers of their inodes.
+    seconds: HashMap<ObjectName, u64>,
+}
+
+impl Shelf {
+    fn has_second(&self, object: &Object) -> bool {
+        self.seconds.get(&object.name) == Some(&object.ino)
+    }
+
+    /// The objects whose second names are left here, and name other inodes than the objects if these are there.
+    pub fn seconds_without_object(&self) -> Vec<ObjectName> {
+        let with: HashSet<&ObjectName> =
+            self.objects.iter().filter(|object| self.has_second(object)).map(|object| &object.name).collect();
+        self.seconds.keys().filter(|name| !with.contains(name)).copied().collect()
+    }
+}
+
+/// A name of the pool that is to be looked at.
+struct PoolName {
+    name: ObjectName,
+    file: OsString,
+    quarantined: bool,
+    second: bool,
 }
 
 /// While it lives, no other run works on the whole pool.
@@ -192,18 +223,22 @@ impl Pool {
     }
 
     /// Reads the names of one directory of objects. What is no object's name is passed over.
-    fn read_shelf(&self, shelf: u8) -> Result<Vec<Object>, Error> {
+    pub(super) fn read_shelf(&self, shelf: u8) -> Result<Shelf, Error> {
         let path = || self.path().join(OBJECTS).join(format!("{shelf:02x}"));
         let Some(dir) = self.shelf(shelf, false).map_err(|source| Error::At { path: path(), source })? else {
-            return Ok(Vec::new());
+            return Ok(Shelf::default());
         };
-        let mut objects = Vec::new();
+        let mut read = Shelf::default();
         let listed = tree::entries(&dir, &mut tree::listing_buffer(), |name, _, ino| {
-            let parsed = name.to_str().and_then(|name| ObjectName::parse(shelf, name));
-            objects.extend(parsed.map(|name| Object { name, ino }));
+            let Some(file) = name.to_str() else { return };
+            if let Some(name) = ObjectName::parse(shelf, file) {
+                read.objects.push(Object { name, ino });
+            } else if let Some(name) = ObjectName::parse_second(shelf, file) {
+                read.seconds.insert(name, ino);
+            }
         });
         listed.map_err(|source| Error::At { path: path(), source })?;
-        Ok(objects)
+        Ok(read)
     }
 
     /// The newest inode of one object, without reading the names of all.
@@ -227,7 +262,7 @@ impl Pool {
         let shelves: Vec<u8> = (0..=255).collect();
         let mut objects = Vec::new();
         for read in parallel::map(threads, &shelves, |shelf| self.read_shelf(*shelf)) {
-            objects.extend(read?);
+            objects.extend(read?.objects);
         }
         let quarantined = dirfd::inode_numbers(&self.quarantine()?).at(self.path())?;
         Ok(ObjectIndex::new(objects, quarantined))
@@ -251,26 +286,40 @@ impl Pool {
     }
 
     fn look_at_shelf(&self, shelf: u8) -> Result<Vec<PoolFile>, Error> {
-        self.look_at(shelf, self.read_shelf(shelf)?.into_iter())
+        self.look_at(shelf, &self.read_shelf(shelf)?, |_| true)
     }
 
     /// Looks at all inodes of an object.
     pub(crate) fn inodes_of(&self, name: &ObjectName) -> Result<Vec<PoolFile>, Error> {
-        let shelf = self.read_shelf(name.shelf())?;
-        self.look_at(name.shelf(), shelf.into_iter().filter(|object| object.name.same_object(name)))
+        self.look_at(name.shelf(), &self.read_shelf(name.shelf())?, |object| object.same_object(name))
     }
 
-    fn look_at(&self, shelf: u8, objects: impl Iterator<Item = Object>) -> Result<Vec<PoolFile>, Error> {
+    fn look_at(
+        &self,
+        shelf: u8,
+        read: &Shelf,
+        wanted: impl Fn(&ObjectName) -> bool,
+    ) -> Result<Vec<PoolFile>, Error> {
         let path = self.path().join(OBJECTS).join(format!("{shelf:02x}"));
         let Some(dir) = self.shelf(shelf, false).at(&path)? else { return Ok(Vec::new()) };
-        self.look_in(&dir, &path, objects.map(|object| (object.name, object.name.file(), false)))
+        let objects = read.objects.iter().filter(|object| wanted(&object.name));
+        let files = objects.map(|object| PoolName {
+            name: object.name,
+            file: object.name.file(),
+            quarantined: false,
+            second: read.has_second(object),
+        });
+        self.look_in(&dir, &path, files)
     }
 
     /// Looks at the inodes of all that verification has set aside.
     pub(crate) fn look_at_quarantine(&self) -> Result<Vec<PoolFile>, Error> {
         let (dir, path) = (self.quarantine()?, self.path().join(QUARANTINE));
         let names = dirfd::names(&dir).at(&path)?;
-        let parsed = |file: OsString| Some((ObjectName::parse_quarantined(&file)?, file, true));
+        let parsed = |file: OsString| {
+            let name = ObjectName::parse_quarantined(&file)?;
+            Some(PoolName { name, file, quarantined: true, second: false })
+        };
         self.look_in(&dir, &path, names.into_iter().filter_map(parsed))
     }
 
@@ -279,13 +328,13 @@ impl Pool {
         &self,
         dir: &OwnedFd,
         path: &Path,
-        files: impl Iterator<Item = (ObjectName, OsString, bool)>,
+        files: impl Iterator<Item = PoolName>,
     ) -> Result<Vec<PoolFile>, Error> {
         let mut stored = Vec::new();
-        for (name, file, quarantined) in files {
+        for PoolName { name, file, quarantined, second } in files {
             match self.look_at_file(dir, &file) {
                 Ok((inode, marked)) if inode.kind == Kind::Regular => {
-                    stored.push(PoolFile { name, file, quarantined, inode, marked })
+                    stored.push(PoolFile { name, file, quarantined, inode, marked, second })
                 }
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -296,7 +345,7 @@ impl Pool {
     }
 
     /// Looks at a file of the pool, and whether it has the guard's mark if the pool relies on it.
-    pub(super) fn look_at_file(&self, dir: impl AsFd, file: &OsStr) -> io::Result<(Inode, bool)> {
+    fn look_at_file(&self, dir: impl AsFd, file: &OsStr) -> io::Result<(Inode, bool)> {
         let inode = Inode::at(&dir, file)?;
         if self.settings.protection != Some(PoolProtection::Guard) || inode.kind != Kind::Regular {
             return Ok((inode, false));
@@ -310,6 +359,17 @@ impl Pool {
             }
             Ok(marked) => Ok((inode, marked)),
         }
+    }
+
+    /// Looks at a file of the pool once more. `None` if it is another one by now.
+    pub(super) fn look_again(&self, stored: &PoolFile) -> io::Result<Option<PoolFile>> {
+        let dir = self.dir_of(stored)?;
+        let (inode, marked) = self.look_at_file(&dir, &stored.file)?;
+        if inode.id != stored.inode.id {
+            return Ok(None);
+        }
+        let second = !stored.quarantined && second::is_there(&dir, &stored.name, inode.id)?;
+        Ok(Some(PoolFile { inode, marked, second, ..stored.clone() }))
     }
 
     /// How many damaged files guests still have names of.

@@ -2,7 +2,7 @@
 //!
 //! [`directory`] is the pool itself, [`object`] what lies in it, [`identity`] which files may be one object, [`settings`]
 //! how files are shared in it, [`protection`] how its inodes are protected; [`unprotected`] finds those that are not,
-//! [`protect`] turns all to another protection, [`guard`] tells whether the one in the kernel is there, and [`no_guard`]
+//! [`second`] keeps the guard on those that no guest has, [`protect`] turns all to another protection, [`guard`] tells whether the one in the kernel is there, and [`no_guard`]
 //! why not.
 //! [`run`] is a run's place in it, [`journal`] what a run is about to change, [`publish`] makes objects of files, and [`recover`]
 //! ends what a killed run began.
@@ -18,5 +18,6 @@ pub mod protection;
 pub(crate) mod publish;
 pub mod recover;
 pub mod run;
+pub(crate) mod second;
 pub mod settings;
 pub mod unprotected;

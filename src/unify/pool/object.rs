@@ -127,17 +127,24 @@ pub struct PoolFile {
     pub inode: Inode,
     /// It has the guard's mark; asked only in a pool that relies on the guard.
     pub marked: bool,
+    /// It is an object, and has its second name.
+    pub second: bool,
 }
 
 impl PoolFile {
     /// Whether no guest has a link to it.
     pub(crate) fn is_unused(&self) -> bool {
-        self.inode.nlink == 1
+        self.inode.nlink == self.names_in_pool()
+    }
+
+    /// How many names it has in the pool itself.
+    pub(crate) fn names_in_pool(&self) -> u32 {
+        1 + u32::from(self.second)
     }
 
     /// Whether it was protected in this way when it was looked at.
     pub fn is_protected(&self, protection: PoolProtection) -> bool {
-        protection.is_given(&self.inode, self.marked)
+        protection.is_given(&self.inode, self.marked, self.second || self.quarantined)
     }
 }
 

@@ -44,16 +44,19 @@ struct Change {
 }
 
 impl Turn<'_> {
-    /// Gives each file the mark or the immutable flag beside what it has; on the disk when this returns. An object that
+    /// Gives each file the mark, with a second name, or the immutable flag beside what it has; on the disk when this returns. An object that
     /// somebody may have changed meanwhile is remembered, to be read again.
     ///
     /// # Errors
     /// If the pool cannot be read or flushed. What fails for one file is in the result.
     pub fn give(&self, protection: PoolProtection) -> Result<Turned, Error> {
-        self.each(|shared| match protection {
-            PoolProtection::Guard if !PoolProtection::is_marked(shared)? => {
-                let SwapReport { leaked, contested, .. } = shared.mark()?;
-                Ok(Change { has_changed: true, leaked: leaked || contested })
+        self.each(|file, shared| match protection {
+            PoolProtection::Guard => {
+                let has_changed = !PoolProtection::is_marked(shared)?;
+                let marked = if has_changed { shared.mark()? } else { SwapReport::default() };
+                // Last: in its window the guard protects what guests have.
+                let SwapReport { leaked, contested, .. } = marked.and(self.pool.give_second(file, shared)?);
+                Ok(Change { has_changed, leaked: leaked || contested })
             }
             PoolProtection::Immutable if !shared.inode()?.immutable => {
                 shared.protect()?;
@@ -71,7 +74,7 @@ impl Turn<'_> {
     pub fn leave_to_guard(&self) -> Result<Turned, Error> {
         guard::wait_for_flag_changes()
             .map_err(|source| Error::NoGuard { path: self.pool.path().to_path_buf(), source })?;
-        self.each(|shared| match shared.leave_to_guard() {
+        self.each(|_, shared| match shared.leave_to_guard() {
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
                 Err(io::Error::other("it has not got the mark of the guard, and stays immutable").into())
             }
@@ -84,10 +87,13 @@ impl Turn<'_> {
     /// # Errors
     /// As [`Turn::give`].
     pub fn take_from_guard(&self) -> Result<Turned, Error> {
-        self.each(|shared| Ok(Change { has_changed: shared.take_from_guard()?, leaked: false }))
+        self.each(|_, shared| Ok(Change { has_changed: shared.take_from_guard()?, leaked: false }))
     }
 
-    fn each(&self, change: impl Fn(&Shared) -> Result<Change, swap::Error> + Sync) -> Result<Turned, Error> {
+    fn each(
+        &self,
+        change: impl Fn(&PoolFile, &Shared) -> Result<Change, swap::Error> + Sync,
+    ) -> Result<Turned, Error> {
         let files = self.pool.look_at_all(self.threads)?;
         let changed = parallel::map(self.threads, &files, |file| self.change(file, &change));
         let mut turned = Turned::default();
@@ -109,12 +115,12 @@ impl Turn<'_> {
     fn change(
         &self,
         file: &PoolFile,
-        change: impl Fn(&Shared) -> Result<Change, swap::Error>,
+        change: impl Fn(&PoolFile, &Shared) -> Result<Change, swap::Error>,
     ) -> Result<Change, swap::Error> {
         // Without the lock, too: a guest's user can hold it.
         match Shared::try_lock_at(self.pool.dir_of(file)?, &file.file, self.lock_timeout) {
             Err(e) if is_absent(&e) => Ok(Change::default()),
-            shared => change(&shared?),
+            shared => change(file, &shared?),
         }
     }
 }

@@ -38,10 +38,11 @@ impl PoolProtection {
         matches!(self, PoolProtection::Immutable | PoolProtection::Iunlink)
     }
 
-    /// Whether an inode is protected in this way. What is immutable nobody changes either, guard or not.
-    pub(super) fn is_given(self, inode: &Inode, marked: bool) -> bool {
+    /// Whether an inode is protected in this way; `held` says whether it has more than one name whatever guests do. What is
+    /// immutable nobody changes either, guard or not.
+    pub(super) fn is_given(self, inode: &Inode, marked: bool, held: bool) -> bool {
         match self {
-            PoolProtection::Guard => marked || inode.immutable,
+            PoolProtection::Guard => marked && held || inode.immutable,
             PoolProtection::Immutable | PoolProtection::Iunlink => inode.immutable,
             PoolProtection::None => true,
         }
@@ -52,11 +53,11 @@ impl PoolProtection {
         mark::is_set(file)
     }
 
-    /// Whether an open file is protected in this way.
-    pub(in crate::unify) fn protects(self, file: impl AsFd) -> io::Result<bool> {
+    /// Whether an open file is protected in this way; `held` says whether it has more than one name whatever guests do.
+    pub(in crate::unify) fn protects(self, file: impl AsFd, held: bool) -> io::Result<bool> {
         let inode = Inode::of(&file)?;
         let marked = self == PoolProtection::Guard && mark::is_set(&file)?;
-        Ok(self.is_given(&inode, marked))
+        Ok(self.is_given(&inode, marked, held))
     }
 
     /// Fences a shared inode.

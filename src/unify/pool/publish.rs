@@ -67,7 +67,11 @@ impl Publisher<'_> {
             Err(Errno::EXIST) => false,
             Err(e) => return Err(e.into()),
         };
-        copy.unlink()?;
+        if fresh && self.protection == PoolProtection::Guard {
+            copy.replace(Name { dir: shelf.as_fd(), name: &object.second() })?;
+        } else {
+            copy.unlink()?;
+        }
         if fresh && self.protection != PoolProtection::None {
             self.protection.set(&self.lock(&shelf, object)?)?;
         }

@@ -1,5 +1,6 @@
 //! Ends what killed runs began. A directory of a run that nobody holds is a killed run's.
 
+use std::cell::OnceCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,7 +11,8 @@ use super::guard;
 use super::journal::{LinkIntent, decode};
 use super::object::PoolFile;
 use super::protection::PoolProtection;
-use super::run::{JOURNAL, claim, is_adopted, is_kept, kept, temporary};
+use super::run::{JOURNAL, claim, is_adopted, is_held, is_kept, kept, temporary};
+use crate::parallel;
 use crate::report::{Reason, Shown};
 use crate::sys::file::filesystem;
 use crate::sys::file::inode::Inode;
@@ -110,14 +112,15 @@ impl Ending<'_> {
         if let Some(trouble) = trouble {
             return Err(trouble);
         }
+        let objects = OnceCell::new();
         for name in dirfd::names(self.dir)? {
             let left = Name { dir: self.dir.as_fd(), name: &name };
             // Only a fault of ours could leave a guest's file here without a journal: its last name is not removed.
             if is_kept(&name) && left.inode()?.is_some_and(|inode| inode.nlink == 1) {
                 return Err(io::Error::other("this is the last name of a guest's file"));
             }
-            if is_adopted(&name) {
-                self.unmark(left)?;
+            if is_adopted(&name) || is_held(&name) {
+                self.end_adoption(left, is_adopted(&name), &objects)?;
             }
             if name != JOURNAL {
                 swap::unlink_shared(left, self.lock_timeout).map_err(io::Error::other)?;
@@ -129,12 +132,29 @@ impl Ending<'_> {
         dirfd::remove_file(self.dir, OsStr::new(JOURNAL))
     }
 
-    /// Takes the mark off a guest's inode that has not become an object.
-    fn unmark(&self, name: Name<'_>) -> io::Result<()> {
+    /// Takes the mark off a guest's inode that has not become an object, if a run has set it. If it is an object, it gets its
+    /// second name before it loses this one.
+    fn end_adoption(
+        &self,
+        name: Name<'_>,
+        is_marked_by_us: bool,
+        objects: &OnceCell<Vec<PoolFile>>,
+    ) -> io::Result<()> {
         let file = name.open()?;
         let inode = Inode::of(&file)?;
-        let objects = self.pool.look_at_all(1).map_err(io::Error::other)?;
-        if objects.iter().any(|object| object.inode.id == inode.id) { Ok(()) } else { mark::clear(file) }
+        if objects.get().is_none() {
+            let looked = self.pool.look_at_all(parallel::processors()).map_err(io::Error::other)?;
+            let _ = objects.set(looked);
+        }
+        let object = objects.get().into_iter().flatten().find(|object| object.inode.id == inode.id);
+        match object {
+            Some(object) => {
+                let shared = Shared::try_lock(file, self.lock_timeout)?;
+                self.pool.give_second(object, &shared).map(drop).map_err(io::Error::other)
+            }
+            None if is_marked_by_us => mark::clear(file),
+            None => Ok(()),
+        }
     }
 
     fn end_one(

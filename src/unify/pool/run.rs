@@ -25,6 +25,8 @@ use crate::unify::{At, Error};
 pub(super) const JOURNAL: &str = "journal";
 const KEPT: &str = ".kept";
 const ADOPTED: &str = ".adopted";
+const HELD: &str = ".held";
+
 /// A run's own directory. It goes with the value, unless something is left in it for the next run to end.
 #[derive(Debug)]
 pub struct RunDir<'p> {
@@ -96,12 +98,17 @@ pub fn adopted(number: u64) -> OsString {
 
 /// As [`adopted`], of one that its guest had marked.
 pub fn held(number: u64) -> OsString {
-    format!("{number}.held").into()
+    format!("{number}{HELD}").into()
 }
 
 /// Whether a name in a run's directory is one that [`adopted`] gave.
 pub(super) fn is_adopted(name: &OsStr) -> bool {
     name.as_bytes().ends_with(ADOPTED.as_bytes())
+}
+
+/// Whether a name in a run's directory is one that [`held`] gave.
+pub(super) fn is_held(name: &OsStr) -> bool {
+    name.as_bytes().ends_with(HELD.as_bytes())
 }
 
 /// Whether a name in a run's directory is one that [`kept`] gave.

@@ -73,10 +73,9 @@ impl Pool {
             files.iter().filter(|file| !file.is_protected(protection)).collect();
         if !unprotected.is_empty() {
             std::thread::sleep(TICK);
-            let look = |file: &PoolFile| self.look_at_file(self.dir_of(file)?, &file.file);
             unprotected.retain(|file| {
-                look(file)
-                    .is_ok_and(|(now, marked)| now.id == file.inode.id && !protection.is_given(&now, marked))
+                let now = self.look_again(file);
+                now.is_ok_and(|now| now.is_some_and(|now| !now.is_protected(protection)))
             });
         }
         unprotected
@@ -123,9 +122,12 @@ impl Pool {
             Err(e) if is_absent(&e) => return Ok(false),
             locked => locked?,
         };
-        let now = shared.inode()?;
-        if now.id != stored.inode.id || now.nlink == 0 || protection.protects(&shared)? {
+        let Some(now) = self.look_again(stored)? else { return Ok(false) };
+        if shared.inode()?.id != now.inode.id || now.is_protected(protection) {
             return Ok(false);
+        }
+        if protection == PoolProtection::Guard {
+            self.give_second(stored, &shared).map_err(io::Error::other)?;
         }
         protection.set(&shared).map(|()| true)
     }
