@@ -254,6 +254,25 @@ fn privileged_a_collection_killed_at_any_call_leaves_only_what_the_next_one_remo
 
 #[test]
 #[ignore = "needs root"]
+fn privileged_a_new_pool_takes_the_guard_unasked_if_it_protects() {
+    let farm = Farm::new("ext4");
+    farm.both("usr/bin/a", content("a"));
+    let report = json(&farm, 0, PASS);
+    assert_eq!(report["linked"], 2, "{report}");
+    assert_eq!(json(&farm, 0, &["status", "g1", "g2"])["protection"], "guard");
+    assert!(farm.stored("objects").iter().all(|path| fences(path) == (true, false)));
+    // A pool that has another protection keeps it.
+    let farm = self::farm("ext4", "immutable");
+    assert_fences(&farm, (false, true), "later");
+    assert_eq!(json(&farm, 0, &["status", "g1", "g2"])["protection"], "immutable");
+    let farm = Farm::new("ext4");
+    farm.both("usr/bin/a", content("a"));
+    unguarded(&farm, 0, PASS);
+    assert!(farm.stored("objects").iter().all(|path| fences(path) == (false, true)));
+}
+
+#[test]
+#[ignore = "needs root"]
 fn privileged_a_lost_mark_is_found_and_what_changed_without_it_is_set_aside() {
     for words in [PASS, &["verify", "g1", "g2", "--pool", ".cow-pool"]] {
         let farm = farm("ext4", "guard");

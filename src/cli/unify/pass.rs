@@ -114,7 +114,7 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
         existing => existing,
     };
     if let Some(pool) = pool.as_ref().filter(|_| !arguments.dry_run) {
-        protection = guarded(pool, protection)?;
+        protection = guarded(pool, arguments.protection, protection)?;
     }
     let options = PassOptions {
         scope: arguments.scope,
@@ -257,16 +257,28 @@ fn protection(
     may_change(&dir, path, protection == PoolProtection::Immutable).map(|()| protection)
 }
 
-/// The protection of this run, which is chosen: of a pool that relies on the guard another one while it is not there.
-fn guarded(pool: &Pool, chosen: PoolProtection) -> Result<PoolProtection, Error> {
+/// The guard, if it protects this pool and nothing else is asked for; without it, `other`.
+fn guarded(
+    pool: &Pool,
+    asked: Option<ProtectionArgument>,
+    other: PoolProtection,
+) -> Result<PoolProtection, Error> {
     let made = pool.settings.protection;
-    match chosen {
-        PoolProtection::Guard if made == Some(PoolProtection::Guard) => Ok(guard::instead(pool, chosen)),
+    let is_auto = matches!(asked, None | Some(ProtectionArgument::Auto));
+    match other {
+        PoolProtection::Guard if made == Some(PoolProtection::Guard) => Ok(guard::instead(pool, other)),
         PoolProtection::Guard => match guard::load(pool) {
-            Ok(()) => Ok(chosen),
+            Ok(()) => Ok(other),
             Err(source) => Err(Error::NoGuard { path: pool.path().to_path_buf(), source }),
         },
-        other => Ok(other),
+        PoolProtection::Immutable if is_auto && made.is_none() => match guard::load_unasked(pool) {
+            Ok(()) => Ok(PoolProtection::Guard),
+            Err(e) => {
+                log::debug!("{}: {e}: objects are made immutable", Shown(pool.path()));
+                Ok(other)
+            }
+        },
+        _ => Ok(other),
     }
 }
 
