@@ -28,7 +28,6 @@ use rustix::fs::OFlags;
 
 use super::object::{Object, ObjectIndex, ObjectName, PoolFile};
 use super::protection::PoolProtection;
-use super::second;
 use super::settings::{PoolSettings, SETTINGS, Sharing};
 use crate::parallel;
 use crate::report::{Reason, Shown};
@@ -345,7 +344,7 @@ impl Pool {
     }
 
     /// Looks at a file of the pool, and whether it has the guard's mark if the pool relies on it.
-    fn look_at_file(&self, dir: impl AsFd, file: &OsStr) -> io::Result<(Inode, bool)> {
+    pub(super) fn look_at_file(&self, dir: impl AsFd, file: &OsStr) -> io::Result<(Inode, bool)> {
         let inode = Inode::at(&dir, file)?;
         if self.settings.protection != Some(PoolProtection::Guard) || inode.kind != Kind::Regular {
             return Ok((inode, false));
@@ -359,17 +358,6 @@ impl Pool {
             }
             Ok(marked) => Ok((inode, marked)),
         }
-    }
-
-    /// Looks at a file of the pool once more. `None` if it is another one by now.
-    pub(super) fn look_again(&self, stored: &PoolFile) -> io::Result<Option<PoolFile>> {
-        let dir = self.dir_of(stored)?;
-        let (inode, marked) = self.look_at_file(&dir, &stored.file)?;
-        if inode.id != stored.inode.id {
-            return Ok(None);
-        }
-        let second = !stored.quarantined && second::is_there(&dir, &stored.name, inode.id)?;
-        Ok(Some(PoolFile { inode, marked, second, ..stored.clone() }))
     }
 
     /// How many damaged files guests still have names of.

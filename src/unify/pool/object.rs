@@ -10,6 +10,9 @@ use super::identity::{self, Digest, Mtime};
 use super::protection::PoolProtection;
 use crate::sys::file::inode::Inode;
 
+/// What the second name of an object ends with.
+const SECOND: &str = ".second";
+
 /// What an object must be, and which one of several it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectName {
@@ -91,6 +94,16 @@ impl ObjectName {
     /// The file's name in its directory.
     pub fn file(&self) -> OsString {
         self.to_string().into()
+    }
+
+    /// The second name in the same directory, which an object has that the guard protects.
+    pub(super) fn second(&self) -> OsString {
+        format!("{self}{SECOND}").into()
+    }
+
+    /// The object that a second name belongs to.
+    pub(super) fn parse_second(shelf: u8, name: &str) -> Option<ObjectName> {
+        ObjectName::parse(shelf, name.strip_suffix(SECOND)?)
     }
 }
 
@@ -245,6 +258,9 @@ mod tests {
         fn names_are_read_as_they_are_written(tag: u64, first: u8, salt: u64, index: u32) {
             let name = name(tag, first, salt, index);
             prop_assert_eq!(ObjectName::parse(first, &name.to_string()), Some(name));
+            let second = name.second().into_string().unwrap();
+            prop_assert_eq!(ObjectName::parse_second(first, &second), Some(name));
+            prop_assert_eq!(ObjectName::parse(first, &second), None);
             prop_assert_eq!(ObjectName::parse_whole(&name.whole()), Some(name));
             prop_assert_eq!(ObjectName::parse_quarantined(&name.quarantine_name(tag)), Some(name));
             prop_assert_eq!(ObjectName::parse_quarantined(&name.whole()), None);

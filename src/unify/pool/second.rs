@@ -7,7 +7,6 @@
 //!
 //! A second name without an object is what a killed collection has left.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -20,21 +19,6 @@ use crate::sys::file::inode::InodeId;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::share::swap::{self, Name, Shared, SwapReport};
 use crate::unify::{Error, FailedPath};
-
-/// What the second name ends with.
-const SUFFIX: &str = ".second";
-
-impl ObjectName {
-    /// The object's second name in its directory.
-    pub(super) fn second(&self) -> OsString {
-        format!("{self}{SUFFIX}").into()
-    }
-
-    /// The object that a second name belongs to.
-    pub(super) fn parse_second(shelf: u8, name: &str) -> Option<ObjectName> {
-        ObjectName::parse(shelf, name.strip_suffix(SUFFIX)?)
-    }
-}
 
 /// Whether the inode `id` has the second name of an object.
 pub(crate) fn is_there(shelf: impl AsFd, object: &ObjectName, id: InodeId) -> io::Result<bool> {
@@ -91,6 +75,17 @@ fn remove(name: Name<'_>) -> rustix::io::Result<()> {
 }
 
 impl Pool {
+    /// Looks at a file of the pool once more. `None` if it is another one by now.
+    pub(super) fn look_again(&self, stored: &PoolFile) -> io::Result<Option<PoolFile>> {
+        let dir = self.dir_of(stored)?;
+        let (inode, marked) = self.look_at_file(&dir, &stored.file)?;
+        if inode.id != stored.inode.id {
+            return Ok(None);
+        }
+        let second = !stored.quarantined && is_there(&dir, &stored.name, inode.id)?;
+        Ok(Some(PoolFile { inode, marked, second, ..stored.clone() }))
+    }
+
     /// Gives a file of the pool, unless it is in quarantine, the second name of its object.
     pub(super) fn give_second(&self, stored: &PoolFile, shared: &Shared) -> Result<SwapReport, swap::Error> {
         // What is in quarantine gets no new names.
