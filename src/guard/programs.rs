@@ -33,7 +33,7 @@ const fn hook(name: &'static str, programs: &'static [(u32, &'static str)], alwa
     Hook { name, programs, always, under_lockdown: None }
 }
 
-const HOOKS: [Hook; 9] = [
+const HOOKS: [Hook; 10] = [
     hook("file_open", &[(1, "file_open")], true),
     hook("inode_setattr", &[(2, "inode_setattr_2"), (3, "inode_setattr_3")], true),
     hook("inode_setxattr", &[(6, "inode_setxattr")], true),
@@ -49,6 +49,7 @@ const HOOKS: [Hook; 9] = [
     hook("file_ioctl_compat", &[(3, "file_ioctl_compat")], false),
     // Linux 6.17; before, file_ioctl.
     hook("inode_file_setattr", &[(2, "inode_file_setattr")], false),
+    hook("quota_on", &[(1, "quota_on")], true),
 ];
 
 impl Hook {

@@ -400,6 +400,12 @@ SEC("lsm/inode_file_setattr") int inode_file_setattr(u64 *ctx)
 	return names_marked(dentry) && !may_change_flags() ? -EPERM : 0;
 }
 
+// quotactl(2) can make a file the one with the quotas of its filesystem: the kernel writes to it without an open.
+SEC("lsm/quota_on") int quota_on(u64 *ctx)
+{
+	return refuse_marked((const void *)ctx[0]);
+}
+
 #if defined(ARCH_x86_64) || defined(ARCH_aarch64)
 
 INLINE bool may_change(u32 command)

@@ -5,6 +5,7 @@
  *   guard without COMMAND...               a command without CAP_LINUX_IMMUTABLE
  *   guard userns COMMAND...                a command as root of a user namespace, with all capabilities there
  *   guard guest ROOT COMMAND...            a command with mounts and processes of its own, and this root directory
+ *   guard subvolume DIR                    makes a subvolume of btrfs
  *
  * A line an operation: NAME KIND RESULT STATE. RESULT is "ok" or the error's name; STATE is "same" or "changed", about
  * the content and metadata of the inode (but its number of links and the time of its last change), or "gone" if no name
@@ -268,6 +269,23 @@ static int in_guest(const char *root, char **command)
     return waited(child);
 }
 
+static int make_subvolume(const char *path)
+{
+    struct {
+        int64_t fd;
+        char name[4088];
+    } subvolume = {0, ""};
+    const char *name = strrchr(path, '/');
+    char parent[PATH_MAX];
+    if (!name || (size_t)(name - path) >= sizeof parent)
+        return 2;
+    memcpy(parent, path, name - path);
+    parent[name - path] = '\0';
+    snprintf(subvolume.name, sizeof subvolume.name, "%s", name + 1);
+    must(path, ioctl(open(parent, O_RDONLY), _IOW(0x94, 14, subvolume), &subvolume));
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     const char *verb = argc > 2 ? argv[1] : "";
@@ -279,9 +297,11 @@ int main(int argc, char **argv)
     }
     if (!strcmp(verb, "userns"))
         return in_user_namespace(argv + 2);
+    if (argc == 3 && !strcmp(verb, "subvolume"))
+        return make_subvolume(argv[2]);
     if (argc > 3 && !strcmp(verb, "guest"))
         return in_guest(argv[2], argv + 3);
-    fputs("usage: guard table DIR marked|single PATTERN | without COMMAND... | userns COMMAND... | guest ROOT COMMAND...\n",
-          stderr);
+    fputs("usage: guard table DIR marked|single PATTERN | without COMMAND... | userns COMMAND... | guest ROOT COMMAND...\n"
+          "          | subvolume DIR\n", stderr);
     return 2;
 }
