@@ -14,6 +14,7 @@ mod filters;
 mod full;
 mod given;
 mod guard;
+mod guard_package;
 mod guests;
 mod hard_links;
 mod ignored;
