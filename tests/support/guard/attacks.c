@@ -4,20 +4,7 @@
 
 #include <linux/aio_abi.h>
 #include <linux/fsverity.h>
-#include <linux/io_uring.h>
-#include <linux/loop.h>
-#include <sys/ptrace.h>
-#include <sys/resource.h>
 #include <sys/sendfile.h>
-#include <sys/swap.h>
-#include <sys/uio.h>
-
-/* Tells what an attack found about something else than `file`, as a line of its own. */
-static void found(const char *name, bool changed)
-{
-    printf("%s attack ok %s\n", name, changed ? "changed" : "same");
-    fflush(stdout);
-}
 
 /* Ioctls. */
 
@@ -101,6 +88,18 @@ static long xfs_exchange(int one, int two)
 }
 OPERATION(ATTACK, xfs_exchange_range) { return xfs_exchange(reader(), other()); }
 OPERATION(ATTACK, xfs_exchange_range_as_source) { return xfs_exchange(other(), reader()); }
+
+/* The second half of an exchange that depends on the file being as it was. */
+OPERATION(ATTACK, xfs_commit_range)
+{
+    struct {
+        int32_t file1;
+        uint32_t padding;
+        uint64_t offset1, offset2, length, flags, freshness[6];
+    } commit = {other(), 0, 0, 0, SIZE, 0, {0}};
+    int fd = reader();
+    return ioctl(fd, _IOR('X', 130, commit), &commit) ? -1 : ioctl(fd, _IOW('X', 131, commit), &commit);
+}
 
 struct handle_request {
     uint32_t fd;
@@ -214,6 +213,16 @@ OPERATION(ATTACK, clone_range)
     struct file_clone_range range = {other(), 0, 4096, 0};
     return ioctl(reader(), FICLONERANGE, &range);
 }
+OPERATION(ATTACK, release_blocks)
+{
+    struct {
+        int16_t type, whence;
+        int64_t start, length;
+        int32_t system, process;
+        int32_t unused[4];
+    } space = {0, SEEK_SET, 0, 4096, 0, 0, {0}};
+    return ioctl(reader(), _IOW('X', 43, space), &space);
+}
 static long dedupe(const char *source)
 {
     struct {
@@ -269,120 +278,6 @@ OPERATION(ATTACK, write_to_spliced_page)
         || splice(reader(), NULL, ends[1], NULL, 1, 0) != 1 || write(ends[1], "changed", 7) != 7)
         return -1;
     return 0;
-}
-
-/* Mappings. */
-
-static char *mapped(int sharing)
-{
-    char *at = mmap(NULL, 4096, PROT_READ, sharing, reader(), 0);
-    if (at == MAP_FAILED)
-        die("mmap");
-    return *(volatile char *)at == 'f' ? at : NULL;
-}
-OPERATION(ATTACK, protect_mapping) { return mprotect(mapped(MAP_SHARED), 4096, PROT_READ | PROT_WRITE); }
-OPERATION(ATTACK, map_writable) { return mmap(NULL, 1, PROT_WRITE, MAP_SHARED, reader(), 0) == MAP_FAILED ? -1 : 0; }
-static long by_memory_file(int sharing)
-{
-    char *at = mapped(sharing);
-    return pwrite(open("/proc/self/mem", O_RDWR), "changed", 7, (off_t)(uintptr_t)at) < 0 ? -1 : 0;
-}
-OPERATION(ATTACK, memory_file_shared) { return by_memory_file(MAP_SHARED); }
-OPERATION(ATTACK, memory_file_private) { return by_memory_file(MAP_PRIVATE); }
-OPERATION(ATTACK, write_to_other_process)
-{
-    char *at = mapped(MAP_SHARED);
-    struct iovec from = {"changed", 7}, to = {at, 7};
-    pid_t child = fork();
-    long result;
-    if (!child)
-        pause();
-    result = process_vm_writev(child, &from, 1, &to, 1, 0);
-    kill(child, SIGKILL);
-    return result < 0 ? -1 : 0;
-}
-static long poke(int sharing)
-{
-    char *at = mapped(sharing);
-    pid_t child = fork();
-    long result;
-    if (!child) {
-        ptrace(PTRACE_TRACEME, 0, 0, 0);
-        raise(SIGSTOP);
-    }
-    if (waitpid(child, NULL, 0) != child)
-        return -1;
-    result = ptrace(PTRACE_POKEDATA, child, at, 0x12345678);
-    kill(child, SIGKILL);
-    return result;
-}
-OPERATION(ATTACK, poke_shared) { return poke(MAP_SHARED); }
-OPERATION(ATTACK, poke_private) { return poke(MAP_PRIVATE); }
-OPERATION(ATTACK, read_into_mapping) { char *at = mapped(MAP_SHARED); return read(other(), at, 7) < 0 ? -1 : 0; }
-
-/* io_uring: one request; its result. */
-
-static long ring(struct io_uring_sqe request)
-{
-    struct io_uring_params parameters = {0};
-    int fd = sys(io_uring_setup, 2, &parameters);
-    size_t size = parameters.sq_off.array + 8 + parameters.cq_off.cqes + 64 * sizeof(struct io_uring_cqe);
-    char *submit, *complete;
-    struct io_uring_sqe *requests;
-    long result;
-    if (fd < 0)
-        return -1;
-    submit = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, IORING_OFF_SQ_RING);
-    complete = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, IORING_OFF_CQ_RING);
-    requests = mmap(NULL, 2 * sizeof *requests, PROT_READ | PROT_WRITE, MAP_SHARED, fd, IORING_OFF_SQES);
-    if (submit == MAP_FAILED || complete == MAP_FAILED || requests == MAP_FAILED)
-        return -1;
-    *requests = request;
-    *(uint32_t *)(submit + parameters.sq_off.array) = 0;
-    __atomic_store_n((uint32_t *)(submit + parameters.sq_off.tail), 1, __ATOMIC_RELEASE);
-    if (sys(io_uring_enter, fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
-        return -1;
-    result = ((struct io_uring_cqe *)(complete + parameters.cq_off.cqes))->res;
-    if (result < 0)
-        errno = -result;
-    return result < 0 ? -1 : result;
-}
-#define ADDRESS(of) (uintptr_t)(of)
-static long ring_open(unsigned char flags)
-{
-    struct io_uring_sqe request = {.opcode = IORING_OP_OPENAT, .flags = flags, .fd = AT_FDCWD, .addr = ADDRESS("file"),
-                                   .open_flags = O_WRONLY};
-    long fd = ring(request);
-    return fd < 0 ? -1 : write(fd, "changed", 7);
-}
-OPERATION(ATTACK, ring_open_call) { return ring_open(0); }
-OPERATION(ATTACK, ring_open_by_worker) { return ring_open(IOSQE_ASYNC); }
-OPERATION(ATTACK, ring_write)
-{
-    struct io_uring_sqe request = {.opcode = IORING_OP_WRITE, .fd = reader(), .addr = ADDRESS("changed"), .len = 7};
-    return ring(request);
-}
-OPERATION(ATTACK, ring_allocate)
-{
-    struct io_uring_sqe request = {.opcode = IORING_OP_FALLOCATE, .fd = reader(), .addr = 1 << 20};
-    return ring(request);
-}
-OPERATION(ATTACK, ring_set_attribute)
-{
-    struct io_uring_sqe request = {.opcode = IORING_OP_SETXATTR, .addr = ADDRESS("user.two"), .addr2 = ADDRESS("2"),
-                                   .len = 1, .addr3 = ADDRESS("file")};
-    return ring(request);
-}
-OPERATION(ATTACK, ring_set_attribute_by_worker)
-{
-    struct io_uring_sqe request = {.opcode = IORING_OP_FSETXATTR, .flags = IOSQE_ASYNC, .fd = reader(),
-                                   .addr = ADDRESS("user.two"), .addr2 = ADDRESS("2"), .len = 1};
-    return ring(request);
-}
-OPERATION(ATTACK, ring_truncate)
-{
-    struct io_uring_sqe request = {.opcode = 55, .fd = reader(), .off = 1};
-    return ring(request);
 }
 
 /* Other names of the inode. */
@@ -511,172 +406,17 @@ OPERATION(ATTACK, overlay_of_host)
     return result;
 }
 
-/* What the kernel itself writes to. */
-
-static long through_loop(int fd, uint32_t flags)
+/* An inode whose name is gone, and comes back while it is open for writing. */
+OPERATION(ATTACK, link_again)
 {
-    int control = open("/dev/loop-control", O_RDWR), number = ioctl(control, LOOP_CTL_GET_FREE), loop, writable = 0;
-    struct loop_config config = {.fd = fd, .info.lo_flags = flags};
-    struct loop_info64 info;
-    char path[32];
-    long result;
-    if (control < 0 || number < 0)
+    int fd = opened(O_RDWR), second;
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", reader());
+    if (linkat(AT_FDCWD, path, AT_FDCWD, "again", AT_SYMLINK_FOLLOW)
+        && linkat(reader(), "", AT_FDCWD, "again", AT_EMPTY_PATH))
         return -1;
-    snprintf(path, sizeof path, "/dev/loop%d", number);
-    loop = open(path, O_RDWR);
-    if (loop < 0 || ioctl(loop, LOOP_CONFIGURE, &config))
-        return -1;
-    ioctl(loop, _IOW(0x12, 93, int), &writable); /* BLKROSET */
-    if (!ioctl(loop, LOOP_GET_STATUS64, &info)) {
-        info.lo_flags &= ~LO_FLAGS_READ_ONLY;
-        ioctl(loop, LOOP_SET_STATUS64, &info);
-    }
-    result = write(open(path, O_WRONLY), "changed", 7) < 0 || fsync(loop) ? -1 : 0;
-    if (result)
-        result = write(loop, "changed", 7) < 0 || fsync(loop) ? -1 : 0;
-    int error = errno;
-    ioctl(loop, LOOP_CLR_FD, 0);
-    errno = error;
-    return result;
-}
-OPERATION(ATTACK, loop_device) { return through_loop(reader(), 0); }
-OPERATION(ATTACK, loop_device_direct) { return through_loop(reader(), LO_FLAGS_DIRECT_IO); }
-OPERATION(ATTACK, swap_file) { return swapon("file", 0); }
-OPERATION(ATTACK, accounting)
-{
-    long result = acct("file");
-    if (!result) {
-        if (!fork())
-            _exit(0);
-        wait(NULL);
-        acct(NULL);
-    }
-    return result;
-}
-OPERATION(ATTACK, core_dump)
-{
-    const struct rlimit all = {RLIM_INFINITY, RLIM_INFINITY};
-    int status;
-    pid_t child;
-    if (link("file", "core") || setrlimit(RLIMIT_CORE, &all))
-        return -1;
-    child = fork();
-    if (!child)
-        abort();
-    if (waitpid(child, &status, 0) != child)
-        return -1;
-    errno = EPERM;
-    return WCOREDUMP(status) ? 0 : -1;
-}
-
-/* A file of the guest's own that becomes marked, with the content of a quota file: the kernel writes to it, and sets
- * its flags, without an open. */
-OPERATION(ATTACK, quota_file)
-{
-    struct {
-        uint32_t magic, version, block_grace, inode_grace, flags, blocks, free_block, free_entry;
-        char rest[1024 * 6 - 32];
-    } content = {0xd9c01f11, 1, 604800, 604800, 0, 2, 0, 0, ""};
-    int fd = open("quota", O_RDWR | O_CREAT, 0644), flags, before, after;
-    struct stat status;
-    char now[sizeof content];
-    long result;
-    if (write(fd, &content, sizeof content) != sizeof content || fsync(fd) || ioctl(fd, FS_IOC_GETFLAGS, &flags))
-        return -1;
-    flags |= FS_NOATIME_FL;
-    if (ioctl(fd, FS_IOC_SETFLAGS, &flags) || link("quota", "quota2") || stat("/", &status))
-        return -1;
-    ioctl(fd, FS_IOC_GETFLAGS, &before);
-    close(fd);
-    if (mknod("/disk", S_IFBLK | 0600, status.st_dev) && errno != EEXIST)
-        return -1;
-    if (mount(NULL, "/", NULL, MS_REMOUNT, "usrquota"))
-        return -1;
-    result = sys(quotactl, 0x80000200, "/disk", 4, "quota"); /* Q_QUOTAON of users, QFMT_VFS_V1 */
-    if (!result) {
-        if (chown("other", 1234, 1234))
-            return -1;
-        sys(quotactl, 0x80000100, "/disk", 0, NULL); /* Q_SYNC */
-        sys(quotactl, 0x80000300, "/disk", 0, NULL); /* Q_QUOTAOFF */
-    }
-    int error = errno;
-    fd = open("quota", O_RDONLY);
-    if (fd < 0 || read(fd, now, sizeof now) != sizeof now || ioctl(fd, FS_IOC_GETFLAGS, &after))
-        return -1;
-    found("marked_quota_file", before != after || memcmp(now, &content, sizeof now));
-    errno = error;
-    return result;
-}
-
-/* Programs of BPF are called by what this switches. */
-OPERATION(ATTACK, switch_tracing_off)
-{
-    int control, fd, error;
-    mkdir("proc", 0755);
-    if (mount("proc", "proc", "proc", 0, NULL))
-        return -1;
-    control = open("proc/sys/kernel/ftrace_enabled", O_WRONLY);
-    if (control < 0 || write(control, "0", 1) != 1)
-        return -1;
-    fd = opened(O_WRONLY);
-    if (fd >= 0 && write(fd, "changed", 7) < 0)
-        fd = -1;
-    error = errno;
-    if (pwrite(control, "1", 1, 0) != 1)
-        return -1;
-    errno = error;
-    return fd < 0 ? -1 : 0;
-}
-
-/* The guard itself: detach all links of BPF programs, and change all maps. */
-OPERATION(ATTACK, detach_guard)
-{
-    struct {
-        uint32_t id, next, flags;
-        char rest[100];
-    } get = {0};
-    int found = 0, fd;
-    while (!sys(bpf, 31, &get, sizeof get)) { /* BPF_LINK_GET_NEXT_ID */
-        struct { uint32_t id, next, flags; char rest[100]; } by = {.id = get.next};
-        struct { uint32_t link, program, flags, old; char rest[100]; } change = {0};
-        found++;
-        get.id = get.next;
-        fd = sys(bpf, 30, &by, sizeof by); /* BPF_LINK_GET_FD_BY_ID */
-        if (fd < 0)
-            continue;
-        change.link = fd;
-        sys(bpf, 34, &change, sizeof change); /* BPF_LINK_DETACH */
-        sys(bpf, 29, &change, sizeof change); /* BPF_LINK_UPDATE */
-    }
-    get.id = 0;
-    while (!sys(bpf, 12, &get, sizeof get)) { /* BPF_MAP_GET_NEXT_ID */
-        static char zero[65536];
-        static uint32_t key;
-        struct { uint32_t id, next, flags; char rest[100]; } by = {.id = get.next};
-        struct { uint32_t map, padding; uint64_t key, value, flags; char rest[100]; } change = {0};
-        get.id = get.next;
-        fd = sys(bpf, 14, &by, sizeof by); /* BPF_MAP_GET_FD_BY_ID */
-        if (fd < 0)
-            continue;
-        change.map = fd;
-        change.key = ADDRESS(&key);
-        change.value = ADDRESS(zero);
-        sys(bpf, 2, &change, sizeof change); /* BPF_MAP_UPDATE_ELEM */
-        mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    }
-    fd = opened(O_WRONLY);
-    return fd < 0 ? -1 : write(fd, "changed", 7);
-}
-OPERATION(ATTACK, remove_pins)
-{
-    static const char *const places[] = {"/bpf/cow-guard", "/proc/1/root/sys/fs/bpf/cow-guard"};
-    bool reached = false;
-    int fd;
-    mkdir("/bpf", 0755);
-    mount("bpf", "/bpf", "bpf", 0, NULL);
-    for (int i = 0; i < 2; i++)
-        reached |= !access(places[i], F_OK);
-    found("pins_in_reach", reached);
-    fd = opened(O_WRONLY);
+    second = open("again", O_RDWR);
+    if (fd < 0)
+        fd = second;
     return fd < 0 ? -1 : write(fd, "changed", 7);
 }

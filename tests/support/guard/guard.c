@@ -6,6 +6,9 @@
  *   guard userns COMMAND...                a command as root of a user namespace, with all capabilities there
  *   guard guest ROOT COMMAND...            a command with mounts and processes of its own, and this root directory
  *   guard subvolume DIR                    makes a subvolume of btrfs
+ *   guard prepare DIR                      makes a directory for every operation, with a file of its own content
+ *   guard tenant DIR OTHER                 what may change a file, on those of two prepared directories that share their
+ *                                          inodes with a third one: removes both names first, and keeps a descriptor
  *
  * A line an operation: NAME KIND RESULT STATE. RESULT is "ok" or the error's name; STATE is "same" or "changed", about
  * the content and metadata of the inode (but its number of links and the time of its last change), or "gone" if no name
@@ -49,17 +52,19 @@ static long must(const char *what, long result)
 int reader(void) { return must("file", opened(O_RDONLY)); }
 int other(void) { return must("other", open("other", O_RDWR | O_CLOEXEC)); }
 
-static void fill(const char *name, char byte)
+static void fill_with(const char *name, char byte, const char *more)
 {
     static const struct timespec times[2] = {{1000000000, 1}, {1000000001, 2}};
     char content[SIZE];
     int fd = must(name, open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
     memset(content, byte, SIZE);
+    memcpy(content + 1, more, strlen(more));
     must(name, write(fd, content, SIZE) == SIZE ? 0 : -1);
     must(name, fsetxattr(fd, "user.one", "first", 5, 0));
     must(name, futimens(fd, times));
     close(fd);
 }
+static void fill(const char *name, char byte) { fill_with(name, byte, ""); }
 
 static const struct {
     uint32_t magic;
@@ -68,13 +73,18 @@ static const struct {
     } data[2];
 } capability = {0x02000001, {{1 << CAP_NET_RAW, 0}, {0, 0}}};
 
+static void make_others(void)
+{
+    fill("other", 'o');
+    must("void", mkdir("void", 0755));
+    must("symlink", symlink("file", "symlink"));
+}
+
 static void make_files(bool marked)
 {
     int fd, flags;
     fill("file", 'f');
-    fill("other", 'o');
-    must("void", mkdir("void", 0755));
-    must("symlink", symlink("file", "symlink"));
+    make_others();
     must("capability", setxattr("file", "security.capability", &capability, 20, 0));
     fd = reader();
     must("flags", ioctl(fd, FS_IOC_GETFLAGS, &flags));
@@ -148,15 +158,13 @@ static int tried(operation *run)
     return error;
 }
 
-static void try(size_t number, bool marked)
+/* In the directory with the files. */
+static void try_here(size_t number, bool marked)
 {
     static const char *const kinds[] = {"change", "flags", "capability", "name", "read", "attack"};
     char before[512], after[512];
     int fd, error;
     const char *state;
-    must(operations[number].name, mkdir(operations[number].name, 0755));
-    must(operations[number].name, chdir(operations[number].name));
-    make_files(marked);
     fd = reader();
     observe(fd, before, sizeof before);
     if (!marked) /* programs that run, and leases, want no other descriptor */
@@ -176,6 +184,14 @@ static void try(size_t number, bool marked)
     if (marked && !strcmp(state, "changed"))
         printf("  %s\n  %s\n", before, after);
     fflush(stdout);
+}
+
+static void try(size_t number, bool marked)
+{
+    must(operations[number].name, mkdir(operations[number].name, 0755));
+    must(operations[number].name, chdir(operations[number].name));
+    make_files(marked);
+    try_here(number, marked);
     must("..", chdir(".."));
 }
 
@@ -196,6 +212,57 @@ static int table(const char *top, bool marked, const char *pattern)
     for (size_t number = 0; number < used; number++)
         if (wanted(number, pattern))
             try(number, marked);
+    return 0;
+}
+
+static bool may_change(size_t number) { return operations[number].kind != NAME && operations[number].kind != READ; }
+
+static int prepare(const char *top)
+{
+    char content[PATH_MAX];
+    umask(0);
+    for (size_t number = 0; number < used; number++) {
+        if (!may_change(number))
+            continue;
+        must(top, chdir(top));
+        must(operations[number].name, mkdir(operations[number].name, 0755));
+        must(operations[number].name, chdir(operations[number].name));
+        snprintf(content, sizeof content, "%s, %s", operations[number].name, basename(top));
+        fill_with("file", 'f', content);
+    }
+    return 0;
+}
+
+/* `file` becomes a way to the inode that no name in a guest leads to. */
+static void remove_names(const char *second)
+{
+    enum { KEPT = 100 };
+    char path[32];
+    struct stat status;
+    must("file", dup2(reader(), KEPT));
+    must("file", fstat(KEPT, &status));
+    if (status.st_nlink < 3)
+        die("a file is not shared with a third name");
+    must("file", unlink("file"));
+    must(second, unlink(second));
+    make_others();
+    snprintf(path, sizeof path, "/proc/self/fd/%d", KEPT);
+    must(path, symlink(path, "file"));
+}
+
+static int tenant(const char *top, const char *second)
+{
+    char path[PATH_MAX];
+    umask(0);
+    for (size_t number = 0; number < used; number++) {
+        if (!may_change(number))
+            continue;
+        must(top, chdir(top));
+        must(operations[number].name, chdir(operations[number].name));
+        snprintf(path, sizeof path, "%s/%s/file", second, operations[number].name);
+        remove_names(path);
+        try_here(number, true);
+    }
     return 0;
 }
 
@@ -299,9 +366,13 @@ int main(int argc, char **argv)
         return in_user_namespace(argv + 2);
     if (argc == 3 && !strcmp(verb, "subvolume"))
         return make_subvolume(argv[2]);
+    if (argc == 3 && !strcmp(verb, "prepare"))
+        return prepare(argv[2]);
+    if (argc == 4 && !strcmp(verb, "tenant"))
+        return tenant(argv[2], argv[3]);
     if (argc > 3 && !strcmp(verb, "guest"))
         return in_guest(argv[2], argv + 3);
     fputs("usage: guard table DIR marked|single PATTERN | without COMMAND... | userns COMMAND... | guest ROOT COMMAND...\n"
-          "          | subvolume DIR\n", stderr);
+          "          | subvolume DIR | prepare DIR | tenant DIR OTHER\n", stderr);
     return 2;
 }

@@ -42,6 +42,8 @@
 /* A system call as it is, by its name. */
 #define sys(name, ...) syscall(__NR_##name, ##__VA_ARGS__)
 
+#define ADDRESS(of) (uintptr_t)(of)
+
 #define SIZE 16384
 
 /* What comes of an operation by the rules of the guard, on a marked file. */
