@@ -54,12 +54,13 @@ fn prepare(filesystems: &[Uuid]) -> Result<Loaded, Error> {
     Loaded::load(filesystems)
 }
 
-/// Takes all programs out of the kernel; returns whether there were any.
-pub fn unload() -> Result<bool, Error> {
-    let Some(pins) = Pins::existing().map_err(Error::Pins)? else { return Ok(false) };
+/// Takes all programs out of the kernel.
+///
+/// # Errors
+/// If one cannot be taken out: those of later generations are still there.
+pub fn unload(pins: &Pins) -> Result<(), Error> {
     let generations = pins.generations().map_err(Error::Pins)?;
-    generations.iter().try_for_each(|one| pins.remove(one.number)).map_err(Error::Pins)?;
-    Ok(!generations.is_empty())
+    generations.iter().try_for_each(|one| pins.remove(one.number)).map_err(Error::Pins)
 }
 
 /// What is in the kernel, oldest first.

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use crate::report::{Reason, Shown};
 use crate::state::store::STATE_DIR;
 use crate::sys::file::uuid::Uuid;
 use crate::sys::path::dirfd;
@@ -14,6 +15,8 @@ use crate::sys::path::root::Root;
 
 /// The host's list, in its state directory: UUID, a space and a path, each pool ended by a NUL byte.
 const LIST: &str = "guarded-pools";
+/// The same: without the list, nothing protects the files of its pools after the next boot.
+const COPY: &str = "guarded-pools.copy";
 
 /// A pool, and the filesystem that it is on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,16 +27,43 @@ pub struct RegisteredPool {
     pub uuid: Uuid,
 }
 
-/// The pools in the host's list.
+/// The pools in the host's list, or in its copy if the list is lost or damaged.
 ///
 /// # Errors
-/// If there is a list that cannot be read, or is damaged (`InvalidData`).
+/// If there is a list that cannot be read, or is damaged (`InvalidData`), and no copy.
 pub fn read() -> io::Result<Vec<RegisteredPool>> {
-    match Root::open(Path::new("/"))?.read(&path()) {
-        Ok(text) => parse(&text).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "damaged; move it away, then load again")
-        }),
-        Err(e) if is_absent(&e) => Ok(Vec::new()),
+    let why = match read_one(LIST) {
+        Ok(Some(pools)) => return Ok(pools),
+        Ok(None) => None,
+        Err(e) => Some(e),
+    };
+    match (read_one(COPY), why) {
+        (Ok(Some(pools)), why) => {
+            let why = why.map_or("lost".to_owned(), |e| Reason(e).to_string());
+            log::warn!("{}: {why}; its copy is taken instead", Shown(&path()));
+            Ok(pools)
+        }
+        (_, Some(e)) => Err(e),
+        (_, None) => Ok(Vec::new()),
+    }
+}
+
+/// Whether the list and its copy hold these pools.
+pub fn holds(pools: &[RegisteredPool]) -> bool {
+    [LIST, COPY].iter().all(|name| match read_one(name) {
+        Ok(Some(written)) => written == pools,
+        Ok(None) => pools.is_empty(),
+        Err(_) => false,
+    })
+}
+
+/// None if there is no such list.
+fn read_one(name: &str) -> io::Result<Option<Vec<RegisteredPool>>> {
+    match Root::open(Path::new("/"))?.read(&Path::new(STATE_DIR).join(name)) {
+        Ok(text) => parse(&text)
+            .map(Some)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this list of pools is damaged")),
+        Err(e) if is_absent(&e) => Ok(None),
         Err(e) => Err(e),
     }
 }
@@ -43,10 +73,10 @@ pub fn path() -> PathBuf {
     Path::new(STATE_DIR).join(LIST)
 }
 
-/// Replaces the host's list.
+/// Replaces the host's list, then its copy.
 pub fn write(pools: &[RegisteredPool]) -> io::Result<()> {
     let dir = dirfd::make_dir(&Root::open(Path::new("/"))?, Path::new(STATE_DIR))?;
-    dirfd::replace_file(&dir, OsStr::new(LIST), &text(pools))
+    [LIST, COPY].iter().try_for_each(|name| dirfd::replace_file(&dir, OsStr::new(name), &text(pools)))
 }
 
 fn parse(text: &[u8]) -> Option<Vec<RegisteredPool>> {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::pools::GuardedPool;
 use crate::parallel;
 use crate::report::{Reason, Shown};
 use crate::unify;
@@ -15,9 +16,9 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Gives a pool that relies on the guard the protection that it needs now, or takes off what it no longer needs.
 /// Returns whether it is protected.
-pub(super) fn settle(pool: &Pool, guarded: bool) -> bool {
+pub(super) fn settle(guarded_pool: &GuardedPool, pool: &Pool, guarded: bool) -> bool {
     match pool.settings.protection {
-        Some(PoolProtection::Guard) if guarded => open(pool),
+        Some(PoolProtection::Guard) if guarded => open_locked(guarded_pool, pool),
         Some(PoolProtection::Guard) => close(pool, true),
         _ => true,
     }
@@ -53,6 +54,22 @@ fn close_exposed(pool: &Pool) -> Result<Turned, unify::Error> {
 /// Whether all objects are immutable.
 pub(super) fn is_closed(pool: &Pool) -> Result<bool, unify::Error> {
     Ok(pool.look_at_all(parallel::processors())?.iter().all(|file| file.inode.immutable))
+}
+
+/// As [`open`], unless a run of cow-unify works on the pool: it may be about to turn it away from the guard.
+fn open_locked(guarded_pool: &GuardedPool, pool: &Pool) -> bool {
+    let lock = if guarded_pool.is_named { None } else { Some(pool.lock(Duration::ZERO)) };
+    match lock {
+        Some(Err(unify::Error::Busy { .. })) => {
+            log::warn!(
+                "{}: cow-unify works on this pool, so immutable objects stay so; run `cow-guard load` when it has ended",
+                Shown(pool.path())
+            );
+            true
+        }
+        // Where no lock can be made, nobody else changes the pool either.
+        _ => open(pool),
+    }
 }
 
 /// Marks all objects, and then takes the immutable flag off them; returns whether none has it.

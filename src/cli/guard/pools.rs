@@ -1,11 +1,13 @@
 //! The pools that the guard is for, and how much it protects in each.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::guard::registered::{self, RegisteredPool};
 use crate::report::{Reason, Shown};
 use crate::sys::file::uuid::Uuid;
 use crate::sys::share::mark;
+use crate::unify;
 use crate::unify::pass::pools;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::protection::PoolProtection;
@@ -17,6 +19,8 @@ pub(super) struct GuardedPool {
     pub uuid: Uuid,
     /// None if its filesystem is not mounted.
     pub open: Option<Pool>,
+    /// It was named by the caller, as cow-unify does, which has locked it then.
+    pub is_named: bool,
 }
 
 impl GuardedPool {
@@ -27,8 +31,15 @@ impl GuardedPool {
 }
 
 /// The pools to guard, and what is wrong with others.
+#[derive(Default)]
 pub(super) struct Pools {
     pub all: Vec<GuardedPool>,
+    /// The host's list as it was read.
+    before: Vec<RegisteredPool>,
+    /// It could not be read, so it is not written.
+    is_unread: bool,
+    /// Those that protect their objects otherwise, and are no longer registered.
+    others: Vec<Pool>,
     /// Filesystems of pools that are forgotten, or protect their objects otherwise.
     released: Vec<Uuid>,
     /// Messages for a person.
@@ -42,27 +53,36 @@ impl Pools {
     /// # Errors
     /// If one of `more` is no pool, or one of `forgotten` not registered, or still in need of the guard.
     pub fn look(more: &[PathBuf], forgotten: &[PathBuf]) -> anyhow::Result<Pools> {
-        let mut pools = Pools { all: Vec::new(), released: Vec::new(), problems: Vec::new() };
+        let mut pools = Pools::default();
         let before = registered::read().unwrap_or_else(|e| {
-            pools.problems.push(format!("{}: {}", Shown(&registered::path()), Reason(e)));
+            pools.problems.push(format!(
+                "{}: {}; move it away, then run `cow-guard load --pool DIR` for each pool",
+                Shown(&registered::path()),
+                Reason(e)
+            ));
+            pools.is_unread = true;
             Vec::new()
         });
+        pools.before.clone_from(&before);
         for path in more {
             let path =
                 std::fs::canonicalize(path).map_err(|e| anyhow::anyhow!("{}: {}", Shown(path), Reason(e)))?;
             let pool = Pool::open(&path)?;
             let pool = pool.ok_or_else(|| anyhow::anyhow!("{}: not a pool of cow-unify", Shown(&path)))?;
             let uuid = Uuid::of(pool.runs()).map_err(|e| no_uuid(&path, e))?;
-            pools.all.push(GuardedPool { path, uuid, open: Some(pool) });
+            pools.all.push(GuardedPool { path, uuid, open: Some(pool), is_named: true });
         }
         for path in forgotten {
             let found = before.iter().find(|pool| pool.path == *path);
             let uuid = found.ok_or_else(|| anyhow::anyhow!("{}: not registered", Shown(path)))?.uuid;
-            if Pool::open(path).is_ok_and(|pool| pool.is_some_and(|pool| relies(&pool))) {
-                anyhow::bail!(
-                    "{}: this pool relies on the guard; run `cow-unify protect` first",
-                    Shown(path)
-                );
+            if let Ok(Some(pool)) = Pool::open(path) {
+                if relies(&pool) {
+                    anyhow::bail!(
+                        "{}: this pool relies on the guard; run `cow-unify protect --to immutable` first",
+                        Shown(path)
+                    );
+                }
+                pool.lock(Duration::ZERO)?;
             }
             pools.released.push(uuid);
         }
@@ -81,6 +101,7 @@ impl Pools {
         if self.all.iter().any(|pool| pool.path == path) {
             return;
         }
+        let is_registered = uuid.is_some();
         let open = Pool::open(path).unwrap_or_else(|e| {
             self.problems.push(e.to_string());
             None
@@ -90,24 +111,27 @@ impl Pools {
             None => Err(()),
         };
         let Some(uuid) = found.ok().or(uuid) else { return };
-        let pool = GuardedPool { path: path.to_path_buf(), uuid, open };
-        let protection = pool.open.as_ref().and_then(|pool| pool.settings.protection);
-        if protection.is_some_and(|other| other != PoolProtection::Guard) {
-            log::debug!("{}: this pool does not rely on the guard", Shown(path));
-            self.released.push(uuid);
-        } else {
-            self.all.push(pool);
+        let pool = GuardedPool { path: path.to_path_buf(), uuid, open, is_named: false };
+        match pool.open {
+            Some(open) if is_protected_otherwise(&open) && !(is_registered && is_busy(&open)) => {
+                log::debug!("{}: this pool does not rely on the guard", Shown(path));
+                self.released.push(uuid);
+                self.others.push(open);
+            }
+            open => self.all.push(GuardedPool { open, ..pool }),
         }
     }
 
     /// Remembers those that rely on the guard for the next load, and once it `is_loaded` those that may do so from now on.
     pub fn register(&self, is_loaded: bool) -> std::io::Result<()> {
-        let before = registered::read()?;
-        let is_known = |pool: &RegisteredPool| before.contains(pool);
+        if self.is_unread {
+            return Ok(());
+        }
+        let is_known = |pool: &RegisteredPool| self.before.contains(pool);
         let wanted =
             |pool: &&GuardedPool| is_loaded || pool.relying().is_some() || is_known(&registered(pool));
         let pools: Vec<RegisteredPool> = self.all.iter().filter(wanted).map(registered).collect();
-        if before == pools { Ok(()) } else { registered::write(&pools) }
+        if registered::holds(&pools) { Ok(()) } else { registered::write(&pools) }
     }
 
     /// Their filesystems, and those that are guarded now, each once: this process may not see all pools.
@@ -119,10 +143,25 @@ impl Pools {
         all
     }
 
+    /// Those that are there, however they protect their objects.
+    pub fn open(&self) -> impl Iterator<Item = &Pool> {
+        self.all.iter().filter_map(|pool| pool.open.as_ref()).chain(&self.others)
+    }
+
     /// Those whose objects guests could change without the guard.
     pub fn relying(&self) -> impl Iterator<Item = &Pool> {
         self.all.iter().filter_map(GuardedPool::relying)
     }
+}
+
+fn is_protected_otherwise(pool: &Pool) -> bool {
+    pool.settings.protection.is_some_and(|other| other != PoolProtection::Guard)
+}
+
+/// Whether a run of cow-unify works on a pool. It may be about to turn it to the guard: what it has had registered for
+/// that stays so until it has ended.
+fn is_busy(pool: &Pool) -> bool {
+    matches!(pool.lock(Duration::ZERO), Err(unify::Error::Busy { .. }))
 }
 
 fn relies(pool: &Pool) -> bool {

@@ -71,7 +71,7 @@ struct Row {
 
 pub(super) fn run(json: bool, common: &Common) -> anyhow::Result<Exit> {
     let report = look()?;
-    let is_open = |row: &&Row| row.protection == Some(PoolProtection::Guard) && !row.is_protected();
+    let is_open = |row: &&Row| row.relies() && !row.is_protected();
     let open = report.pools.iter().filter(is_open).count();
     let exit = if open == 0 && report.problems.is_empty() { Exit::Done } else { Exit::Partial };
     let mut out = io::BufWriter::new(io::stdout().lock());
@@ -133,6 +133,10 @@ impl Row {
         }
     }
 
+    fn relies(&self) -> bool {
+        self.protection == Some(PoolProtection::Guard)
+    }
+
     /// Whether guests cannot change the objects; an unmounted pool cannot be changed either.
     fn is_protected(&self) -> bool {
         !self.mounted || self.guarded == Some(true) || self.immutable == self.objects
@@ -184,18 +188,25 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     if let Some(remedy) = &report.remedy {
         writeln!(out, "remedy: {remedy}")?;
     }
-    report.pools.iter().try_for_each(|row| print_row(out, row))?;
+    report.pools.iter().try_for_each(|row| print_row(out, row, &report.filesystems))?;
     report.problems.iter().try_for_each(|problem| writeln!(out, "{problem}"))
 }
 
-fn print_row(out: &mut dyn Write, row: &Row) -> io::Result<()> {
+fn print_row(out: &mut dyn Write, row: &Row, guarded: &[String]) -> io::Result<()> {
     write!(out, "pool {}: ", Shown(&row.path))?;
     if !row.mounted {
-        return writeln!(out, "not mounted, filesystem {}", row.uuid);
+        let then = if guarded.contains(&row.uuid) {
+            "guarded as soon as it is mounted"
+        } else {
+            "NOT guarded: when it is mounted, run `cow-guard load` before a guest on it starts"
+        };
+        return writeln!(out, "not mounted, filesystem {}, {then}", row.uuid);
     }
     let state = match row.guarded {
         Some(true) => "guarded",
-        Some(false) => "NOT guarded",
+        _ if row.is_protected() => "not guarded, immutable instead",
+        Some(false) if row.relies() => "NOT PROTECTED",
+        Some(false) => "not guarded",
         None => "the guard cannot be tried out",
     };
     let number = |number: Option<usize>| number.map_or("?".to_owned(), |number| number.to_string());
@@ -206,5 +217,12 @@ fn print_row(out: &mut dyn Write, row: &Row) -> io::Result<()> {
         number(row.objects),
         number(row.marked),
         number(row.immutable)
-    )
+    )?;
+    if row.relies() && !row.is_protected() {
+        writeln!(
+            out,
+            "guests can change shared files of this pool; run `cow-guard load`, which loads the guard or makes them immutable"
+        )?;
+    }
+    Ok(())
 }
