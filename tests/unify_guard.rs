@@ -357,6 +357,42 @@ fn privileged_a_pool_is_turned_from_one_protection_to_the_other_and_back() {
 
 #[test]
 #[ignore = "needs root"]
+fn privileged_guests_that_protect_is_given_know_it_at_once() {
+    let farm = Farm::new("ext4");
+    farm.both("usr/bin/a", content("a"));
+    for guest in ["g1", "g2"] {
+        fs::create_dir_all(farm.path(guest).join("var/lib/cow-hooks")).unwrap();
+    }
+    json(&farm, 0, &[PASS, &["--protection", "guard", "--allow-setid", "--min-size", "2B"]].concat());
+    let notice =
+        |guest: &str| fs::read_to_string(farm.path(guest).join("var/lib/cow-hooks/pool.toml")).unwrap();
+    let first = notice("g1");
+    assert!(first.contains("guard = true") && first.contains("immutable = false"), "{first}");
+
+    let turned = json(&farm, 0, &[TO_IMMUTABLE, &["g1"]].concat());
+    assert_eq!(turned["told"].as_array().map(Vec::len), Some(1), "{turned}");
+    let told = first.replace("guard = true\n", "").replace("immutable = false", "immutable = true");
+    assert_eq!((notice("g1"), notice("g2")), (told, first.clone()));
+    // The pool is that of the guests.
+    let turned = json(&farm, 0, &["protect", "--to", "guard", "g1", "g2"]);
+    assert_eq!(turned["told"].as_array().map(Vec::len), Some(2), "{turned}");
+    assert_eq!((notice("g1"), notice("g2")), (first.clone(), first.clone()));
+
+    // A guest that knows of another pool, or of none, is left alone.
+    fs::write(farm.path("g1/var/lib/cow-hooks/pool.toml"), first.replace("handle = \"", "handle = \"00"))
+        .unwrap();
+    fs::remove_file(farm.path("g2/var/lib/cow-hooks/pool.toml")).unwrap();
+    let turned = json(&farm, 0, &[TO_IMMUTABLE, &["g1", "g2"]].concat());
+    assert_eq!(turned["told"].as_array().map(Vec::len), Some(0), "{turned}");
+    assert!(notice("g1").contains("guard = true"));
+    assert!(!farm.path("g2/var/lib/cow-hooks/pool.toml").exists());
+    // What is no guest is said.
+    fs::create_dir(farm.path("empty")).unwrap();
+    json(&farm, 1, &[TO_GUARD, &["g1", "empty"]].concat());
+}
+
+#[test]
+#[ignore = "needs root"]
 fn privileged_what_had_lost_its_protection_is_looked_at_before_it_gets_another() {
     let farm = farm("ext4", "immutable");
     let path = farm.path("g1/usr/bin/a");

@@ -43,7 +43,7 @@ pub fn main() -> Exit {
         Some(Command::Status { guests }) => status::run(guests, common),
         Some(Command::Verify { guests }) => verify::run(guests, common),
         Some(Command::Gc { dry_run }) => gc::run(*dry_run, common),
-        Some(Command::Protect { to }) => protect::run(*to, common),
+        Some(Command::Protect { to, guests }) => protect::run(*to, guests, common),
         Some(Command::Detach { guest }) => detach::run(guest, common),
     };
     done.unwrap_or_else(|e| match e.downcast_ref::<Error>() {

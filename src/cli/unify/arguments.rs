@@ -58,6 +58,9 @@ pub enum Command {
         /// The new protection; auto: guard if the kernel can
         #[arg(long, value_enum, default_value = "auto", value_name = "PROTECTION")]
         to: ProtectTo,
+        /// Root directories of guests whose package managers are to know it at once
+        #[arg(value_name = "GUEST")]
+        guests: Vec<PathBuf>,
     },
     /// Give a guest private copies of all files that it shares
     Detach {

@@ -9,19 +9,24 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::arguments::{Common, ProtectTo};
+use super::guests::Guests;
 use super::{place, shared};
 use crate::cli::bar::Bar;
 use crate::cli::{Named, Problem};
 use crate::exit::Exit;
-use crate::report::Shown;
+use crate::report::{Reason, Shown};
+use crate::state::pool_notice::PoolNotice;
+use crate::sys::file::handle::Handle;
 use crate::unify::Error;
 use crate::unify::care::verify::Verifier;
+use crate::unify::eligible::scope::Scope;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::guard;
 use crate::unify::pool::protect::{Turn, Turned};
 use crate::unify::pool::protection::PoolProtection;
 use crate::unify::pool::recover;
 use crate::unify::pool::settings::Sharing;
+use crate::unify::scan::guest::GuestTree;
 
 /// What happened, for machines.
 #[derive(Debug, Serialize)]
@@ -35,13 +40,17 @@ struct Report {
     protected: Vec<Named>,
     /// Objects that had changed without protection, and are set aside.
     set_aside: Vec<Named>,
+    /// Guests that know it.
+    told: Vec<Named>,
     recovered: u64,
     failed: Vec<Problem>,
 }
 
-pub fn run(to: ProtectTo, common: &Common) -> anyhow::Result<Exit> {
+pub fn run(to: ProtectTo, guests: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     let policy = shared::policy()?;
-    let mut pool = place::existing(common, &[])?;
+    let guests = Guests::open(guests, Scope::All)?;
+    let mut pool = place::existing(common, &guests.open)?;
+    let guests = guests.in_reach(pool.path(), pool.settings.share)?;
     let _lock = shared::lock(&pool, &policy)?;
     let from = from(&pool)?;
     let to = choose(&pool, to)?;
@@ -60,15 +69,19 @@ pub fn run(to: ProtectTo, common: &Common) -> anyhow::Result<Exit> {
         turned = turn(&mut pool, to, lock_timeout, threads)?;
     }
     failed.append(&mut turned.failed);
+    let protection = pool.settings.protection.unwrap_or(from);
     let named = |path: PathBuf| Named { path };
+    let told = guests.open.iter().filter(|guest| tell(&pool, protection, guest));
+    let no_guest = guests.others.into_iter().map(|(path, what)| Problem { path, reason: what.to_owned() });
     let report = Report {
         pool: named(pool.path().to_path_buf()),
-        protection: pool.settings.protection.unwrap_or(from),
+        protection,
         turned: turned.files,
         protected: verified.protected.into_iter().map(named).collect(),
         set_aside: verified.damaged.into_iter().map(|(path, _)| named(path)).collect(),
+        told: told.map(|guest| named(guest.root.path().to_path_buf())).collect(),
         recovered: recovered.total(),
-        failed: failed.into_iter().map(Problem::from).collect(),
+        failed: failed.into_iter().map(Problem::from).chain(guests.left).chain(no_guest).collect(),
     };
     shared::complain(&report.failed, common);
     if !report.set_aside.is_empty() {
@@ -89,6 +102,22 @@ fn from(pool: &Pool) -> anyhow::Result<PoolProtection> {
         PoolProtection::Iunlink => "the flag of Linux-VServer cannot be exchanged for another protection",
     };
     anyhow::bail!("{}: {remedy}", Shown(pool.path()))
+}
+
+/// Tells a guest how its shared files are protected now, and whether it knows it then. All else that it was told of the pool
+/// stays: `cow-unify GUEST...` says it. A guest that was told of no pool, or of another, waits for that.
+fn tell(pool: &Pool, protection: PoolProtection, guest: &GuestTree) -> bool {
+    let told = Handle::of(pool.root()).and_then(|handle| {
+        let Some(notice) = PoolNotice::of(&guest.root).filter(|notice| notice.pool == handle) else {
+            return Ok(false);
+        };
+        let guard = protection == PoolProtection::Guard;
+        PoolNotice { immutable: !guard, guard, ..notice }.leave(&guest.root).map(|()| true)
+    });
+    told.unwrap_or_else(|e| {
+        log::warn!("{}: the guest does not know it yet: {}", Shown(guest.root.path()), Reason(&e));
+        false
+    })
 }
 
 /// Turns the pool. If something fails, all objects are protected, and the pool's settings say which protection is enough.
@@ -131,9 +160,10 @@ fn choose(pool: &Pool, to: ProtectTo) -> Result<PoolProtection, Error> {
 }
 
 fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
-    let Report { protection, turned, protected, set_aside, failed, .. } = report;
+    let Report { protection, turned, protected, set_aside, told, failed, .. } = report;
     write!(out, "protection: {}; {turned} objects turned to it", protection.name())?;
     for (number, what) in [
+        (told.len(), "guests know it"),
         (protected.len(), "had lost their protection"),
         (set_aside.len(), "damaged"),
         (failed.len(), "failed"),
