@@ -159,7 +159,7 @@ static long watched(unsigned kind, uint64_t events)
     if (fork() == 0) {
         char byte;
         alarm(5);
-        _exit(read(reader(), &byte, 1) != 1);
+        _exit(read(opened(O_RDONLY), &byte, 1) != 1); /* refused if the descriptor is */
     }
     for (int patience = 0; patience < 100; patience++, usleep(10000))
         if (read(group, &event, sizeof event) > 0)
