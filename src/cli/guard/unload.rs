@@ -40,7 +40,7 @@ fn wait_until_gone(pools: &Pools) {
     let begin = Instant::now();
     let is_seen = |pool: &Pool| pools::is_guarded(pool).unwrap_or(false);
     while begin.elapsed() < LINGERING && pools.open().any(is_seen) {
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
