@@ -15,6 +15,8 @@ mod full;
 mod given;
 mod guard;
 mod guard_package;
+#[cfg(feature = "pretend-guard")]
+mod guard_steps;
 mod guests;
 mod hard_links;
 mod ignored;

@@ -30,6 +30,12 @@ impl Machine {
         self
     }
 
+    /// More words of the kernel's command line.
+    pub fn words(mut self, words: &str) -> Machine {
+        self.command.args(["--append", words]);
+        self
+    }
+
     /// Runs a command; nothing, and a message, if there is no such machine.
     pub fn run(mut self, words: &[&str]) -> Option<Output> {
         let output = self.command.arg(self.kernel).arg("--").args(words).output().unwrap();
