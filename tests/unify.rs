@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -41,6 +41,30 @@ fn privileged_equal_files_become_one_protected_inode_and_nothing_else_changes() 
         // The pool is closed to guests.
         assert_eq!(fs::metadata(farm.path(".cow-pool")).unwrap().mode() & 0o7777, 0o700);
     }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn privileged_a_guest_with_shifted_users_can_take_its_lock_after_the_host() {
+    let farm = Farm::new("ext4");
+    farm.both("usr/bin/tool", vec![7; 300_000]);
+    let state = farm.path("g1/var/lib/cow-hooks");
+    fs::create_dir_all(&state).unwrap();
+    chown(&state, Some(100_000), Some(100_001)).unwrap();
+    assert_eq!(farm.unify(&[])["linked"], 2);
+    let owner = |name: &str| fs::metadata(state.join(name)).map(|inode| (inode.uid(), inode.gid())).unwrap();
+    assert_eq!((owner("lock"), owner("pool.toml")), ((100_000, 100_001), (100_000, 100_001)));
+
+    // One that was made before is given to the guest; another file of the host's is not.
+    farm.both("usr/bin/more", "more");
+    chown(state.join("lock"), Some(0), Some(0)).unwrap();
+    assert_eq!(farm.unify(&[])["linked"], 2);
+    assert_eq!(owner("lock"), (100_000, 100_001));
+    farm.both("usr/bin/other", "other");
+    fs::write(state.join("lock"), "not a lock").unwrap();
+    chown(state.join("lock"), Some(0), Some(0)).unwrap();
+    assert_eq!(farm.unify(&[])["linked"], 2);
+    assert_eq!(owner("lock"), (0, 0));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::root::{Root, relative};
@@ -48,7 +48,7 @@ fn dir_flags() -> OFlags {
     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }
 
-/// Opens a lock file, made if it is missing.
+/// Opens a lock file, made if it is missing. It belongs to the owner of the directory, as with [`replace_file`].
 pub fn open_lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     // A guest's FIFO of that name does not block its host.
     let flags = OFlags::RDONLY
@@ -57,7 +57,28 @@ pub fn open_lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
         | OFlags::NONBLOCK
         | OFlags::NOCTTY
         | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?)
+    let file = rustix::fs::openat(&dir, name, flags, Mode::RUSR | Mode::WUSR)?;
+    let inode = rustix::fs::fstat(&file)?;
+    // A guest may have given the name to another file.
+    if FileType::from_raw_mode(inode.st_mode) == FileType::RegularFile
+        && inode.st_size == 0
+        && inode.st_nlink == 1
+    {
+        give_to_owner_of(dir, &file)?;
+    }
+    Ok(file)
+}
+
+/// Gives a file to the owner of its directory, as far as this process may.
+fn give_to_owner_of(dir: impl AsFd, file: impl AsFd) -> io::Result<()> {
+    let owner = rustix::fs::fstat(dir)?;
+    let ours = rustix::fs::fstat(&file)?;
+    if (owner.st_uid, owner.st_gid) != (ours.st_uid, ours.st_gid) {
+        let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+        // Who cannot give it away keeps it.
+        let _ = rustix::fs::fchown(&file, Some(uid), Some(gid));
+    }
+    Ok(())
 }
 
 /// Makes a file with this content; one that is there stays as it is.
@@ -83,16 +104,7 @@ pub fn replace_file(dir: impl AsFd, name: &OsStr, content: &[u8]) -> io::Result<
     let temporary = temporary_name(name);
     // A killed process may have left one; whatever else has the name is not written to.
     remove_file(&dir, &temporary)?;
-    let written = create(&dir, &temporary, content).and_then(|file| {
-        let owner = rustix::fs::fstat(&dir)?;
-        let ours = rustix::fs::fstat(&file)?;
-        if (owner.st_uid, owner.st_gid) != (ours.st_uid, ours.st_gid) {
-            let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
-            // Who cannot give it away keeps it.
-            let _ = rustix::fs::fchown(&file, Some(uid), Some(gid));
-        }
-        Ok(())
-    });
+    let written = create(&dir, &temporary, content).and_then(|file| give_to_owner_of(&dir, file));
     let replaced = written.and_then(|()| Ok(rustix::fs::renameat(&dir, &temporary, &dir, name)?));
     if replaced.is_err() {
         let _ = remove_file(&dir, &temporary);
