@@ -14,6 +14,7 @@ mod filters;
 mod full;
 mod given;
 mod guard;
+mod guard_guests;
 mod guard_package;
 #[cfg(feature = "pretend-guard")]
 mod guard_steps;

@@ -36,6 +36,20 @@ impl Machine {
         self
     }
 
+    /// The filesystem in this image, mounted at `/mnt/NAME`; what is written stays in it.
+    pub fn image(mut self, path: &Path, name: &str) -> Machine {
+        let mut word = path.as_os_str().to_owned();
+        word.push(format!("={name}"));
+        self.command.arg("--disk").arg(word);
+        self
+    }
+
+    /// More memory than usual, in MB, and seconds.
+    pub fn large(mut self, memory: u32, seconds: u32) -> Machine {
+        self.command.args(["--memory", &memory.to_string(), "--timeout", &seconds.to_string()]);
+        self
+    }
+
     /// Runs a command; nothing, and a message, if there is no such machine.
     pub fn run(mut self, words: &[&str]) -> Option<Output> {
         let output = self.command.arg(self.kernel).arg("--").args(words).output().unwrap();
