@@ -15,6 +15,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::sys::file::inode::{Inode, Kind};
+use crate::sys::path::patient;
 use crate::sys::path::root::Root;
 use crate::sys::process::task::Task;
 use crate::sys::share::swap::Name;
@@ -233,14 +234,7 @@ impl<'a> Lookup<'a> {
 }
 
 fn open(dir: &OwnedFd, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> io::Result<OwnedFd> {
-    let flags = flags | OFlags::PATH | OFlags::CLOEXEC;
-    loop {
-        // EAGAIN: a rename raced with the resolution of `..`; openat2(2) asks the caller to try again.
-        match rustix::fs::openat2(dir, OsStr::from_bytes(path), flags, Mode::empty(), resolve) {
-            Err(rustix::io::Errno::AGAIN) => continue,
-            opened => return Ok(opened?),
-        }
-    }
+    Ok(patient::openat2(dir, OsStr::from_bytes(path), flags | OFlags::PATH, resolve)?)
 }
 
 fn is_proc(dir: impl AsFd) -> bool {

@@ -3,6 +3,7 @@
 pub mod dirfd;
 #[cfg(test)]
 pub mod fnmatch;
+pub mod patient;
 pub mod resolve;
 pub mod root;
 pub mod tree;

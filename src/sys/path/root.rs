@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::sys::file::inode::{Inode, InodeId};
+use crate::sys::path::patient;
 use crate::sys::seccomp::filter;
 
 /// The largest file that is read whole, in bytes: what a guest holds is not to fill the host's memory.
@@ -153,13 +154,12 @@ impl Root {
 fn open_beneath(dir: impl AsFd, path: &Path, flags: OFlags, resolve: ResolveFlags) -> io::Result<OwnedFd> {
     // openat2(2) refuses flags that mean nothing to it.
     let harmless = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NOCTTY };
-    let flags = flags | harmless | OFlags::CLOEXEC;
-    loop {
-        // EAGAIN: a rename raced with the resolution of `..`; openat2(2) asks the caller to try again.
-        match rustix::fs::openat2(&dir, path, flags, Mode::empty(), resolve) {
-            Err(Errno::AGAIN) => continue,
-            other => return Ok(other?),
-        }
+    match patient::openat2(dir, path.as_os_str(), flags | harmless, resolve) {
+        Err(Errno::AGAIN) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "another process renames files all the time, which keeps its path from being looked up",
+        )),
+        opened => Ok(opened?),
     }
 }
 
