@@ -213,6 +213,9 @@ fn parse_size(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
+/// The longest time that can be configured, in seconds: a day.
+const MAX_SECONDS: u64 = 86_400;
+
 /// Reads a number of seconds; for a `Duration` and for an optional one.
 pub(super) fn seconds<'de, D: Deserializer<'de>, T: From<Duration>>(deserializer: D) -> Result<T, D::Error> {
     struct SecondsVisitor;
@@ -221,12 +224,14 @@ pub(super) fn seconds<'de, D: Deserializer<'de>, T: From<Duration>>(deserializer
         type Value = Duration;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a number of seconds, 0 or more")
+            write!(f, "a number of seconds from 0 to {MAX_SECONDS}")
         }
 
         fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Duration, E> {
-            let seconds = u64::try_from(number);
-            seconds.map(Duration::from_secs).map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
+            let seconds = u64::try_from(number).ok().filter(|&seconds| seconds <= MAX_SECONDS);
+            seconds
+                .map(Duration::from_secs)
+                .ok_or_else(|| E::invalid_value(Unexpected::Signed(number), &self))
         }
     }
 

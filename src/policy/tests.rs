@@ -134,11 +134,16 @@ fn a_bad_value_is_named_with_those_allowed() {
         ),
         (
             "lock_timeout = -1",
-            "line 1, key `lock_timeout`: invalid value: integer `-1`, expected a number of seconds, 0 or more",
+            "line 1, key `lock_timeout`: invalid value: integer `-1`, expected a number of seconds from 0 to 86400",
+        ),
+        (
+            "lock_timeout = 9223372036854775807",
+            "line 1, key `lock_timeout`: invalid value: integer `9223372036854775807`, expected a number of seconds \
+             from 0 to 86400",
         ),
         (
             "lock_timeout = '1 s'",
-            "line 1, key `lock_timeout`: invalid type: string \"1 s\", expected a number of seconds, 0 or more",
+            "line 1, key `lock_timeout`: invalid type: string \"1 s\", expected a number of seconds from 0 to 86400",
         ),
         (
             "prepare = '/etc'",

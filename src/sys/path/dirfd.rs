@@ -8,9 +8,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
+use super::regular;
 use super::root::{Root, relative};
 
 /// Opens the directory `path` beneath the root, made with its parents if it is missing (mode 0700).
@@ -50,20 +51,22 @@ fn dir_flags() -> OFlags {
 
 /// Opens a lock file, made if it is missing. It belongs to the owner of the directory, as with [`replace_file`].
 pub fn open_lock_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
-    // A guest's FIFO of that name does not block its host.
-    let flags = OFlags::RDONLY
-        | OFlags::CREATE
-        | OFlags::NOFOLLOW
-        | OFlags::NONBLOCK
-        | OFlags::NOCTTY
-        | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(&dir, name, flags, Mode::RUSR | Mode::WUSR)?;
+    let open = |flags: OFlags| -> io::Result<OwnedFd> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&dir, name, flags, Mode::RUSR | Mode::WUSR)?)
+    };
+    let make = || match open(OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL) {
+        // Another process has made it meanwhile.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => regular::open(open),
+        made => made,
+    };
+    let file = match regular::open(open) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => make()?,
+        opened => opened?,
+    };
     let inode = rustix::fs::fstat(&file)?;
     // A guest may have given the name to another file.
-    if FileType::from_raw_mode(inode.st_mode) == FileType::RegularFile
-        && inode.st_size == 0
-        && inode.st_nlink == 1
-    {
+    if inode.st_size == 0 && inode.st_nlink == 1 {
         give_to_owner_of(dir, &file)?;
     }
     Ok(file)

@@ -4,6 +4,7 @@ pub mod dirfd;
 #[cfg(test)]
 pub mod fnmatch;
 pub mod patient;
+pub mod regular;
 pub mod resolve;
 pub mod root;
 pub mod tree;

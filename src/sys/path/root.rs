@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::sys::file::inode::{Inode, InodeId};
-use crate::sys::path::patient;
+use crate::sys::path::{patient, regular};
 use crate::sys::seccomp::filter;
 
 /// The largest file that is read whole, in bytes: what a guest holds is not to fill the host's memory.
@@ -147,7 +147,7 @@ impl Root {
     /// # Errors
     /// `InvalidInput` if `path` is something else than a regular file; a FIFO never blocks.
     pub fn open_file(&self, path: &Path) -> io::Result<OwnedFd> {
-        regular(self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK)?)
+        regular::open(|flags| self.open_at(path, flags))
     }
 }
 
@@ -176,14 +176,13 @@ pub fn read_at(dir: impl AsFd, name: &OsStr) -> io::Result<Vec<u8>> {
 
 /// As [`read_at`]; a file of more than `most` bytes is an error (`FileTooLarge`).
 pub fn read_at_most(dir: impl AsFd, name: &OsStr, most: usize) -> io::Result<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
-    read_regular(regular(rustix::fs::openat(dir, name, flags, Mode::empty())?)?, most)
-}
-
-fn regular(fd: OwnedFd) -> io::Result<OwnedFd> {
-    let stat = rustix::fs::fstat(&fd)?;
-    let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
-    if is_file { Ok(fd) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")) }
+    read_regular(
+        regular::open(|flags| {
+            let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            Ok(rustix::fs::openat(&dir, name, flags, Mode::empty())?)
+        })?,
+        most,
+    )
 }
 
 fn read_regular(fd: OwnedFd, most: usize) -> io::Result<Vec<u8>> {
@@ -227,6 +226,24 @@ mod tests {
         assert!(root.open_dir(&path.join("..")).is_ok());
         let end = root.open_dir(&path.join("z".repeat(MAX_PATH))).unwrap_err();
         assert!(!crate::sys::path::resolve::is_absent(&end), "{end}");
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn privileged_a_device_in_the_place_of_a_file_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        // To open it would end with ENXIO: there is no such device.
+        let device = rustix::fs::makedev(4000, 1);
+        let kind = rustix::fs::FileType::CharacterDevice;
+        let names = std::fs::File::open(dir.path()).unwrap();
+        rustix::fs::mknodat(&names, "lock", kind, Mode::RUSR | Mode::WUSR, device).unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let kinds = [
+            root.read(Path::new("/lock")).unwrap_err().kind(),
+            read_at(&names, OsStr::new("lock")).unwrap_err().kind(),
+            crate::sys::path::dirfd::open_lock_file(&names, OsStr::new("lock")).unwrap_err().kind(),
+        ];
+        assert_eq!(kinds, [io::ErrorKind::InvalidInput; 3]);
     }
 
     #[test]
