@@ -1,8 +1,8 @@
 //! SQLite's file format, as far as it takes to read one table (<https://www.sqlite.org/fileformat.html>).
 //!
 //! A guest's database is never opened by SQLite on the host, which would run what its schema says and write beside it.
-//! This reads, and believes nothing: lengths are bounded, and a page has one place in a database, so none is read
-//! twice. It needs no lock, and so works while a package manager holds the database.
+//! This reads, and believes nothing: lengths are bounded, and a page has one place in a database, and a row one in a page,
+//! so none is read twice. It needs no lock, and so works while a package manager holds the database.
 
 use std::collections::HashSet;
 use std::io;
@@ -122,6 +122,8 @@ struct Leaf {
     /// Where the offsets of the cells begin that are left, and how many are.
     cells: usize,
     left: u16,
+    /// Bytes of the page that no cell has taken yet.
+    free: usize,
 }
 
 impl Rows {
@@ -135,7 +137,9 @@ impl Rows {
             if let Some(leaf) = self.leaf.as_mut().filter(|leaf| leaf.left > 0) {
                 let cell = u16_at(&leaf.page, leaf.cells)?;
                 (leaf.cells, leaf.left) = (leaf.cells + 2, leaf.left - 1);
-                return record(database, &leaf.page, usize::from(cell)).map(Some);
+                let (record, taken) = record(database, &leaf.page, usize::from(cell))?;
+                leaf.free = leaf.free.checked_sub(taken).ok_or_else(|| malformed("rows overlap"))?;
+                return Ok(Some(record));
             }
             let Some(number) = self.pages.pop() else { return Ok(None) };
             self.enter(database, number)?;
@@ -148,7 +152,7 @@ impl Rows {
         let start = if number == 1 { HEADER } else { 0 };
         let cells = u16_at(&page, start + 3)?;
         match page[start] {
-            LEAF => self.leaf = Some(Leaf { page, cells: start + 8, left: cells }),
+            LEAF => self.leaf = Some(Leaf { page, cells: start + 8, left: cells, free: database.usable }),
             INTERIOR => {
                 self.pages.push(database.claim(u32_at(&page, start + 8)?)?);
                 for at in (0..usize::from(cells)).rev() {
@@ -162,16 +166,18 @@ impl Rows {
     }
 }
 
-/// The record of the row whose cell begins at `start` of a leaf.
-fn record(database: &mut SqliteFile, leaf: &[u8], start: usize) -> io::Result<Vec<u8>> {
+/// The record of the row whose cell begins at `start` of a leaf, and how many bytes of the leaf are the cell's.
+fn record(database: &mut SqliteFile, leaf: &[u8], start: usize) -> io::Result<(Vec<u8>, usize)> {
     let usable = database.usable;
     let mut cell = leaf.get(start..usable).unwrap_or_default();
+    let whole = cell.len();
     let length = varint(&mut cell)?;
     // The row's number.
     varint(&mut cell)?;
     let length = usize::try_from(length).ok().filter(|&length| length <= MOST_OF_HEADER);
     let length = length.ok_or_else(|| malformed("a row is too large"))?;
     let here = on_leaf(length, usable);
+    let taken = whole - cell.len() + here;
     let cut_off = || malformed("a row is truncated");
     let mut record = cell.get(..here).ok_or_else(cut_off)?.to_vec();
     let mut page = Vec::new();
@@ -182,7 +188,7 @@ fn record(database: &mut SqliteFile, leaf: &[u8], start: usize) -> io::Result<Ve
         next = u32_at(&page, 0)?;
         record.extend_from_slice(&page[4..usable.min(4 + length - record.len())]);
     }
-    Ok(record)
+    Ok((record, taken))
 }
 
 /// How many bytes of a record of this length are on the leaf itself (fileformat, 1.6).

@@ -236,3 +236,23 @@ proptest! {
         });
     }
 }
+
+#[test]
+fn a_row_is_read_once_however_often_a_page_names_it() {
+    let written = Written::new(65536);
+    written.insert([blob(10_000), blob(10_001)]);
+    written.run("PRAGMA wal_checkpoint(TRUNCATE)");
+    let mut file = fs::read(written.path("db")).unwrap();
+    // The page of rows that the two blobs are on: it names the longer one as often as it can.
+    let is_it = |page: &[u8]| page[0] == LEAF && page[3..5] == [0, 2];
+    let page = file.chunks_mut(65536).skip(1).find(|page| is_it(page)).unwrap();
+    let (count, cell) = (20_000_u16, [page[10], page[11]]);
+    page[3..5].copy_from_slice(&count.to_be_bytes());
+    (0..usize::from(count)).for_each(|at| page[8 + 2 * at..][..2].copy_from_slice(&cell));
+    fs::write(written.path("db"), &file).unwrap();
+    let rows = SqliteFile::open(fs::File::open(written.path("db")).unwrap().into(), None).unwrap();
+    let before: Vec<_> = rows.blobs("t").unwrap().take_while(Result::is_ok).collect();
+    assert!(before.len() < 7, "{}", before.len());
+    let error = read(written.dir.path()).unwrap_err();
+    assert!(error.to_string().contains("rows overlap"), "{error}");
+}
