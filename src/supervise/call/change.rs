@@ -284,8 +284,9 @@ impl WaitingCall<'_> {
 
     /// Opens the private file in the place of the caller's descriptors that are open on the shared one.
     ///
-    /// The one in use is replaced in any case; another one stays where a lock on it belongs to the process. What was open as a place
-    /// only (`O_PATH`) is open for reading then: the kernel hands over nothing less.
+    /// The one in use is replaced in any case; another one stays if a lock on it belongs to the process. What was open as a
+    /// place only (`O_PATH`) is open for reading then: the kernel hands over nothing less. So a place stays if the caller
+    /// may not read the file.
     fn replace_descriptors(&self, shared: &Inode, private: &OwnedFd, in_use: Option<i32>) -> io::Result<()> {
         let is_shared = |fd: OwnedFd| Inode::of(fd).is_ok_and(|inode| inode.id == shared.id);
         let mut found: Vec<(i32, OpenFile, usize)> = Vec::new();
@@ -296,6 +297,9 @@ impl WaitingCall<'_> {
             let open = self.task.open_file(number)?;
             let flags = OFlags::from_bits_truncate(open.flags);
             let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR) && !flags.contains(OFlags::PATH);
+            if flags.contains(OFlags::PATH) && !self.may_read(shared)? {
+                continue;
+            }
             if !writes && (open.lock != FileLock::Other || in_use == Some(number)) {
                 let twin = found.iter().find(|(other, ..)| self.task.is_one_file(*other, number));
                 let group = twin.map_or(found.len(), |(.., group)| *group);

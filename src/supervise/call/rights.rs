@@ -17,6 +17,8 @@ use crate::sys::seccomp::calls::Right;
 
 /// The attribute that holds an access control list (`acl(5)`).
 const ACCESS_LIST: &str = "system.posix_acl_access";
+/// The attribute that holds a program's capabilities (`capabilities(7)`).
+const CAPABILITIES: &str = "security.capability";
 
 impl WaitingCall<'_> {
     /// Whether the caller may do with names what we may.
@@ -54,7 +56,9 @@ impl WaitingCall<'_> {
         let denied = Response::Failed(Errno::ACCESS);
         Ok(match right {
             Right::Write => (!writes()).then_some(denied),
-            Right::OwnOrKeep(first) if self.keeps_owner(first) => None,
+            Right::OwnOrKeep(first) if self.keeps_owner(first) && !self.loses_rights(file, inode) => {
+                Some(Response::Done(0))
+            }
             Right::OwnOrTouch(times) if !owns() && self.times(times)? == Times::Now => {
                 (!writes()).then_some(denied)
             }
@@ -83,6 +87,23 @@ impl WaitingCall<'_> {
 
     fn is_attribute_of_users(&self, name: u8) -> io::Result<bool> {
         Ok(self.task.string(self.call.arguments[usize::from(name)])?.starts_with(b"user."))
+    }
+
+    /// Whether a program loses set-id bits or capabilities if its owner is set, to whatever (`chown_common` of `fs/open.c`).
+    fn loses_rights(&self, file: &OwnedFd, inode: &Inode) -> bool {
+        let has_capabilities = || {
+            let file = self.supervisor.processes.reopen(file, OFlags::RDONLY);
+            let found = file.map(|file| rustix::fs::fgetxattr(file, CAPABILITIES, &mut [0u8; 0][..]));
+            !matches!(found, Ok(Err(Errno::NODATA | Errno::NOTSUP)))
+        };
+        inode.mode & 0o6000 != 0 || has_capabilities()
+    }
+
+    /// Whether the kernel would let the caller read a file, as far as its permission bits and capabilities tell.
+    pub(super) fn may_read(&self, inode: &Inode) -> io::Result<bool> {
+        let status = self.task.status()?;
+        let all = [CapabilitySet::DAC_OVERRIDE, CapabilitySet::DAC_READ_SEARCH];
+        Ok(status.may_read(inode) || all.iter().any(|capability| self.may(&status, *capability)))
     }
 
     /// What the kernel would answer to a caller who may not change a name.

@@ -61,15 +61,24 @@ impl Status {
     /// Whether the permission bits of `inode` let it write, or change names in a directory. Access control lists are not
     /// looked at.
     pub fn may_write(&self, inode: &Inode) -> bool {
-        let bits = if self.uid == inode.uid {
+        let wanted = if inode.kind == Kind::Directory { 3 } else { 2 };
+        self.bits(inode) & wanted == wanted
+    }
+
+    /// Whether the permission bits of `inode` let it read. Access control lists are not looked at.
+    pub fn may_read(&self, inode: &Inode) -> bool {
+        self.bits(inode) & 4 != 0
+    }
+
+    /// Those permission bits of `inode` that count for it, as the lowest three.
+    fn bits(&self, inode: &Inode) -> u32 {
+        if self.uid == inode.uid {
             inode.mode >> 6
         } else if self.gid == inode.gid || self.groups.contains(&inode.gid) {
             inode.mode >> 3
         } else {
             inode.mode
-        };
-        let wanted = if inode.kind == Kind::Directory { 3 } else { 2 };
-        bits & wanted == wanted
+        }
     }
 }
 

@@ -56,6 +56,31 @@ HARMLESS(nobody_on_file)
     nobody_tries("setid");
     nobody_tries("own");
 }
+HARMLESS(nobody_changes_nothing)
+{
+    char bytes[8];
+    IN_CHILD {
+        become_nobody();
+        int place = open("d/two", O_PATH);
+        step("place", sys(fchownat, place, "", -1, -1, AT_EMPTY_PATH));
+        count("read", read(place, bytes, sizeof bytes));
+        step("another's", chown("d/two", -1, -1));
+        step("anybody's", chown("file", -1, -1));
+        step("set-id", chown("setid", -1, -1));
+        step("modes", chmod("file", 0644));
+    }
+}
+OPERATION(place_of_unreadable)
+{
+    char bytes[8];
+    IN_CHILD {
+        become_nobody();
+        int place = open("unreadable", O_PATH);
+        step("mode", chmod("unreadable", 0220));
+        count("read", read(place, bytes, sizeof bytes));
+    }
+    look("unreadable");
+}
 OPERATION(nobody_on_everyones) { nobody_tries("everyones"); look("everyones"); }
 OPERATION(nobody_on_nobodys) { nobody_tries("nobodys"); look("nobodys"); }
 OPERATION(nobody_on_common) { nobody_tries("common/file"); look("common/file"); }

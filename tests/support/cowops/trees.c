@@ -41,6 +41,7 @@ static const struct entry {
     {SHARED, "sparse", 0644, 0, 0, 200 << 10, NULL},
     {SHARED, "everyones", 0666, 0, 0, 900, NULL},
     {SHARED, "nobodys", 0644, NOBODY, NOBODY, 1000, NULL},
+    {SHARED, "unreadable", 0200, NOBODY, NOBODY, 1050, NULL},
     {SHARED, "pair", 0644, 0, 0, 1100, NULL},
     {LINK, "d/pair", 0644, 0, 0, 1150, "pair"},
     {SHARED, "d/one", 0644, 0, 0, 1200, NULL},
