@@ -31,6 +31,7 @@ impl Machine {
     }
 
     /// More words of the kernel's command line.
+    #[cfg(feature = "pretend-guard")]
     pub fn words(mut self, words: &str) -> Machine {
         self.command.args(["--append", words]);
         self

@@ -2,8 +2,9 @@
 //!
 //! The guard leaves alone what has only one name: that is its guest's own. A guest that had all names of an object in guests
 //! could open it, remove them, and write to what has only the pool's name left; the next guest would get the result. So
-//! the pool has two names of each object, and the second goes only when the first has gone: it is in the same directory,
-//! and is called like the first, with [`SUFFIX`]. It stays if the pool turns to the immutable flag, which does not need it.
+//! the pool has two names of each object, and the second goes only when the first has gone: it is in the same directory, and
+//! is called like the first, with an ending of its own. It stays if the pool turns to the immutable flag, which does not
+//! need it.
 //!
 //! A second name without an object is what a killed collection has left.
 
