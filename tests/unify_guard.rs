@@ -1,6 +1,7 @@
 //! A pool whose objects bear the guard's mark. The guard itself is not loaded here: `cow-unify` is told to take it for
 //! loaded, and what is seen is all but the kernel's part.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -476,4 +477,78 @@ fn privileged_while_the_guard_is_not_there_objects_are_immutable() {
         assert!(farm.stored("objects").iter().all(|path| fences(path) == (true, false)), "{kind}");
         assert_eq!(json(&farm, 0, &["status", "g1", "g2"])["unprotected_objects"], 0, "{kind}");
     }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn privileged_an_adoption_killed_at_any_call_is_ended_by_the_next_run() {
+    let all = std::env::var_os("COW_TESTS_EVERY_CALL").is_some();
+    for kind in FILESYSTEMS.iter().take(if all { FILESYSTEMS.len() } else { 1 }) {
+        let farm = Farm::new(kind);
+        let number = Cell::new(0);
+        let prepare = || {
+            for guest in ["g1", "g2"] {
+                let _ = fs::remove_dir_all(farm.path(guest).join("usr"));
+            }
+            number.set(number.get() + 1);
+            for name in NAMES {
+                farm.both(name, format!("{} {name}\n", number.get()).repeat(500));
+            }
+            fs::hard_link(farm.path("g1/usr/bin/a"), farm.path("g1/usr/bin/again")).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(30));
+        };
+        let words = &[PASS, &["--protection", "guard", "--jobs", "1"]].concat();
+        let program = command(&farm, words);
+        prepare();
+        let first = json(&farm, 0, words);
+        assert_eq!((&first["adopted"], &first["bytes_copied"]), (&6.into(), &0.into()), "{first}");
+        prepare();
+        let (mut calls, _) = traced(&program, b"", None);
+        let changing =
+            ["linkat", "unlinkat", "renameat", "renameat2", "ioctl", "fadvise64", "syncfs", "mkdirat"];
+        calls.retain(|call, _| changing.contains(&call.as_str()));
+        let killed = killed_at_each(&calls, |call, nth| {
+            let when = format!("{kind}, killed at {call} {nth}");
+            prepare();
+            let run = traced(&program, b"", Some((call, nth)));
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            // An object may have come to be without its second name: then it is read again, and that is told.
+            let output = command(&farm, words).output().unwrap();
+            assert!(matches!(output.status.code(), Some(0 | 1)), "{when}: {}", text(&output));
+            guarded(&farm, 0, words);
+            let objects = farm.stored("objects");
+            for object in &objects {
+                assert!(is_held(object) && fences(object) == (true, false), "{when}: {}", object.display());
+            }
+            for name in NAMES {
+                let (a, b) = (farm.path("g1").join(name), farm.path("g2").join(name));
+                let content = fs::read_to_string(&a).unwrap();
+                assert_eq!(content, format!("{} {name}\n", number.get()).repeat(500), "{when}");
+                assert!(same_inode(&a, &b), "{when}: {name}");
+                assert!(objects.iter().any(|object| same_inode(object, &a)), "{when}: {name}");
+            }
+            assert!(same_inode(&farm.path("g1/usr/bin/again"), &farm.path("g1/usr/bin/a")), "{when}");
+            farm.assert_tidy();
+            run
+        });
+        assert!(killed > 10, "{kind}: only {killed} kills");
+        eprintln!("{kind}: {killed} kills");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn privileged_more_files_are_adopted_than_the_process_may_have_open() {
+    let farm = Farm::new("ext4");
+    for number in 0..300 {
+        farm.both(&format!("usr/lib/{number}"), number.to_string());
+    }
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    let program = command(&farm, &[PASS, &["--protection", "guard", "--json"]].concat());
+    let mut limited = Command::new("prlimit");
+    limited.arg("--nofile=128:128").arg(program.get_program()).args(program.get_args());
+    let output = limited.current_dir(farm.filesystem.path()).env(GUARDED.0, GUARDED.1).output().unwrap();
+    ended(&output, 0, "128 descriptors");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["adopted"], &report["linked"]), (&300.into(), &600.into()), "{report}");
 }
