@@ -214,6 +214,22 @@ fn privileged_what_no_guest_has_a_link_to_is_removed_and_nothing_else() {
 
 #[test]
 #[ignore = "needs root"]
+fn privileged_a_run_that_is_asked_to_removes_what_no_guest_has() {
+    let farm = Farm::new("ext4");
+    for guest in ["g1", "g2"] {
+        remove(&farm.path(guest).join(name(0)));
+    }
+    let words = ["--scope", "all", "g1", "g2"];
+    assert_eq!(farm.json(0, &words)["collected"], Value::Null);
+    let would = farm.json(0, &[&["-n", "--gc"][..], &words].concat());
+    assert_eq!((&would["collected"], farm.stored("objects").len()), (&1.into(), FILES), "{would}");
+    let report = farm.json(0, &[&["--gc"][..], &words].concat());
+    assert_eq!((&report["collected"], farm.stored("objects").len()), (&1.into(), FILES - 1), "{report}");
+    assert!(report["bytes_collected"].as_u64() > Some(0), "{report}");
+}
+
+#[test]
+#[ignore = "needs root"]
 fn privileged_a_flipped_bit_is_found_and_repaired_from_a_private_copy() {
     for kind in FILESYSTEMS {
         let farm = Farm::new(kind);

@@ -99,6 +99,9 @@ pub struct PassArguments {
     /// Look only at the files that the guests' hooks have listed since the last run
     #[arg(long, conflicts_with_all = ["dry_run", "reference"])]
     pub changed: bool,
+    /// Then remove objects that no guest has, as `cow-unify gc` does
+    #[arg(long)]
+    pub gc: bool,
     /// Which files to unify
     #[arg(long, value_enum, default_value_t)]
     pub scope: Scope,

@@ -18,6 +18,7 @@ use crate::sys::file::filesystem;
 use crate::sys::path::root::Root;
 use crate::sys::process::programs::Programs;
 use crate::sys::share::iunlink;
+use crate::unify::care::gc::{Collected, Collector};
 use crate::unify::care::repair::FoundName;
 use crate::unify::eligible::rules::Rules;
 use crate::unify::pass::{InUse, Pass, PassOptions, Passed};
@@ -83,6 +84,10 @@ struct Report {
     set_aside: Vec<Named>,
     /// Names of these in guests that have an intact file again.
     repaired: u64,
+    /// Objects removed that no guest had; only with --gc.
+    collected: Option<u64>,
+    /// Bytes of disk that they took.
+    bytes_collected: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -156,7 +161,14 @@ pub fn run(arguments: &PassArguments, matches: &ArgMatches, common: &Common) -> 
         (_, true) => pass.rehearse(guests)?,
         _ => pass.unify(guests)?,
     };
-    Ok(report(arguments, common, Named { path }, number, Left { guests: left, others }, passed))
+    let collected = match pool.as_ref().filter(|_| arguments.gc) {
+        Some(pool) => {
+            let PassOptions { lock_timeout, threads, .. } = options;
+            Collector { pool, dry_run: arguments.dry_run, lock_timeout, threads, watch: &bar }.collect()?
+        }
+        None => Collected::default(),
+    };
+    Ok(report(arguments, common, Named { path }, number, Left { guests: left, others }, (passed, collected)))
 }
 
 /// The rules of the command line, in the order they stand there.
@@ -326,7 +338,7 @@ fn report(
     pool: Named,
     guests: u64,
     left: Left,
-    passed: Passed,
+    (passed, collected): (Passed, Collected),
 ) -> Exit {
     let linked = passed.linked;
     let (verified, repaired) = (passed.verified, passed.repaired);
@@ -339,7 +351,8 @@ fn report(
         .into_iter()
         .chain(repaired.failed)
         .chain(repaired.names.into_iter().filter_map(left_damaged))
-        .chain(linked.failed);
+        .chain(linked.failed)
+        .chain(collected.failed);
     let named = arguments.dry_run || common.verbose > 0;
     let busy: HashSet<PathBuf> = passed.busy.into_values().collect();
     let report = Report {
@@ -379,6 +392,8 @@ fn report(
         unprotected_objects: passed.unprotected,
         set_aside: paths(verified.damaged.into_iter().map(|(path, _)| path).collect()),
         repaired: mended,
+        collected: arguments.gc.then_some(collected.removed.len() as u64),
+        bytes_collected: collected.freed,
     };
     tell_of_protection(&report);
     shared::complain(&report.failed, common);
@@ -463,6 +478,10 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
             write!(out, "{} adopted, ", report.adopted)?;
         }
         write!(out, "{} copied)", size(report.bytes_copied))?;
+    }
+    if let Some(collected) = report.collected {
+        let removed = if report.dry_run { "would be removed from the pool" } else { "removed from the pool" };
+        write!(out, ", {collected} objects {removed} ({})", size(report.bytes_collected))?;
     }
     if !report.failed.is_empty() {
         write!(out, ", {} failed", report.failed.len())?;
