@@ -213,3 +213,44 @@ impl Ending<'_> {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+    use crate::unify::pool::identity::Digest;
+    use crate::unify::pool::object::ObjectName;
+    use crate::unify::pool::settings::PoolSettings;
+
+    #[test]
+    #[ignore = "needs root"]
+    fn privileged_the_mark_of_an_adoption_that_was_killed_goes_unless_it_is_an_objects() {
+        // Not in /tmp: a tmpfs has no flags.
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let pool = Pool::create(&dir.path().join("pool"), PoolSettings::default()).unwrap();
+        let run = pool.path().join("runs/1-0");
+        fs::create_dir(&run).unwrap();
+        let name = ObjectName { tag: 1, digest: Digest { content: [7; 32], xattrs: 2 }, salt: 0, index: 0 };
+        let shelf = pool.path().join("objects/07");
+        pool.shelf(7, true).unwrap().unwrap();
+        for (number, guest) in ["private", "object", "own"].iter().enumerate() {
+            let guest = dir.path().join(guest);
+            fs::write(&guest, b"x").unwrap();
+            fs::hard_link(&guest, dir.path().join(format!("{number}.again"))).unwrap();
+            fs::hard_link(&guest, run.join(number.to_string())).unwrap();
+            let keeper = if guest.ends_with("own") { "held" } else { "adopted" };
+            fs::hard_link(&guest, run.join(format!("{number}.{keeper}"))).unwrap();
+            mark::set(File::open(&guest).unwrap()).unwrap();
+        }
+        fs::hard_link(dir.path().join("object"), shelf.join(name.file())).unwrap();
+
+        let recovered = recover(&pool, Duration::ZERO).unwrap();
+        assert!(recovered.failed.is_empty(), "{:?}", recovered.failed);
+        let is_marked = |name: &str| mark::is_set(File::open(dir.path().join(name)).unwrap()).unwrap();
+        assert_eq!(["private", "object", "own"].map(is_marked), [false, true, true]);
+        let second = Inode::at(File::open(&shelf).unwrap(), &name.second()).unwrap();
+        assert_eq!(second.id, Inode::of(File::open(dir.path().join("object")).unwrap()).unwrap().id);
+        assert!(!run.exists());
+    }
+}
