@@ -275,8 +275,15 @@ fn privileged_nothing_leads_out_of_a_root_worked_on_from_outside() {
     for name in ["lock", "spool/changed.new"] {
         run(Command::new("mkfifo").arg(first.join("var/lib/cow-hooks").join(name)));
     }
-    let mut command = chroot(&["timeout", "20"], host, "cow-prepare");
-    let output = command.args(["--root", "/g1", "/usr/bin/file-4"]).output().unwrap();
+    let work = || {
+        let mut command = chroot(&["timeout", "20"], host, "cow-prepare");
+        command.args(["--root", "/g1", "/usr/bin/file-4"]).output().unwrap()
+    };
+    let output = work();
+    assert_eq!((code(&output), guests.shared("usr/bin/file-4")), (3, true), "{}", text(&output));
+    assert!(text(&output).contains("remedy: remove /var/lib/cow-hooks/lock"), "{}", text(&output));
+    fs::remove_file(first.join("var/lib/cow-hooks/lock")).unwrap();
+    let output = work();
     assert_eq!((code(&output), guests.shared("usr/bin/file-4")), (0, false), "{}", text(&output));
 }
 

@@ -100,6 +100,9 @@ impl Error {
                 "free some space".into()
             }
             Error::Copy { .. } => "fix the cause, then run the command again".into(),
+            Error::State { path, source } if source.kind() == io::ErrorKind::InvalidInput => {
+                format!("remove {}, which no program of cow-hooks has put there", Shown(path))
+            }
             Error::State { path, .. } => format!("make {} writable for root", Shown(path)),
             Error::Ledger(_) => "free some space, or check the permissions of /var/lib/cow-hooks".into(),
         }
