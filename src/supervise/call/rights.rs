@@ -56,8 +56,9 @@ impl WaitingCall<'_> {
         let denied = Response::Failed(Errno::ACCESS);
         Ok(match right {
             Right::Write => (!writes()).then_some(denied),
-            Right::OwnOrKeep(first) if self.keeps_owner(first) && !self.loses_rights(file, inode) => {
-                Some(Response::Done(0))
+            // Capabilities the kernel takes from a file for anybody who does so, set-id bits for the owner alone.
+            Right::OwnOrKeep(first) if self.keeps_owner(first) && inode.mode & 0o6000 == 0 => {
+                (!self.has_capabilities(file)).then_some(Response::Done(0))
             }
             Right::OwnOrTouch(times) if !owns() && self.times(times)? == Times::Now => {
                 (!writes()).then_some(denied)
@@ -89,14 +90,12 @@ impl WaitingCall<'_> {
         Ok(self.task.string(self.call.arguments[usize::from(name)])?.starts_with(b"user."))
     }
 
-    /// Whether a program loses set-id bits or capabilities if its owner is set, to whatever (`chown_common` of `fs/open.c`).
-    fn loses_rights(&self, file: &OwnedFd, inode: &Inode) -> bool {
-        let has_capabilities = || {
-            let file = self.supervisor.processes.reopen(file, OFlags::RDONLY);
-            let found = file.map(|file| rustix::fs::fgetxattr(file, CAPABILITIES, &mut [0u8; 0][..]));
-            !matches!(found, Ok(Err(Errno::NODATA | Errno::NOTSUP)))
-        };
-        inode.mode & 0o6000 != 0 || has_capabilities()
+    /// Whether a program may have capabilities, which it loses if its owner is set, to whatever (`chown_common` of
+    /// `fs/open.c`).
+    fn has_capabilities(&self, file: &OwnedFd) -> bool {
+        let file = self.supervisor.processes.reopen(file, OFlags::RDONLY);
+        let found = file.map(|file| rustix::fs::fgetxattr(file, CAPABILITIES, &mut [0u8; 0][..]));
+        !matches!(found, Ok(Err(Errno::NODATA | Errno::NOTSUP)))
     }
 
     /// Whether the kernel would let the caller read a file, as far as its permission bits and capabilities tell.
