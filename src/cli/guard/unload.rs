@@ -44,7 +44,7 @@ fn wait_until_gone(pools: &Pools) {
     }
 }
 
-/// Makes all objects of pools that rely on the guard immutable, where it is gone.
+/// Makes all objects immutable of pools that rely on the guard, if it is gone.
 fn close_all(pools: &Pools) -> Exit {
     let open = pools.relying().filter(|pool| !fence::close(pool, true)).count();
     if open == 0 { Exit::Done } else { Exit::Partial }

@@ -5,7 +5,7 @@
 //!     pool.toml              how files are shared here
 //!     lock                   held by the one run that may work on the whole pool
 //!     objects/XX/NAME        the shared inodes, by content (XX: its first byte)
-//!     objects/XX/NAME.second the second names of those that the guard protects
+//!     objects/XX/NAME.second the second name of an object that the guard protects
 //!     quarantine/XXNAME@INO  objects whose content or metadata no longer matches their name
 //!     suspects/N             lists of objects that were not protected, and have not been read again since
 //!     runs/N/                what a run is about to change: journal and temporary names

@@ -2,8 +2,8 @@
 //!
 //! [`directory`] is the pool itself, [`object`] what lies in it, [`identity`] which files may be one object, [`settings`]
 //! how files are shared in it, [`protection`] how its inodes are protected; [`unprotected`] finds those that are not,
-//! [`second`] keeps the guard on those that no guest has, [`protect`] turns all to another protection, [`guard`] tells whether the one in the kernel is there, and [`no_guard`]
-//! why not.
+//! [`second`] gives an object the name by which the guard protects it even if no guest has it; [`protect`] turns all to
+//! another protection, [`guard`] tells whether the one in the kernel is there, and [`no_guard`] why not.
 //! [`run`] is a run's place in it, [`journal`] what a run is about to change, [`publish`] makes objects of files, and [`recover`]
 //! ends what a killed run began.
 

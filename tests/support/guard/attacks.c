@@ -171,15 +171,8 @@ OPERATION(ATTACK, btrfs_encoded_write)
 {
     char content[4096] = "changed";
     struct iovec vector = {content, sizeof content};
-    struct {
-        const struct iovec *vectors;
-        unsigned long count;
-        int64_t offset;
-        uint64_t flags, length, unencoded_length, unencoded_offset;
-        uint32_t compression, encryption;
-        char reserved[64];
-    } encoded = {&vector, 1, 0, 0, 4096, 4096, 0, 1, 0, ""};
-    return ioctl(reader(), _IOC(_IOC_WRITE, 0x94, 64, sizeof encoded), &encoded);
+    struct encoded encoded = {&vector, 1, 0, 0, 4096, 4096, 0, 1, 0, ""};
+    return ioctl(reader(), ENCODED_WRITE, &encoded);
 }
 /* The snapshot's inode is another; but the flags and the content came from this one. */
 OPERATION(ATTACK, btrfs_snapshot)

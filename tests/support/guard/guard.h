@@ -23,6 +23,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -66,6 +67,17 @@ void add_operation(const char *name, enum kind kind, operation *run);
     static operation name;                                                                                            \
     __attribute__((constructor)) static void add_##name(void) { add_operation(#name, kind, name); }                   \
     static long name(void)
+
+/* What btrfs wants with BTRFS_IOC_ENCODED_WRITE (linux/btrfs.h), by ioctl(2) or io_uring. */
+struct encoded {
+    const struct iovec *vectors;
+    unsigned long count;
+    int64_t offset;
+    uint64_t flags, length, unencoded_length, unencoded_offset;
+    uint32_t compression, encryption;
+    char reserved[64];
+};
+#define ENCODED_WRITE _IOC(_IOC_WRITE, 0x94, 64, sizeof(struct encoded))
 
 /* Ends the program: something failed that is no part of what is tried. */
 void die(const char *what) __attribute__((noreturn));

@@ -123,16 +123,9 @@ OPERATION(ATTACK, ring_write_registered)
 OPERATION(ATTACK, ring_encoded_write)
 {
     struct iovec vector = {"changed", 4096};
-    struct {
-        const struct iovec *vectors;
-        unsigned long count;
-        int64_t offset;
-        uint64_t flags, length, unencoded_length, unencoded_offset;
-        uint32_t compression, encryption;
-        char reserved[64];
-    } encoded = {&vector, 1, 0, 0, 4096, 4096, 0, 1, 0, ""};
+    struct encoded encoded = {&vector, 1, 0, 0, 4096, 4096, 0, 1, 0, ""};
     struct io_uring_sqe request = {.opcode = 46, .fd = reader(), .addr = ADDRESS(&encoded),
-                                   .off = _IOC(_IOC_WRITE, 0x94, 64, sizeof encoded)};
+                                   .off = ENCODED_WRITE};
     return ring(request);
 }
 OPERATION(ATTACK, ring_allocate)
