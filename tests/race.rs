@@ -101,7 +101,7 @@ impl Field {
         let (first, copy) = (name("g1".as_ref()), name("copy".as_ref()));
         let mut tally = Tally::default();
         for _ in 0..count {
-            let shared = Shared::lock_at(&dir, "pool".as_ref(), PATIENCE).unwrap();
+            let shared = Shared::try_lock_at(&dir, "pool".as_ref(), PATIENCE).unwrap();
             let exchange = || {
                 rustix::fs::renameat_with(
                     &dir,

@@ -422,14 +422,7 @@ impl Detacher<'_> {
         temporary: Name<'_>,
         job: &Job,
     ) -> Result<(swap::SwapReport, bool), Unswapped> {
-        // The lock keeps others from closing a window; what the guard protects needs none.
-        let needs_lock = self.mode == DetachMode::Batch && job.fence != VisibleFence::Guard;
-        let locked = if needs_lock {
-            Shared::lock_at(name.dir, name.name, self.patience)
-        } else {
-            Shared::try_lock_at(name.dir, name.name, self.patience)
-        };
-        let shared = match locked {
+        let shared = match Shared::try_lock_at(name.dir, name.name, self.patience) {
             Ok(shared) => shared,
             Err(e) if is_absent(&e) => return Err(Unswapped::Replaced),
             Err(e) => return Err(Unswapped::from(&e)),
@@ -447,7 +440,7 @@ impl Detacher<'_> {
         let stashed = job.entry.stashed();
         let stashed = Name { dir: self.store.stash(), name: &stashed };
         let kept = Cell::new(job.entry.intent.keep);
-        let change = shared.change_names(|| {
+        let change = shared.persist(|| {
             match temporary.displace(name, job.inode.id, Some(stashed).filter(|_| kept.get())) {
                 // An inode that can have no more names: it is not kept, and the host unifies what comes of this name.
                 Err(Errno::MLINK) if kept.replace(false) => temporary.displace(name, job.inode.id, None),

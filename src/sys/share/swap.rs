@@ -7,6 +7,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, IFlags, Mode, OFlags, RenameFlags};
@@ -58,6 +59,33 @@ pub enum Error {
 /// What is done under the lock takes microseconds, but every user of a guest may hold it for ever.
 pub const SHARED_LOCK_TIMEOUT: Duration = Duration::from_millis(250);
 
+/// How long this process waits in vain for locks on shared inodes in each minute, at most: a user of a guest may hold
+/// the locks of all files that the user can read.
+const WAIT_IN_ALL: Duration = Duration::from_secs(1);
+
+static WAITED: Mutex<Waited> = Mutex::new(Waited { since: None, time: Duration::ZERO });
+
+/// For how long this process has waited in vain, since when.
+struct Waited {
+    since: Option<Instant>,
+    time: Duration,
+}
+
+impl Waited {
+    /// How long it may still wait.
+    fn left(&mut self) -> Duration {
+        if self.since.is_some_and(|since| since.elapsed() > Duration::from_secs(60)) {
+            *self = Waited { since: None, time: Duration::ZERO };
+        }
+        WAIT_IN_ALL.saturating_sub(self.time)
+    }
+
+    fn add(&mut self, time: Duration) {
+        self.since.get_or_insert_with(Instant::now);
+        self.time += time;
+    }
+}
+
 /// How often a change is made at most whose window another process may have closed.
 const MAX_CHANGES: usize = 5;
 
@@ -79,38 +107,34 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Opens and locks the inode that `name` in `dir` names.
-    ///
-    /// # Errors
-    /// `ELOOP` for a symlink; `TimedOut` if another process keeps the lock.
-    pub fn lock_at(dir: impl AsFd, name: &OsStr, patience: Duration) -> io::Result<Shared> {
-        Self::lock(open_file(dir, name)?, patience)
-    }
-
-    /// As [`Shared::lock_at`], but waits no longer than [`SHARED_LOCK_TIMEOUT`], and goes on without the lock then.
+    /// Opens the inode that `name` in `dir` names, and locks it. If another process keeps the lock, waits no longer than
+    /// [`SHARED_LOCK_TIMEOUT`] for it, or than is left of [`WAIT_IN_ALL`], and goes on without the lock then.
     ///
     /// Without it another process may close the window: the change fails with `EPERM`, and nothing has changed.
+    ///
+    /// # Errors
+    /// `ELOOP` for a symlink.
     pub fn try_lock_at(dir: impl AsFd, name: &OsStr, patience: Duration) -> io::Result<Shared> {
         Self::try_lock(open_file(dir, name)?, patience)
     }
 
     /// As [`Shared::try_lock_at`], for an inode that is open read-only.
     pub fn try_lock(fd: OwnedFd, patience: Duration) -> io::Result<Shared> {
-        match lock::exclusive(&fd, patience.min(SHARED_LOCK_TIMEOUT)) {
-            Err(e) if e.kind() != io::ErrorKind::TimedOut => Err(e),
-            _ => Ok(Shared { fd }),
+        let begun = Instant::now();
+        let left = WAITED.lock().unwrap_or_else(PoisonError::into_inner).left();
+        match lock::exclusive(&fd, patience.min(SHARED_LOCK_TIMEOUT).min(left)) {
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                WAITED.lock().unwrap_or_else(PoisonError::into_inner).add(begun.elapsed());
+            }
+            locked => locked?,
         }
+        Ok(Shared { fd })
     }
 
     /// Lets others have the lock; the file stays open.
     pub fn unlock(self) -> io::Result<OwnedFd> {
         lock::release(&self.fd)?;
         Ok(self.fd)
-    }
-
-    fn lock(fd: OwnedFd, patience: Duration) -> io::Result<Shared> {
-        lock::exclusive(&fd, patience)?;
-        Ok(Shared { fd })
     }
 
     /// The inode as it is now.
@@ -436,7 +460,7 @@ mod tests {
 
     #[test]
     fn a_refusal_that_no_flag_explains_is_not_tried_for_long() {
-        let shared = Shared::lock(tempfile::tempfile().unwrap().into(), Duration::ZERO).unwrap();
+        let shared = Shared::try_lock(tempfile::tempfile().unwrap().into(), Duration::ZERO).unwrap();
         let tries = Cell::new(0);
         let refused = shared.persist(|| {
             tries.set(tries.get() + 1);

@@ -70,16 +70,16 @@ impl Settling<'_> {
         if !unchanged()? || name.inode()?.is_none_or(|inode| inode.id != judged.id) {
             return Ok(false);
         }
-        let shared = Shared::lock_at(stashed.dir, stashed.name, self.guest.policy.lock_timeout)?;
+        let shared = Shared::try_lock_at(stashed.dir, stashed.name, self.guest.policy.lock_timeout)?;
         let original = shared.inode()?.id;
-        match shared.change_names(|| displace_all(&names, judged.id, original)) {
+        match shared.persist(|| displace_all(&names, judged.id, original)) {
             // Another file has a name by now.
             Err(swap::Error::Unchanged(e)) if e.raw_os_error() == Some(libc::ESTALE) => return Ok(false),
             changed => changed?,
         };
         if !unchanged()? {
             // A writer came in between: it has the private copy open, so that must have the names.
-            shared.change_names(|| names.iter().try_for_each(|names| names.give_back(original)))?;
+            shared.persist(|| names.iter().try_for_each(|names| names.give_back(original)))?;
             return Ok(false);
         }
         names.iter().try_for_each(|names| names.kept.unlink()).map_err(io::Error::from)?;

@@ -95,7 +95,7 @@ impl Collector<'_> {
             return Ok(true);
         }
         let dir = self.pool.dir_of(stored)?;
-        let shared = match Shared::lock_at(&dir, &stored.file, self.lock_timeout) {
+        let shared = match Shared::try_lock_at(&dir, &stored.file, self.lock_timeout) {
             Err(e) if is_absent(&e) => return Ok(false),
             locked => locked?,
         };
@@ -103,7 +103,7 @@ impl Collector<'_> {
         if now.id != stored.inode.id || now.nlink != stored.names_in_pool() {
             return Ok(false);
         }
-        shared.change_names(|| {
+        shared.persist(|| {
             if stored.second {
                 return second::remove_both(&dir, &stored.name);
             }
