@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use super::directory::Pool;
@@ -15,7 +16,7 @@ use super::run::{JOURNAL, claim, is_adopted, is_held, is_kept, kept, temporary};
 use crate::parallel;
 use crate::report::{Reason, Shown};
 use crate::sys::file::filesystem;
-use crate::sys::file::inode::Inode;
+use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::path::dirfd;
 use crate::sys::path::root::read_at;
 use crate::sys::share::gate;
@@ -55,16 +56,15 @@ pub fn recover(pool: &Pool, lock_timeout: Duration) -> Result<RecoveredRuns, Err
             continue;
         }
         let Some(dir) = claim(pool, &name).at(pool.path())? else { continue };
-        if let Err(e) = (Ending { pool, dir: &dir, lock_timeout }).end(&mut recovered) {
-            let path = pool.path().join("runs").join(&name);
+        let path = pool.path().join("runs").join(&name);
+        if let Err(e) = (Ending { pool, dir: &dir, path: &path, lock_timeout }).end(&mut recovered) {
             recovered.failed.push(FailedPath::new(path, e));
             continue;
         }
-        let path = || pool.path().join("runs").join(&name);
         match dirfd::remove_dir(pool.runs(), &name) {
             Ok(true) => {}
-            Ok(false) => log::warn!("{}: it cannot be removed: it is not empty", Shown(&path())),
-            Err(e) => log::warn!("{}: {}", Shown(&path()), Reason(e)),
+            Ok(false) => log::warn!("{}: it cannot be removed: it is not empty", Shown(&path)),
+            Err(e) => log::warn!("{}: {}", Shown(&path), Reason(e)),
         }
     }
     Ok(recovered)
@@ -73,6 +73,7 @@ pub fn recover(pool: &Pool, lock_timeout: Duration) -> Result<RecoveredRuns, Err
 struct Ending<'a> {
     pool: &'a Pool,
     dir: &'a OwnedFd,
+    path: &'a Path,
     lock_timeout: Duration,
 }
 
@@ -113,23 +114,41 @@ impl Ending<'_> {
             return Err(trouble);
         }
         let objects = OnceCell::new();
-        for name in dirfd::names(self.dir)? {
-            let left = Name { dir: self.dir.as_fd(), name: &name };
-            // Only a fault of ours could leave a guest's file here without a journal: its last name is not removed.
-            if is_kept(&name) && left.inode()?.is_some_and(|inode| inode.nlink == 1) {
-                return Err(io::Error::other("this is the last name of a guest's file"));
+        for name in dirfd::names(self.dir)?.into_iter().filter(|name| name != JOURNAL) {
+            match self.remove(&name, &objects) {
+                Ok(()) => recovered.removed += 1,
+                Err(e) => {
+                    let path = self.path.join(&name);
+                    trouble.get_or_insert_with(|| io::Error::other(FailedPath::new(path, e)));
+                }
             }
-            if is_adopted(&name) || is_held(&name) {
-                self.end_adoption(left, is_adopted(&name), &objects)?;
-            }
-            if name != JOURNAL {
-                swap::unlink_shared(left, self.lock_timeout).map_err(io::Error::other)?;
-                recovered.removed += 1;
-            }
+        }
+        if let Some(trouble) = trouble {
+            return Err(trouble);
         }
         filesystem::sync(self.dir)?;
         gate::wait_for_late_openers();
         dirfd::remove_file(self.dir, OsStr::new(JOURNAL))
+    }
+
+    /// Removes what a killed run has left here. Nothing but regular files is put here; a guest that replaces a name at the
+    /// moment in which it is taken can bring about others.
+    fn remove(&self, name: &OsStr, objects: &OnceCell<Vec<PoolFile>>) -> io::Result<()> {
+        let left = Name { dir: self.dir.as_fd(), name };
+        let Some(inode) = left.inode()? else { return Ok(()) };
+        match inode.kind {
+            Kind::Regular => {}
+            Kind::Directory => return Err(io::Error::other(ForeignDirectory)),
+            _ => return Ok(left.unlink()?),
+        }
+        // Only a fault of ours could leave a guest's file here without a journal: its last name is not removed.
+        if is_kept(name) && inode.nlink == 1 {
+            return Err(io::Error::other("this is the last name of a guest's file"));
+        }
+        if is_adopted(name) || is_held(name) {
+            self.end_adoption(left, is_adopted(name), objects)?;
+        }
+        swap::unlink_shared(left, self.lock_timeout).map(drop).map_err(io::Error::other)
     }
 
     /// Takes the mark off a guest's inode that has not become an object, if a run has set it. If it is an object, it gets its
@@ -171,7 +190,9 @@ impl Ending<'_> {
         if is_waiting {
             swap::unlink_shared(temporary, self.lock_timeout)?;
         }
-        let Some(own) = kept.inode()? else {
+        let Some(own) = kept.inode()?.filter(|own| own.kind == Kind::Regular) else {
+            // What a guest had put in the name's place, which kept the name.
+            self.remove(kept.name, &OnceCell::new())?;
             recovered.rolled_back += u64::from(is_waiting);
             return Ok(());
         };
@@ -213,6 +234,14 @@ impl Ending<'_> {
         Ok(true)
     }
 }
+
+/// Why a directory is left in a run's place.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this is a directory, which no run makes here: a guest has put it in the place of a file. Move it back to its guest, \
+     or remove it"
+)]
+struct ForeignDirectory;
 
 #[cfg(test)]
 mod tests {
