@@ -24,6 +24,19 @@ pub fn block() -> Blocked {
     Blocked { previous: set.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok() }
 }
 
+/// Whether a blocked signal waits that will end this process, as soon as it is no longer blocked.
+pub fn is_asked_to_end() -> bool {
+    let mut pending = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigpending(2) fills the set, or fails.
+    let pending = unsafe {
+        if libc::sigpending(pending.as_mut_ptr()) != 0 {
+            return false;
+        }
+        SigSet::from_sigset_t_unchecked(pending.assume_init())
+    };
+    [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM].into_iter().any(|signal| pending.contains(signal))
+}
+
 /// Ignores the signals that end or stop programs, from now on.
 pub fn ignore_termination() {
     for signal in [

@@ -206,7 +206,13 @@ impl Linker<'_> {
             let mut dirs = OpenDirs::new(self.catalog);
             let mut part = Linked::default();
             for job in *chunk {
-                self.work(job, &mut dirs, &mut part);
+                if signal::is_asked_to_end() {
+                    part.unfinished = true;
+                    part.postponed
+                        .push(Postponed { work: job.at, reason: io::ErrorKind::Interrupted.into() });
+                } else {
+                    self.work(job, &mut dirs, &mut part);
+                }
             }
             part
         }) {
@@ -296,6 +302,10 @@ impl Linker<'_> {
         }
         let mut number = job.first;
         while *done < inodes.len() {
+            // The next run goes on; this one keeps what it has recorded.
+            if signal::is_asked_to_end() {
+                return Err(io::Error::from(io::ErrorKind::Interrupted).into());
+            }
             let rest = &inodes[*done..];
             let mut names = 0;
             let fits = |inode: &&&[FileIndex]| {

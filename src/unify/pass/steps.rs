@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
 
@@ -26,11 +27,39 @@ use crate::unify::pool::run::RunDir;
 use crate::unify::scan::catalog::{Catalog, FileIndex, GuestIndex};
 use crate::unify::{At, Error, FailedPath, SharedError};
 
-/// Names in one step: one journal, two flushes.
+/// Names in one step, at most: one journal, two flushes.
 const NAMES_PER_STEP: usize = 1 << 15;
+
+/// How much is done in the first step; then it is as much as takes about [`STEP_TIME`].
+const FIRST_STEP: Effort = Effort(1 << 12);
+
+/// How long the hooks of guests wait for a step.
+const STEP_TIME: Duration = Duration::from_millis(600);
 
 /// Part of the descriptors that this process may have which the files of a step may take that are to be adopted.
 const DESCRIPTORS_PER_STEP: usize = 4;
+
+/// How long something takes, in names to be changed. A copy of so many bytes takes as long as a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Effort(u64);
+
+impl Effort {
+    const BYTES_PER_NAME: u64 = 16 << 10;
+
+    fn of(work: &Work, cost: Cost) -> Effort {
+        Effort(work.names.len() as u64 + cost.copies / Self::BYTES_PER_NAME)
+    }
+
+    /// What the next step may take, if this one took so long.
+    fn after(self, elapsed: Duration) -> Effort {
+        let next = match elapsed {
+            _ if elapsed > STEP_TIME => self.0 / 2,
+            _ if elapsed < STEP_TIME / 2 => self.0 * 2,
+            _ => self.0,
+        };
+        Effort(next.clamp(64, NAMES_PER_STEP as u64))
+    }
+}
 
 /// Work that is not done yet, with what the system says of it; nothing if there is too little room to begin.
 type Waiting = (Work, Option<io::Error>);
@@ -102,17 +131,18 @@ impl Pass<'_> {
     ) -> Result<Vec<Waiting>, Error> {
         let mut left = Vec::new();
         let most_held = self.most_held();
+        let mut most = FIRST_STEP;
         while !waiting.is_empty() {
             let room = self.room(pool)?;
-            let (mut step, mut names, mut held, mut all) = (Vec::new(), 0, 0, Cost::default());
+            let (mut step, mut effort, mut held, mut all) = (Vec::new(), 0, 0, Cost::default());
             while let Some(work) = waiting.pop_front() {
                 let cost = Cost::of(&work, catalog, clones);
                 if !room.fits(cost) {
                     left.push((work, None));
                 } else if step.is_empty()
-                    || names < NAMES_PER_STEP && held < most_held && room.fits_twice(all.and(cost))
+                    || effort < most.0 && held < most_held && room.fits_twice(all.and(cost))
                 {
-                    names += work.names.len();
+                    effort += Effort::of(&work, cost).0;
                     held += usize::from(work.existing.is_none());
                     all = all.and(cost);
                     step.push(work);
@@ -121,9 +151,11 @@ impl Pass<'_> {
                     break;
                 }
             }
+            let begun = Instant::now();
             let (step, _claims) = self.claim(catalog, step, passed);
             hard_links::note(catalog, &step);
             let postponed = self.step(pool, catalog, &step, passed)?;
+            most = most.after(begun.elapsed());
             let mut step: Vec<Option<Work>> = step.into_iter().map(Some).collect();
             for Postponed { work, reason } in postponed {
                 left.extend(step[work].take().map(|work| (work, Some(reason))));
