@@ -20,6 +20,7 @@ mod guard_package;
 mod guard_steps;
 mod guests;
 mod hard_links;
+mod hostile;
 mod ignored;
 mod interruption;
 mod layers;
