@@ -67,6 +67,11 @@ impl FreeSpace {
         NoRoom { what, free: self }
     }
 
+    /// For messages: how many inodes are free, unless the filesystem makes them as it needs them.
+    fn limited_inodes(&self) -> String {
+        if self.inodes == u64::MAX { String::new() } else { format!(" and {} inodes", self.inodes) }
+    }
+
     /// Whether there is room at all.
     pub fn fits(&self, cost: Cost) -> bool {
         self.bytes.saturating_sub(self.reserve) >= cost.copies
@@ -83,10 +88,10 @@ impl FreeSpace {
 /// There is too little room.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "not enough space for {what}: {} and {} inodes are free, {} must stay free; free some space or lower `reserve` in \
+    "not enough space for {what}: {}{} are free, {} must stay free; free some space or lower `reserve` in \
      cow-hooks.toml, then run it again",
     size(free.bytes),
-    free.inodes,
+    free.limited_inodes(),
     size(free.reserve)
 )]
 pub struct NoRoom {
