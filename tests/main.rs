@@ -46,6 +46,7 @@ mod rpm_versions;
 mod run_lifetime;
 mod run_nesting;
 mod run_operations;
+mod run_own;
 mod run_race;
 mod run_random;
 mod status;

@@ -15,6 +15,7 @@ mod call;
 mod guardian;
 mod journal;
 mod links;
+mod names_here;
 mod options;
 mod recent;
 mod shared;

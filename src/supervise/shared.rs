@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::journal::{self, Journal};
 use super::links::Links;
+use super::names_here::NamesHere;
 use super::options::Options;
 use super::recent::Recent;
 use crate::policy::LastLink;
@@ -36,6 +37,7 @@ pub struct Supervisor<'a> {
     pub home: Root,
     journal: Mutex<Option<Journal>>,
     links: Mutex<Links>,
+    names_here: Mutex<NamesHere>,
     recent: Mutex<Recent>,
     /// Names that were made private and that nobody settles.
     pub changed: Mutex<BTreeSet<PathBuf>>,
@@ -69,6 +71,7 @@ impl<'a> Supervisor<'a> {
             user_namespace: own.user_namespace()?,
             processes,
             links: Mutex::new(Links::new(home.try_clone()?)),
+            names_here: Mutex::new(NamesHere::new(home.try_clone()?)),
             home,
             journal: Mutex::new(None),
             recent: Mutex::new(Recent::new()),
@@ -83,8 +86,10 @@ impl<'a> Supervisor<'a> {
             return false;
         }
         match (inode.immutable, inode.nlink > 1) {
-            (true, true) => true,
-            (true, false) => self.options.policy.last_link == LastLink::Detach,
+            (true, links) => {
+                self.options.policy.last_link == LastLink::Detach
+                    || links && !lock(&self.names_here).are_all(inode)
+            }
             (false, links) => links && self.options.unprotected,
         }
     }

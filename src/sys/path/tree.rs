@@ -46,6 +46,8 @@ pub enum Descend {
     Into,
     /// Leave it out.
     Past,
+    /// End the walk: nothing more is wanted, but for the rest of the directory that is being listed.
+    End,
 }
 
 /// Calls `visit` for every entry below the canonical directory `top`, a directory before what is in it.
@@ -97,7 +99,7 @@ fn list(
     waiting: &mut Vec<(PathBuf, Option<OwnedFd>)>,
     visit: &mut dyn FnMut(&TreeEntry<'_>) -> Descend,
 ) -> io::Result<()> {
-    let mut failed = None;
+    let (mut failed, mut ended) = (None, false);
     entries(fd, &mut listing_buffer(), |name, kind, ino| {
         let dir = std::os::fd::AsFd::as_fd(fd);
         let kind =
@@ -107,10 +109,15 @@ fn list(
             Err(e) => return failed = Some(e),
         };
         let shown = TreeEntry { dir_path: path, dir, name, kind, ino };
-        if visit(&shown) == Descend::Into && kind == Kind::Directory {
-            waiting.push((path.join(name), None));
+        match visit(&shown) {
+            Descend::Into if kind == Kind::Directory => waiting.push((path.join(name), None)),
+            Descend::Into | Descend::Past => {}
+            Descend::End => ended = true,
         }
     })?;
+    if ended {
+        waiting.clear();
+    }
     failed.map_or(Ok(()), Err)
 }
 
