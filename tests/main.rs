@@ -43,6 +43,7 @@ mod rpm_front_ends;
 mod rpm_interruption;
 mod rpm_triggers;
 mod rpm_versions;
+mod run_fairness;
 mod run_lifetime;
 mod run_nesting;
 mod run_operations;

@@ -20,6 +20,7 @@ mod options;
 mod recent;
 mod shared;
 mod start;
+mod turns;
 mod worker;
 
 pub use self::options::Options;

@@ -1,4 +1,4 @@
-//! The process that answers: a few threads, each with a root directory of its own.
+//! The process that answers: a few threads, each with a root directory of its own, by turns of the users (`turns`).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,18 +14,19 @@ use super::call::WaitingCall;
 use super::journal::STATE_LOCK_TIMEOUT;
 use super::options::Options;
 use super::shared::{Supervisor, lock};
+use super::turns::{Admitted, Turn, Turns};
 use crate::report::Reason;
 use crate::sys::file::inode::Inode;
 use crate::sys::process::task::Task;
 use crate::sys::process::thread_root::ThreadRoot;
 use crate::sys::process::{self, ProcessId};
 use crate::sys::seccomp::calls::{Shape, shape};
-use crate::sys::seccomp::inflight::InFlight;
+use crate::sys::seccomp::inflight::{self, InFlight};
 use crate::sys::seccomp::message::{AGREED, Message};
 use crate::sys::seccomp::{Call, Listener, Response};
 
 /// How many threads answer: one may have to wait for a filesystem that another serves.
-const THREADS: usize = 4;
+const THREADS: usize = inflight::SLOTS;
 
 /// How many threads of other processes a thread of ours remembers: programs with threads are served by turns.
 const MAX_KNOWN_THREADS: usize = 8;
@@ -34,9 +35,13 @@ const MAX_KNOWN_THREADS: usize = 8;
 #[derive(Debug)]
 struct Worker<'a> {
     shared: Supervisor<'a>,
+    turns: Turns<'a>,
     /// Processes that do by themselves what a supervisor would do.
     passing: Mutex<Vec<ProcessId>>,
 }
+
+/// Nobody is supervised any more.
+struct HungUp;
 
 /// A thread that has called before.
 #[derive(Debug)]
@@ -49,7 +54,7 @@ struct Known {
 /// Answers until nobody is supervised any more; returns the exit code.
 pub fn work(listener: &Listener, options: &Options, owner: ProcessId, calls: &InFlight) -> i32 {
     let Ok(shared) = Supervisor::new(listener, options, owner) else { return 1 };
-    let worker = &Worker { shared, passing: Mutex::new(Vec::new()) };
+    let worker = &Worker { shared, turns: Turns::new(calls), passing: Mutex::new(Vec::new()) };
     std::thread::scope(|scope| {
         let threads = (0..THREADS).map(|slot| {
             let answer = move || worker.serve(slot, calls);
@@ -93,19 +98,48 @@ impl Worker<'_> {
     fn serve(&self, slot: usize, calls: &InFlight) {
         let Ok(mut thread_root) = ThreadRoot::unshare() else { return };
         let mut known = Vec::new();
+        let mut next: Option<(Call, Turn)> = None;
         loop {
-            let call = match self.shared.listener.receive() {
-                Ok(call) => call,
-                Err(_) if self.shared.listener.has_hung_up(Some(&NOW)) => return,
-                // The caller was killed before we had its call.
-                Err(_) => continue,
+            let (call, turn) = match next.take() {
+                Some(begun) => begun,
+                None => match self.receive(slot, calls) {
+                    Ok(Some(begun)) => begun,
+                    Ok(None) => continue,
+                    Err(HungUp) => return,
+                },
             };
-            calls.begin(slot, call.id);
             let answer = catch_unwind(AssertUnwindSafe(|| self.decide(&call, &mut known, &mut thread_root)));
             let answer = answer.unwrap_or_else(|_| self.shared.options.without_an_answer());
             let _ = self.shared.listener.respond(call.id, answer);
             calls.end(slot);
+            // Who waited may have been killed.
+            next = self.turns.end(turn, slot);
+            while let Some((_, turn)) = next.take_if(|(call, _)| !self.shared.listener.waits(call.id)) {
+                calls.end(slot);
+                next = self.turns.end(turn, slot);
+            }
         }
+    }
+
+    /// The next call, if it is its user's turn; others wait, or pass if too many do.
+    fn receive(&self, slot: usize, calls: &InFlight) -> Result<Option<(Call, Turn)>, HungUp> {
+        let call = match self.shared.listener.receive() {
+            Ok(call) => call,
+            Err(_) if self.shared.listener.has_hung_up(Some(&NOW)) => return Err(HungUp),
+            // The caller was killed before we had its call.
+            Err(_) => return Ok(None),
+        };
+        calls.begin(slot, call.id);
+        let user = || Some(Task::open(&self.shared.processes, call.tid).ok()?.status().ok()?.uid);
+        match self.turns.admit(call, user) {
+            Admitted::Now(turn) => return Ok(Some((call, turn))),
+            Admitted::Later => {}
+            Admitted::Never => {
+                let _ = self.shared.listener.respond(call.id, self.shared.options.without_an_answer());
+            }
+        }
+        calls.end(slot);
+        Ok(None)
     }
 
     /// What is to become of a call; `known` are the threads whose calls the last ones were.
