@@ -43,7 +43,7 @@ const CALLS: [(&str, libc::c_long); 25] = [
     ("close_range", libc::SYS_close_range),
     ("chroot", libc::SYS_chroot),
     ("copy_file_range", libc::SYS_copy_file_range),
-    ("mlockall", libc::SYS_mlockall),
+    ("mlock", libc::SYS_mlock),
 ];
 
 /// What private copies cannot be made without.

@@ -50,6 +50,7 @@ mod run_operations;
 mod run_own;
 mod run_race;
 mod run_random;
+mod run_stopped;
 mod status;
 mod supervised;
 mod support;

@@ -23,6 +23,15 @@ pub fn has_ended(pidfd: impl AsFd, timeout: Option<&Timespec>) -> bool {
     poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], timeout).is_ok_and(|ready| ready > 0)
 }
 
+/// Kills a child, and waits for its end. `pidfd` is of the child: somebody else in this process may have waited for it.
+pub fn kill_child(pidfd: impl AsFd) {
+    let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+    let _ = rustix::process::waitid(
+        rustix::process::WaitId::PidFd(pidfd.as_fd()),
+        rustix::process::WaitIdOptions::EXITED,
+    );
+}
+
 /// Waits for the end of a process that is no child of this one.
 pub fn wait_for_end(id: ProcessId, processes: &Processes) -> io::Result<()> {
     let end = open_pidfd(id.pid)?;

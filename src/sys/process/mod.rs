@@ -12,10 +12,10 @@ pub mod task;
 pub mod thread_root;
 pub mod unconfined;
 
-pub use self::end::{has_ended, open_pidfd, wait_for_end};
+pub use self::end::{has_ended, kill_child, open_pidfd, wait_for_end};
 pub use self::own::{
-    avoid_oom_kill, close_all_but, fork, max_open_files, raise_resource_limits, silence_stderr,
-    spawn_detached, wait,
+    avoid_oom_kill, close_all_but, fork, fork_among_threads, lock_memory, max_open_files, program_memory,
+    raise_resource_limits, silence_stderr, spawn_detached, wait,
 };
 pub use self::status::Status;
 pub use self::table::{Process, ProcessId, Processes, SystemCall};

@@ -39,6 +39,59 @@ pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
     }
 }
 
+/// As [`fork`], if other threads run. Returns the child's number.
+///
+/// Of the other threads only their locks are in the child, held for ever. So `work` must not write to the log, use standard
+/// streams or start threads; memory it can have (`fork(3)` of the C library keeps that usable).
+pub fn fork_among_threads(work: impl FnOnce()) -> io::Result<i32> {
+    // SAFETY: the caller vouches that `work` waits for no lock of a thread that is missing.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(child.as_raw()),
+        nix::unistd::ForkResult::Child => {
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            // SAFETY: ends the process at once: what else would run at its end is the parent's.
+            unsafe { libc::_exit(0) }
+        }
+    }
+}
+
+/// The parts of memory that the program and its libraries were loaded into: address and length of each, in bytes.
+pub fn program_memory() -> Vec<(usize, usize)> {
+    unsafe extern "C" fn add(
+        object: *mut libc::dl_phdr_info,
+        _size: libc::size_t,
+        found: *mut libc::c_void,
+    ) -> libc::c_int {
+        // SAFETY: the C library passes a valid object, and the pointer that it was given below.
+        let (object, found) = unsafe { (&*object, &mut *found.cast::<Vec<(usize, usize)>>()) };
+        if !object.dlpi_phdr.is_null() {
+            // SAFETY: so many headers there are.
+            let headers =
+                unsafe { std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)) };
+            for header in headers.iter().filter(|header| header.p_type == libc::PT_LOAD) {
+                let address = (object.dlpi_addr as usize).wrapping_add(header.p_vaddr as usize);
+                found.push((address, header.p_memsz as usize));
+            }
+        }
+        0
+    }
+    let mut found: Vec<(usize, usize)> = Vec::new();
+    // SAFETY: the function has the type that is asked for; the pointer outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(add), (&raw mut found).cast()) };
+    found
+}
+
+/// Reads these parts of memory in, and keeps them there (`mlock(2)`).
+pub fn lock_memory(parts: &[(usize, usize)]) -> io::Result<()> {
+    for (address, length) in parts {
+        // SAFETY: locking changes no memory; the kernel refuses what is not there.
+        if unsafe { libc::mlock(*address as *const libc::c_void, *length) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Waits for the end of a child; its exit code, or none if a signal killed it.
 pub fn wait(pid: i32) -> io::Result<Option<i32>> {
     use nix::sys::wait::{WaitStatus, waitpid};

@@ -117,7 +117,7 @@ static PROBES: [Probe; 65] = probes![
     Nothing fsconfig SYS_fsconfig [NONE, FLAGS],
     Nothing fsmount SYS_fsmount [NONE, FLAGS],
     Nothing copy_file_range SYS_copy_file_range [NONE, 0, NONE, 0, 0, FLAGS],
-    Nothing mlockall SYS_mlockall [FLAGS],
+    Nothing mlock SYS_mlock [0, 0],
     Nothing clone3 SYS_clone3 [],
     Nothing sched_getaffinity SYS_sched_getaffinity [FLAGS, 0],
 ];
@@ -291,7 +291,7 @@ mod tests {
         let results = shared().unwrap();
         ask_from(0, results, true).unwrap();
         // These ask for a capability first.
-        let privileged = ["fanotify_init", "open_by_handle_at", "fsopen", "fsmount", "mlockall"];
+        let privileged = ["fanotify_init", "open_by_handle_at", "fsopen", "fsmount", "mlock"];
         for (probe, result) in PROBES.iter().zip(results) {
             let result = result.load(Ordering::SeqCst);
             assert!(result == PERMITTED || privileged.contains(&probe.name), "{}: {result}", probe.name);
