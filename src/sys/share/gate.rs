@@ -10,16 +10,25 @@
 //!
 //! The listener is a process of its own, the *keeper* (`keeper`): if the process that opens windows is stopped in one, by
 //! a signal or a debugger, others still get their answers. The keeper answers at once and from what each asker does alone:
-//! it waits for nobody, and a window waits for one answer at most. It opens nothing but procfs, and all of its code is in memory before
-//! the first mark: else it might have to answer itself. Several processes that mark one inode have a keeper each, which
+//! it waits for nobody, and a window waits for one answer at most. It opens nothing but procfs, and all of its code is in
+//! memory before the first mark: else it might have to answer itself. Several processes that mark one inode have a keeper each, which
 //! answer one after the other. If the keeper dies, the kernel allows whatever has not been answered
 //! (`fanotify_release`), and the next window has a new one; it ends with its owner. If it does not answer its owner, it is
 //! killed. If both are stopped, as by the freezer of their control group, who opens a marked file waits until they go on
 //! or are killed.
 //!
-//! Not kept away: who truncates so that we cannot see it: before Linux 6.14 and on filesystems without
-//! `FAN_PRE_ACCESS` (tmpfs) by `truncate(2)`; from another process namespace by that or by `O_RDONLY | O_TRUNC`; by the
-//! latter also through `openat2(2)`, io_uring or the 32-bit calls.
+//! Two kinds of openers wait until the window is closed and the metadata are as before: whoever executes the file, who
+//! would get the rights that another process gives it in the window (`bprm_fill_uid` of `fs/exec.c` comes after the
+//! open); and whoever opens it by a call whose registers do not tell the flags, such as `openat2(2)`: that may be
+//! `O_RDONLY | O_TRUNC`, which no lease sees. ext4 asks for the flag once more before it truncates (`ext4_setattr` of
+//! `fs/ext4/inode.c`); on other filesystems such an opener is turned away if it could write to the file. Both may be
+//! under way when the next window of the inode is wanted, which therefore waits for the grace period. The keeper itself
+//! closes a window that is open for a second.
+//!
+//! Not kept away: whoever is about to execute the file, has opened it before the window, and comes to its rights in it;
+//! whoever truncates so that the keeper cannot see it: before Linux 6.14 and on filesystems without `FAN_PRE_ACCESS`
+//! (tmpfs) by `truncate(2)`; from another process namespace by that or by `O_RDONLY | O_TRUNC`, and there also through
+//! `openat2(2)`, io_uring or the 32-bit calls.
 
 mod keeper;
 mod message;
@@ -50,6 +59,8 @@ const MAX_FAILURES: u32 = 5;
 
 const YES: u8 = b'+';
 const NO: u8 = b'-';
+/// As [`YES`], but others must get out of the way first, which takes [`GRACE_PERIOD`] at most.
+const AFTER_OTHERS: u8 = b'~';
 
 static STATE: Mutex<State> =
     Mutex::new(State { keeper: None, number: 0, failures: 0, closed: 0, last: None });
@@ -84,11 +95,17 @@ struct Keeper {
 /// `CONFIG_FANOTIFY_ACCESS_PERMISSIONS`.
 pub fn close(fd: BorrowedFd<'_>, inode: InodeId) -> Option<ClosedGate> {
     let mut state = state();
-    if !state.start() || state.ask(Request::Close(inode), Some(fd)).ok()? != YES {
+    if !state.start() {
         return None;
     }
+    let answer = state.ask(Request::Close(inode), Some(fd)).ok().filter(|answer| *answer != NO)?;
     state.closed += 1;
-    Some(ClosedGate { inode, keeper: state.number })
+    let closed = ClosedGate { inode, keeper: state.number };
+    drop(state);
+    if answer == AFTER_OTHERS {
+        std::thread::sleep(GRACE_PERIOD);
+    }
+    Some(closed)
 }
 
 /// Waits until nobody is under way any more who found a flag clear that this process had cleared; ends the keeper if

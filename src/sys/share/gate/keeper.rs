@@ -11,15 +11,24 @@ use nix::sys::fanotify::{
 };
 use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::IFlags;
+use rustix::thread::CapabilitySet;
 
 use super::message::{self, Request};
-use super::{GRACE_PERIOD, NO, YES};
+use super::{AFTER_OTHERS, GRACE_PERIOD, NO, YES};
 use crate::sys::file::inode::{Inode, InodeId};
+use crate::sys::file::metadata::Metadata;
 use crate::sys::process::{self, Processes, SystemCall};
 use crate::sys::share::lease::Lease;
 
 /// Marks a group has before the other group takes the next ones, so that the first can forget its own.
 const MAX_MARKS: usize = 1024;
+
+/// A window that is open for so long is closed by the keeper: its owner has been stopped.
+const LONGEST_WINDOW: Duration = Duration::from_secs(1);
+
+/// Whoever opens, and of these whoever executes.
+const OPENERS: MaskFlags = MaskFlags::FAN_OPEN_PERM.union(MaskFlags::FAN_OPEN_EXEC_PERM);
 
 /// `FAN_PRE_ACCESS` of `linux/fanotify.h`: content is about to be read, written or cut off.
 const FAN_PRE_ACCESS: MaskFlags = MaskFlags::from_bits_retain(0x0010_0000);
@@ -54,6 +63,8 @@ struct Keeper {
     processes: Option<Processes>,
     /// The inodes of open windows.
     windows: HashMap<InodeId, Window>,
+    /// When the last of those was let through who have to be out of the way of the next window.
+    passed: HashMap<InodeId, Instant>,
 }
 
 /// The marks of one group.
@@ -65,11 +76,36 @@ struct Generation {
 }
 
 /// The windows that are open on an inode: another thread may have opened one, too.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Window {
     generations: Vec<usize>,
     /// Somebody was turned away.
     tried: bool,
+    since: Instant,
+    /// Since it was open too long, and the file is immutable again.
+    is_over: bool,
+    file: OwnedFd,
+    before: Metadata,
+    waiting: Vec<Waiting>,
+}
+
+/// An opener that is answered once the window is closed.
+#[derive(Debug)]
+struct Waiting {
+    group: usize,
+    event: FanotifyEvent,
+    may_truncate: bool,
+}
+
+/// What an asker is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Pass,
+    TurnedAway,
+    /// Once the window is closed, unless it might truncate the file then.
+    Wait {
+        may_truncate: bool,
+    },
 }
 
 impl Keeper {
@@ -88,8 +124,8 @@ impl Keeper {
         let groups = [group()?, group()?];
         // Pages of a program that was itself opened at a closed gate ask FAN_PRE_ACCESS when they are read in.
         let mask = match process::lock_memory(program) {
-            Ok(()) => MaskFlags::FAN_OPEN_PERM | FAN_PRE_ACCESS,
-            Err(_) => MaskFlags::FAN_OPEN_PERM,
+            Ok(()) => OPENERS | FAN_PRE_ACCESS,
+            Err(_) => OPENERS,
         };
         Ok(Keeper {
             groups,
@@ -98,6 +134,7 @@ impl Keeper {
             mask,
             processes: Processes::open().ok(),
             windows: HashMap::new(),
+            passed: HashMap::new(),
         })
     }
 
@@ -117,14 +154,13 @@ impl Keeper {
             for group in 0..self.groups.len() {
                 // The kernel itself turns away whom it cannot tell us of, and lets the read fail.
                 for event in self.groups[group].read_events().into_iter().flatten() {
-                    if let Some(file) = event.fd() {
-                        self.answer(group, &event, file);
-                    }
+                    self.answer(group, event);
                     // The owner waits for one asker at most, however many there are.
                     self.handle_all(socket)?;
                 }
             }
             self.handle_all(socket)?;
+            self.end_long_windows();
             self.forget();
         }
     }
@@ -141,8 +177,19 @@ impl Keeper {
     fn handle(&mut self, socket: &OwnedFd) -> io::Result<()> {
         match message::receive(socket)? {
             (Request::Close(inode), Some(file)) => {
-                let closed = if self.close(file.as_fd(), inode) { YES } else { NO };
-                message::answer(socket, closed)
+                let has_passed =
+                    self.passed.get(&inode).is_some_and(|passed| passed.elapsed() < GRACE_PERIOD);
+                let closed = self.close(file, inode).is_ok();
+                message::answer(
+                    socket,
+                    if !closed {
+                        NO
+                    } else if has_passed {
+                        AFTER_OTHERS
+                    } else {
+                        YES
+                    },
+                )
             }
             (Request::Close(_), None) => message::answer(socket, NO),
             (Request::WasTried(inode), _) => {
@@ -156,22 +203,30 @@ impl Keeper {
         }
     }
 
-    fn close(&mut self, file: BorrowedFd<'_>, inode: InodeId) -> bool {
+    fn close(&mut self, file: OwnedFd, inode: InodeId) -> io::Result<()> {
         let other = 1 - self.current;
         if self.generations[self.current].marks >= MAX_MARKS && self.generations[other].marks == 0 {
             self.current = other;
         }
+        let before = Metadata::of(&file)?;
         let group = &self.groups[self.current];
-        let mark = |mask| group.mark(MarkFlags::FAN_MARK_ADD, mask, file, None::<&OsStr>);
+        let mark = |mask| group.mark(MarkFlags::FAN_MARK_ADD, mask, &file, None::<&OsStr>);
         // EINVAL before Linux 6.14, EOPNOTSUPP if the filesystem does not ask.
-        if mark(self.mask).or_else(|_| mark(MaskFlags::FAN_OPEN_PERM)).is_err() {
-            return false;
-        }
+        mark(self.mask).or_else(|_| mark(OPENERS))?;
         let generation = &mut self.generations[self.current];
         generation.marks += 1;
         generation.open += 1;
-        self.windows.entry(inode).or_default().generations.push(self.current);
-        true
+        let window = self.windows.entry(inode).or_insert_with(|| Window {
+            generations: Vec::new(),
+            tried: false,
+            since: Instant::now(),
+            is_over: false,
+            file,
+            before,
+            waiting: Vec::new(),
+        });
+        window.generations.push(self.current);
+        Ok(())
     }
 
     fn open(&mut self, inode: InodeId) {
@@ -181,13 +236,45 @@ impl Keeper {
             generation.open -= 1;
             generation.last = Some(Instant::now());
         }
-        if window.generations.is_empty() {
-            self.windows.remove(&inode);
+        if window.generations.is_empty()
+            && let Some(window) = self.windows.remove(&inode)
+        {
+            self.answer_all(inode, window.waiting, true);
+        }
+    }
+
+    /// Protects files whose windows are open for too long, and answers those who wait for that.
+    ///
+    /// The owner, once it goes on, makes its change in a new window.
+    fn end_long_windows(&mut self) {
+        let is_long = |window: &Window| !window.is_over && window.since.elapsed() >= LONGEST_WINDOW;
+        let long: Vec<InodeId> =
+            self.windows.iter().filter(|(_, window)| is_long(window)).map(|(inode, _)| *inode).collect();
+        for inode in long {
+            let Some(window) = self.windows.get_mut(&inode) else { continue };
+            let protected = rustix::fs::ioctl_getflags(&window.file)
+                .and_then(|flags| rustix::fs::ioctl_setflags(&window.file, flags | IFlags::IMMUTABLE));
+            window.is_over = protected.is_ok();
+            let waiting = std::mem::take(&mut window.waiting);
+            let is_as_before = window.is_as_before();
+            self.answer_all(inode, waiting, is_as_before);
+        }
+    }
+
+    fn answer_all(&mut self, inode: InodeId, waiting: Vec<Waiting>, is_as_before: bool) {
+        for Waiting { group, event, may_truncate } in waiting {
+            let Some(file) = event.fd() else { continue };
+            if is_as_before {
+                self.let_through(group, file, inode, may_truncate);
+            } else {
+                self.respond(group, file, Response::FAN_DENY);
+            }
         }
     }
 
     /// Removes the marks that nobody can need any more.
     fn forget(&mut self) {
+        self.passed.retain(|_, passed| passed.elapsed() < GRACE_PERIOD);
         for (group, generation) in self.groups.iter().zip(&mut self.generations) {
             let over = generation.last.is_some_and(|last| last.elapsed() >= GRACE_PERIOD);
             if generation.open == 0 && generation.marks > 0 && over {
@@ -201,31 +288,81 @@ impl Keeper {
         }
     }
 
-    fn answer(&mut self, group: usize, event: &FanotifyEvent, file: BorrowedFd<'_>) {
-        let allowed = self.allows(event, file);
-        if !allowed
-            && let Ok(inode) = Inode::of(file)
-            && let Some(window) = self.windows.get_mut(&inode.id)
-        {
-            window.tried = true;
+    fn answer(&mut self, group: usize, event: FanotifyEvent) {
+        let Some(file) = event.fd() else { return };
+        let Ok(inode) = Inode::of(file) else { return self.respond(group, file, Response::FAN_DENY) };
+        match (self.judge(&event, file, &inode), self.windows.get_mut(&inode.id)) {
+            (Verdict::Pass, _) => self.respond(group, file, Response::FAN_ALLOW),
+            (Verdict::TurnedAway, window) => {
+                window.into_iter().for_each(|window| window.tried = true);
+                self.respond(group, file, Response::FAN_DENY);
+            }
+            (Verdict::Wait { may_truncate }, Some(window)) if !window.is_over => {
+                window.waiting.push(Waiting { group, event, may_truncate });
+            }
+            (Verdict::Wait { .. }, Some(window)) if !window.is_as_before() => {
+                self.respond(group, file, Response::FAN_DENY);
+            }
+            (Verdict::Wait { may_truncate }, _) => self.let_through(group, file, inode.id, may_truncate),
         }
-        let response = if allowed { Response::FAN_ALLOW } else { Response::FAN_DENY };
+    }
+
+    /// Answers somebody for whom the window had to be closed first.
+    fn let_through(&mut self, group: usize, file: BorrowedFd<'_>, inode: InodeId, may_truncate: bool) {
+        if may_truncate && !asks_before_truncating(file) {
+            return self.respond(group, file, Response::FAN_DENY);
+        }
+        self.passed.insert(inode, Instant::now());
+        self.respond(group, file, Response::FAN_ALLOW);
+    }
+
+    fn respond(&self, group: usize, file: BorrowedFd<'_>, response: Response) {
         // It fails if the asker has been killed.
         let _ = self.groups[group].write_response(FanotifyResponse::new(file, response));
     }
 
-    fn allows(&self, event: &FanotifyEvent, file: BorrowedFd<'_>) -> bool {
+    fn judge(&self, event: &FanotifyEvent, file: BorrowedFd<'_>, inode: &Inode) -> Verdict {
+        if event.mask().contains(MaskFlags::FAN_OPEN_EXEC_PERM) {
+            return Verdict::Wait { may_truncate: false };
+        }
         let call = self.processes.as_ref().and_then(|processes| asker(processes, event.pid()));
         if !event.mask().contains(MaskFlags::FAN_OPEN_PERM) {
             // FAN_PRE_ACCESS. Whoever reads, or cuts off through a descriptor, has been asked when it was opened.
-            return call.is_none_or(|call| !truncates(call));
+            return if call.is_some_and(truncates) { Verdict::TurnedAway } else { Verdict::Pass };
         }
-        match call.and_then(opens_for_writing) {
-            Some(writes) => !writes,
+        match call.and_then(opening) {
+            Some(Opening::Reads) => Verdict::Pass,
+            Some(Opening::Writes) => Verdict::TurnedAway,
+            Some(Opening::Executes) => Verdict::Wait { may_truncate: false },
             // The asker is counted as a writer already, if it is one: then there can be no lease.
-            None => matches!(Lease::take(file), Ok(Some(_))),
+            None if !matches!(Lease::take(file), Ok(Some(_))) => Verdict::TurnedAway,
+            None if self.may_write(event.pid(), inode) => Verdict::Wait { may_truncate: true },
+            None => Verdict::Pass,
         }
     }
+
+    /// Whether the kernel may have let this thread truncate the file; not known of threads of other process namespaces.
+    fn may_write(&self, tid: i32, inode: &Inode) -> bool {
+        let status = self.processes.as_ref().and_then(|processes| processes.status(tid).ok());
+        // An access control list can give more than the bits that are looked at: those of the group are its mask.
+        status.is_some_and(|status| {
+            status.capabilities.contains(CapabilitySet::DAC_OVERRIDE)
+                || inode.mode & 0o022 != 0
+                || status.may_write(inode)
+        })
+    }
+}
+
+impl Window {
+    /// Whether nobody has changed the file's metadata meanwhile.
+    fn is_as_before(&self) -> bool {
+        Metadata::of(&self.file).is_ok_and(|now| now.same_as(&self.before))
+    }
+}
+
+/// Whether the filesystem looks at the immutable flag once more before it truncates an open file.
+fn asks_before_truncating(file: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|filesystem| filesystem.f_type == libc::EXT4_SUPER_MAGIC)
 }
 
 /// The system call in which the thread waits for us; on a busy machine it may still be on its way to sleep.
@@ -242,17 +379,26 @@ fn asker(processes: &Processes, tid: i32) -> Option<SystemCall> {
     }
 }
 
-/// Whether a system call opens for writing; `None` if its registers do not say.
-fn opens_for_writing(call: SystemCall) -> Option<bool> {
+/// What a system call opens a file for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opening {
+    Reads,
+    Writes,
+    Executes,
+}
+
+/// What a system call opens for; `None` if its registers do not say.
+fn opening(call: SystemCall) -> Option<Opening> {
     let flags = match call.number {
         #[cfg(target_arch = "x86_64")]
         libc::SYS_open => call.arguments[1],
         libc::SYS_openat | libc::SYS_open_by_handle_at => call.arguments[2],
-        libc::SYS_execve | libc::SYS_execveat => return Some(false),
+        libc::SYS_execve | libc::SYS_execveat => return Some(Opening::Executes),
         _ => return None,
     };
     let (access, truncate) = (libc::O_ACCMODE as u64, libc::O_TRUNC as u64);
-    Some(flags & access != libc::O_RDONLY as u64 || flags & truncate != 0)
+    let writes = flags & access != libc::O_RDONLY as u64 || flags & truncate != 0;
+    Some(if writes { Opening::Writes } else { Opening::Reads })
 }
 
 /// Whether a system call truncates a file that need not be open.
@@ -270,13 +416,13 @@ mod tests {
 
     #[test]
     fn registers_tell_readers_from_writers() {
-        let openat = |flags: i32| opens_for_writing(call(libc::SYS_openat, [0, 0, flags as u64, 0, 0, 0]));
-        assert_eq!(openat(libc::O_RDONLY | libc::O_CLOEXEC), Some(false));
+        let openat = |flags: i32| opening(call(libc::SYS_openat, [0, 0, flags as u64, 0, 0, 0]));
+        assert_eq!(openat(libc::O_RDONLY | libc::O_CLOEXEC), Some(Opening::Reads));
         for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC, libc::O_ACCMODE] {
-            assert_eq!(openat(flags), Some(true), "{flags:o}");
+            assert_eq!(openat(flags), Some(Opening::Writes), "{flags:o}");
         }
-        assert_eq!(opens_for_writing(call(libc::SYS_execve, [0; 6])), Some(false));
-        assert_eq!(opens_for_writing(call(libc::SYS_openat2, [0; 6])), None);
-        assert_eq!(opens_for_writing(call(libc::SYS_io_uring_enter, [0; 6])), None);
+        assert_eq!(opening(call(libc::SYS_execve, [0; 6])), Some(Opening::Executes));
+        assert_eq!(opening(call(libc::SYS_openat2, [0; 6])), None);
+        assert_eq!(opening(call(libc::SYS_io_uring_enter, [0; 6])), None);
     }
 }
