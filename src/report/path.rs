@@ -19,20 +19,26 @@ impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.as_os_str().as_bytes().utf8_chunks() {
             for character in chunk.valid().chars() {
-                match character {
-                    '\n' => f.write_str("\\n")?,
-                    '\t' => f.write_str("\\t")?,
-                    '\r' => f.write_str("\\r")?,
-                    '\\' => f.write_str("\\\\")?,
-                    _ if is_unsafe(character) => {
-                        escape(f, character.encode_utf8(&mut [0; 4]).as_bytes())?;
-                    }
-                    _ => f.write_char(character)?,
-                }
+                if character == '\\' { f.write_str("\\\\")? } else { put(f, character)? }
             }
             escape(f, chunk.invalid())?;
         }
         Ok(())
+    }
+}
+
+/// Writes text as [`Shown`] does, but for backslashes, which stay: some of them are escapes already.
+pub(super) fn put_text(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    text.chars().try_for_each(|character| put(f, character))
+}
+
+fn put(f: &mut fmt::Formatter<'_>, character: char) -> fmt::Result {
+    match character {
+        '\n' => f.write_str("\\n"),
+        '\t' => f.write_str("\\t"),
+        '\r' => f.write_str("\\r"),
+        _ if is_unsafe(character) => escape(f, character.encode_utf8(&mut [0; 4]).as_bytes()),
+        _ => f.write_char(character),
     }
 }
 
