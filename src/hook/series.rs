@@ -54,14 +54,7 @@ pub fn add(root: &Root, front_end: ProcessId, done: Result<Option<Settled>, Erro
 fn try_add(root: &Root, front_end: ProcessId, run: &Settled, mut command: Command) -> io::Result<()> {
     let dir = dirfd::make_dir(root, Path::new(STATE_DIR))?;
     let sum = match read(&dir, front_end) {
-        Some(sum) => Settled {
-            restored: sum.restored + run.restored,
-            unified: sum.unified + run.unified,
-            new: sum.new + run.new,
-            // Those that waited before are among them, or settled.
-            postponed: run.postponed,
-            ..Settled::default()
-        },
+        Some(sum) => add_up(&sum, run),
         None => {
             let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status()?;
             if !status.success() {
@@ -76,10 +69,26 @@ fn try_add(root: &Root, front_end: ProcessId, run: &Settled, mut command: Comman
     dirfd::replace_file(&dir, OsStr::new(SUM), line.as_bytes())
 }
 
+/// The sum of what was, and of a run.
+pub(crate) fn add_up(sum: &Settled, run: &Settled) -> Settled {
+    Settled {
+        // Whatever is written in the file.
+        restored: sum.restored.saturating_add(run.restored),
+        unified: sum.unified.saturating_add(run.unified),
+        new: sum.new.saturating_add(run.new),
+        // Those that waited before are among them, or settled.
+        postponed: run.postponed,
+        ..Settled::default()
+    }
+}
+
 /// The sum so far, if it is of this front end.
 fn read(dir: impl std::os::fd::AsFd, front_end: ProcessId) -> Option<Settled> {
-    let content = read_at(dir, OsStr::new(SUM)).ok()?;
-    let mut numbers = std::str::from_utf8(&content).ok()?.split_ascii_whitespace().map(str::parse::<u64>);
+    parse(&read_at(dir, OsStr::new(SUM)).ok()?, front_end)
+}
+
+pub(crate) fn parse(content: &[u8], front_end: ProcessId) -> Option<Settled> {
+    let mut numbers = std::str::from_utf8(content).ok()?.split_ascii_whitespace().map(str::parse::<u64>);
     let mut next = || numbers.next()?.ok();
     let (pid, start) = (next()?, next()?);
     let is_of = pid == u64::try_from(front_end.pid).ok()? && start == front_end.start;
@@ -102,4 +111,19 @@ pub fn tell(root: &Root, front_end: ProcessId) -> io::Result<()> {
             let _ = dirfd::remove_file(&dir, OsStr::new(SUM));
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sum_of_any_size_is_added_to() {
+        let front_end = ProcessId { pid: 7, start: 9 };
+        let most = u64::MAX;
+        let sum = parse(format!("7 9 {most} {most} {most} {most}\n").as_bytes(), front_end).unwrap();
+        let again =
+            add_up(&sum, &Settled { restored: 1, unified: 2, new: 3, postponed: 4, ..Settled::default() });
+        assert_eq!((again.restored, again.unified, again.new, again.postponed), (most, most, most, 4));
+    }
 }
