@@ -48,7 +48,7 @@ impl ObjectName {
         self.tag ^ self.salt
     }
 
-    pub(super) fn parse(shelf: u8, name: &str) -> Option<ObjectName> {
+    pub(crate) fn parse(shelf: u8, name: &str) -> Option<ObjectName> {
         let (digests, rest) = name.split_once('.')?;
         let (index, salt) = match rest.split_once('.') {
             Some((index, salt)) => (index, number(salt)?),
@@ -71,7 +71,9 @@ impl ObjectName {
     pub(crate) fn parse_whole(name: &OsStr) -> Option<ObjectName> {
         let name = name.to_str()?;
         let (shelf, rest) = name.split_at_checked(2)?;
-        ObjectName::parse(u8::from_str_radix(shelf, 16).ok()?, rest)
+        let parsed = ObjectName::parse(u8::from_str_radix(shelf, 16).ok()?, rest)?;
+        // One object has one name: capital letters and signs are digits to the standard library, too.
+        (parsed.whole() == name).then_some(parsed)
     }
 
     /// The name with the directory's two digits before it.
@@ -97,12 +99,12 @@ impl ObjectName {
     }
 
     /// The second name in the same directory, which an object has that the guard protects.
-    pub(super) fn second(&self) -> OsString {
+    pub(crate) fn second(&self) -> OsString {
         format!("{self}{SECOND}").into()
     }
 
     /// The object that a second name belongs to.
-    pub(super) fn parse_second(shelf: u8, name: &str) -> Option<ObjectName> {
+    pub(crate) fn parse_second(shelf: u8, name: &str) -> Option<ObjectName> {
         ObjectName::parse(shelf, name.strip_suffix(SECOND)?)
     }
 }
@@ -250,6 +252,14 @@ mod tests {
             assert_eq!(ObjectName::parse(0, text), None);
             assert_eq!(ObjectName::parse_whole(OsStr::new(text)), None);
             assert_eq!(ObjectName::parse_quarantined(OsStr::new(text)), None);
+        }
+    }
+
+    #[test]
+    fn an_object_has_one_name() {
+        let whole = name(1, 0x0a, 0, 0).whole().into_string().unwrap();
+        for other in ["+a", "0A"].map(|shelf| format!("{shelf}{}", &whole[2..])) {
+            assert_eq!(ObjectName::parse_whole(OsStr::new(&other)), None, "{other}");
         }
     }
 
