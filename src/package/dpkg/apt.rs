@@ -148,15 +148,19 @@ impl Stream {
 }
 
 fn bad(line: usize, reason: &'static str, text: &[u8]) -> Error {
-    let shown = &text[..text.len().min(200)];
-    Error::Line { line, reason, text: String::from_utf8_lossy(shown).into_owned() }
+    Error::Line { line, reason, text: start(text) }
+}
+
+/// As much of a line as is shown.
+fn start(line: &[u8]) -> String {
+    String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned()
 }
 
 fn parse_version(line: &[u8]) -> Result<u32, Error> {
     match line.strip_prefix(b"VERSION ") {
         Some(b"2") => Ok(2),
         Some(b"3") => Ok(3),
-        other => Err(Error::Version(String::from_utf8_lossy(other.unwrap_or(line)).into_owned())),
+        other => Err(Error::Version(start(other.unwrap_or(line)))),
     }
 }
 
