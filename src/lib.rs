@@ -7,6 +7,7 @@
 //! The rooms, from the outside in; each knows only those below it, and those of one line do not know each other
 //! (`tests/arrows.rs` checks that, here and in the rooms that have such a list of their own):
 //!
+//! - `fuzzing`: the door through which tests/fuzz reaches all parsers; in no program of a package.
 //! - [`cli`], [`rpm_plugin`]: what a person calls; what rpm loads, which is this library itself. With the entry points in
 //!   `src/bin` and `hooks` they are all that is called from outside.
 //! - [`hook`]: what the hooks of all package managers share.
@@ -39,6 +40,9 @@
 pub mod cli;
 pub mod detach;
 pub mod exit;
+#[cfg(feature = "fuzzing")]
+#[path = "../tests/fuzz/parsers/mod.rs"]
+pub mod fuzzing;
 #[cfg(feature = "guard")]
 pub mod guard;
 pub mod hook;

@@ -112,7 +112,7 @@ fn is_configured() -> bool {
 }
 
 /// Whether an option in this file names a root or a database.
-fn names_root(text: &[u8]) -> bool {
+pub(super) fn names_root(text: &[u8]) -> bool {
     let is_end = |byte: &u8| *byte == b'=' || byte.is_ascii_whitespace();
     let mut options = text.split(|&byte| byte == b'\n').map(|line| {
         let line = line.trim_ascii_start();

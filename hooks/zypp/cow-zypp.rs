@@ -22,7 +22,7 @@ const LONGEST: usize = 64;
 
 /// What zypper says of its run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Event {
+pub(super) enum Event {
     Begins,
     Ended,
 }
@@ -56,7 +56,7 @@ fn called(work: impl FnOnce(Called<'_>, &Managers<'_>)) {
 }
 
 /// Answers all that libzypp says, and tells what it comes to. A run that has begun ends with the input at the latest.
-fn converse(mut input: impl BufRead, mut output: impl Write, mut tell: impl FnMut(Event)) {
+pub(super) fn converse(mut input: impl BufRead, mut output: impl Write, mut tell: impl FnMut(Event)) {
     let mut is_open = false;
     while let Some(command) = next_command(&mut input).unwrap_or_default() {
         let answer = match &*command {

@@ -100,7 +100,7 @@ pub fn hooks() -> io::Result<HashMap<String, u32>> {
 }
 
 /// Reads the format of `linux/btf.h`, in the byte order of this machine; `None` if it is not that.
-fn parse(data: &[u8]) -> Option<HashMap<String, u32>> {
+pub(crate) fn parse(data: &[u8]) -> Option<HashMap<String, u32>> {
     let word = |data: &[u8], at: usize| Some(u32::from_ne_bytes(*data.get(at..)?.first_chunk()?));
     if u16::from_ne_bytes(*data.first_chunk()?) != MAGIC {
         return None;

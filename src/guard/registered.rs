@@ -79,7 +79,7 @@ pub fn write(pools: &[RegisteredPool]) -> io::Result<()> {
     [LIST, COPY].iter().try_for_each(|name| dirfd::replace_file(&dir, OsStr::new(name), &text(pools)))
 }
 
-fn parse(text: &[u8]) -> Option<Vec<RegisteredPool>> {
+pub(crate) fn parse(text: &[u8]) -> Option<Vec<RegisteredPool>> {
     let parse = |line: &[u8]| {
         let (uuid, path) = line.split_at_checked(line.iter().position(|&byte| byte == b' ')?)?;
         let uuid = std::str::from_utf8(uuid).ok()?.parse().ok()?;
@@ -90,7 +90,7 @@ fn parse(text: &[u8]) -> Option<Vec<RegisteredPool>> {
     if end.is_empty() { lines.iter().map(|line| parse(line)).collect() } else { None }
 }
 
-fn text(pools: &[RegisteredPool]) -> Vec<u8> {
+pub(crate) fn text(pools: &[RegisteredPool]) -> Vec<u8> {
     let line = |pool: &RegisteredPool| {
         [pool.uuid.to_string().as_bytes(), b" ", pool.path.as_os_str().as_bytes(), &[0]].concat()
     };

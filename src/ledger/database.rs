@@ -68,7 +68,7 @@ impl Ledger {
         }
     }
 
-    fn open_to_read(path: &Path) -> Result<Ledger, Error> {
+    pub(crate) fn open_to_read(path: &Path) -> Result<Ledger, Error> {
         let at = |source| Error::Database { path: path.to_path_buf(), source };
         let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(at)?;
         match schema::version(&db).map_err(at)? {

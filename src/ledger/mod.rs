@@ -7,7 +7,7 @@ mod aside;
 mod database;
 mod error;
 mod records;
-mod rows;
+pub(crate) mod rows;
 mod schema;
 
 pub use self::database::Ledger;

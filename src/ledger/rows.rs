@@ -30,16 +30,16 @@ pub(super) fn insert(db: &Connection, intent: &Intent, state: Stage) -> rusqlite
     Ok(Entry { id: db.last_insert_rowid(), state, intent: intent.clone(), copy: None })
 }
 
-pub(super) fn read_place(row: &Row<'_>) -> rusqlite::Result<Place> {
+pub(crate) fn read_place(row: &Row<'_>) -> rusqlite::Result<Place> {
     let bytes = |name: &str| row.get::<_, Vec<u8>>(name).map(OsString::from_vec);
     Ok(Place { dir: PathBuf::from(bytes("dir")?), name: bytes("name")? })
 }
 
-pub(super) fn read_inode(row: &Row<'_>) -> rusqlite::Result<InodeId> {
+pub(crate) fn read_inode(row: &Row<'_>) -> rusqlite::Result<InodeId> {
     Ok(InodeId { dev: row.get::<_, i64>("dev")? as u64, ino: row.get::<_, i64>("ino")? as u64 })
 }
 
-pub(super) fn read_entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
+pub(crate) fn read_entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
     let word: String = row.get("state")?;
     let state = Stage::parse(&word).ok_or(rusqlite::Error::InvalidQuery)?;
     let copy = match row.get::<_, Option<i64>>("copy_ino")? {

@@ -82,12 +82,12 @@ impl Database for Pacman<'_> {
 }
 
 /// A package of pacman's.
-struct Installed {
+pub(crate) struct Installed {
     /// Name and version.
-    dir: OsString,
+    pub(crate) dir: OsString,
     /// Written when its files have been unpacked, as is the list of them.
-    desc: Option<Vec<u8>>,
-    files: Option<Vec<u8>>,
+    pub(crate) desc: Option<Vec<u8>>,
+    pub(crate) files: Option<Vec<u8>>,
 }
 
 impl Installed {

@@ -16,7 +16,7 @@ use crate::report::Shown;
 /// What one file says; all of it is optional.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Layer {
+pub(crate) struct Layer {
     pub mode: Option<Mode>,
     pub protection: Option<Protection>,
     pub prepare: ListChange,
@@ -32,7 +32,7 @@ pub(super) struct Layer {
 
 /// What one file says about a list.
 #[derive(Debug)]
-pub(super) enum ListChange {
+pub(crate) enum ListChange {
     /// `key = [...]`
     Add(PatternSet),
     /// `key.replace = [...]`
@@ -79,7 +79,7 @@ impl fmt::Display for Invalid {
 }
 
 /// Parses the whole of a file.
-pub(super) fn parse<T: DeserializeOwned>(content: &[u8]) -> Result<T, Invalid> {
+pub(crate) fn parse<T: DeserializeOwned>(content: &[u8]) -> Result<T, Invalid> {
     let text = std::str::from_utf8(content).map_err(|e| Invalid {
         line: Some(line(&content[..e.valid_up_to()])),
         key: None,

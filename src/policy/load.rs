@@ -113,7 +113,7 @@ impl Policy {
         Ok(())
     }
 
-    fn apply(&mut self, layer: file::Layer) {
+    pub(crate) fn apply(&mut self, layer: file::Layer) {
         fn set<T>(value: &mut T, change: Option<T>) {
             if let Some(change) = change {
                 *value = change;

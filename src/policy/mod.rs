@@ -2,7 +2,7 @@
 //!
 //! Reading it is the only I/O here. The defaults, and what each key means, are in `default.toml`.
 
-mod file;
+pub(crate) mod file;
 mod load;
 pub mod pattern;
 mod value;

@@ -136,7 +136,7 @@ impl HardLinks {
 
     /// Each name ended by a NUL byte, each file by another. It begins with one more: a file that a power cut has left
     /// without its content is not taken for a list of nothing.
-    fn content(&self) -> Vec<u8> {
+    pub(crate) fn content(&self) -> Vec<u8> {
         let mut content = vec![0];
         for names in self.files.values() {
             for name in names {
@@ -149,7 +149,7 @@ impl HardLinks {
     }
 
     /// None if there are too many names.
-    fn parse(content: &[u8]) -> Option<HardLinks> {
+    pub(crate) fn parse(content: &[u8]) -> Option<HardLinks> {
         let mut links = HardLinks { known: !content.is_empty(), ..HardLinks::default() };
         let (mut names, mut count) = (BTreeSet::new(), 0);
         // What follows the last NUL byte ends the last file, too.

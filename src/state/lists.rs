@@ -47,7 +47,7 @@ pub(super) fn read_content(dir: impl AsFd, file: &OsStr) -> io::Result<Vec<u8>> 
     }
 }
 
-pub(super) fn parse_list(content: &[u8]) -> impl Iterator<Item = PathBuf> {
+pub(crate) fn parse_list(content: &[u8]) -> impl Iterator<Item = PathBuf> {
     let paths = content.split(|&b| b == 0).filter(|path| !path.is_empty());
     paths.map(|path| PathBuf::from(OsString::from_vec(path.to_vec())))
 }

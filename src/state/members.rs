@@ -106,7 +106,7 @@ fn file_name(pid: i32) -> OsString {
     OsStr::new(&pid.to_string()).to_os_string()
 }
 
-fn parse(pid: i32, content: &[u8]) -> Option<Member> {
+pub(crate) fn parse(pid: i32, content: &[u8]) -> Option<Member> {
     let mut words = std::str::from_utf8(content).ok()?.split_ascii_whitespace();
     let start = words.next()?.parse().ok()?;
     let covers = match words.next()? {

@@ -2,7 +2,7 @@
 //! notice of the pool.
 
 pub mod hard_links;
-mod lists;
+pub(crate) mod lists;
 pub mod lock;
 pub mod members;
 mod plan;

@@ -58,8 +58,12 @@ impl PoolNotice {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
+        PoolNotice::parse(text).map(Some)
+    }
+
+    pub(crate) fn parse(text: Vec<u8>) -> io::Result<PoolNotice> {
         let text = String::from_utf8(text).map_err(io::Error::other)?;
-        toml::from_str(&text).map(Some).map_err(io::Error::other)
+        toml::from_str(&text).map_err(io::Error::other)
     }
 
     /// Reads the notice in a guest; none if there is none that can be read.

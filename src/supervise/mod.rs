@@ -11,7 +11,7 @@
 //! has ended what that had begun, lets the calls go on that were waiting for it, and starts another. Both end with the
 //! last supervised process.
 
-mod call;
+pub(crate) mod call;
 mod guardian;
 mod journal;
 mod links;

@@ -23,7 +23,7 @@ const CHOWN16: [u32; 3] = [16, 95, 182];
 
 /// What a call that sets times is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Times {
+pub(crate) enum Times {
     /// Both become the time of the call.
     Now,
     /// They are in the arguments.
@@ -72,22 +72,14 @@ impl WaitingCall<'_> {
         let (mut how, size) = ([0; PAGE], self.call.arguments[3] as usize);
         if !(KNOWN..=PAGE).contains(&size)
             || self.task.memory(self.call.arguments[2], &mut how[..size])? < size
-            || how[KNOWN..].iter().any(|&byte| byte != 0)
         {
             return Ok(None);
         }
-        let word =
-            |at: usize| how[at..at + 8].iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
-        let (flags, mode, resolve) = (word(0), word(8), ResolveFlags::from_bits(word(16)));
-        let makes = flags & (libc::O_CREAT | libc::O_TMPFILE) as u64 != 0;
-        let valid = flags <= u64::from(u32::MAX) && (mode == 0 || makes && mode <= 0o7777);
-        Ok(resolve.filter(|_| valid).map(|resolve| (flags, resolve)))
+        Ok(parse_how(&how[..size]))
     }
 
     /// What a call that sets times is to do.
     pub(super) fn times(&self, argument: u8) -> io::Result<Times> {
-        const NOW: u32 = libc::UTIME_NOW as u32;
-        const OMIT: u32 = libc::UTIME_OMIT as u32;
         let is_utimensat = matches!(
             shape(self.call.audit, self.call.number),
             Some(Shape::Change { follow: Follow::Flags(_), .. })
@@ -103,14 +95,7 @@ impl WaitingCall<'_> {
         let size = if self.call.audit == I386_AUDIT && self.call.number != UTIMENSAT_TIME64 { 8 } else { 16 };
         let mut times = vec![0; 2 * size];
         self.task.memory(address, &mut times)?;
-        let nanoseconds =
-            |at: usize| u32::from_ne_bytes([times[at], times[at + 1], times[at + 2], times[at + 3]]);
-        Ok(match [nanoseconds(size / 2), nanoseconds(size + size / 2)] {
-            [NOW, NOW] => Times::Now,
-            [OMIT, OMIT] => Times::Kept,
-            pair if pair.iter().all(|time| matches!(*time, 0..1_000_000_000 | NOW | OMIT)) => Times::Given,
-            _ => Times::Kept,
-        })
+        Ok(parse_times(&times))
     }
 
     /// Whether `chown(2)` and its like are to leave owner and group as they are.
@@ -118,5 +103,32 @@ impl WaitingCall<'_> {
         let is_narrow = self.call.audit == I386_AUDIT && CHOWN16.contains(&self.call.number);
         let kept = |id: u64| if is_narrow { id as u16 == u16::MAX } else { id as u32 == u32::MAX };
         self.call.arguments[usize::from(first)..].iter().take(2).all(|id| kept(*id))
+    }
+}
+
+/// A `struct open_how` of at least the size that is known; see [`WaitingCall::how`].
+pub(crate) fn parse_how(how: &[u8]) -> Option<(u64, ResolveFlags)> {
+    let (words, newer) = how.split_at_checked(KNOWN)?;
+    let [flags, mode, resolve] = *words.as_chunks().0 else { return None };
+    let [flags, mode, resolve] = [flags, mode, resolve].map(u64::from_ne_bytes);
+    let makes = flags & (libc::O_CREAT | libc::O_TMPFILE) as u64 != 0;
+    let valid = flags <= u64::from(u32::MAX) && (mode == 0 || makes && mode <= 0o7777);
+    ResolveFlags::from_bits(resolve)
+        .filter(|_| valid && newer.iter().all(|&byte| byte == 0))
+        .map(|resolve| (flags, resolve))
+}
+
+/// Two pairs of seconds and nanoseconds, one after the other; each half of the whole.
+pub(crate) fn parse_times(pairs: &[u8]) -> Times {
+    const NOW: u32 = libc::UTIME_NOW as u32;
+    const OMIT: u32 = libc::UTIME_OMIT as u32;
+    let size = pairs.len() / 2;
+    let nanoseconds =
+        |at: usize| pairs[at..].first_chunk().map_or(u32::MAX, |&bytes| u32::from_ne_bytes(bytes));
+    match [nanoseconds(size / 2), nanoseconds(size + size / 2)] {
+        [NOW, NOW] => Times::Now,
+        [OMIT, OMIT] => Times::Kept,
+        pair if pair.iter().all(|time| matches!(*time, 0..1_000_000_000 | NOW | OMIT)) => Times::Given,
+        _ => Times::Kept,
     }
 }

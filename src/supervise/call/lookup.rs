@@ -244,7 +244,7 @@ fn is_proc(dir: impl AsFd) -> bool {
 /// The directory that holds the last name of a path, that name, and whether a slash follows it.
 ///
 /// `None` where the path does not end in a name.
-fn parts(path: &[u8]) -> Option<(&[u8], OsString, bool)> {
+pub(crate) fn parts(path: &[u8]) -> Option<(&[u8], OsString, bool)> {
     let bare = without_slashes(path);
     let (parent, name) = split(bare);
     let parent: &[u8] = if parent.is_empty() { b"." } else { parent };
@@ -267,7 +267,7 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-fn names_reversed(path: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+pub(crate) fn names_reversed(path: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     let names = path.split(|&byte| byte == b'/').rev();
     names.filter(|name| !name.is_empty()).map(<[u8]>::to_vec)
 }

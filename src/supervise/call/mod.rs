@@ -3,10 +3,10 @@
 //! `dispatch` tells which file the `arguments` name, as `lookup` resolves them, and hands it to `change`, where the file
 //! gets a private copy, or to `names`, where the call is carried out in `windows`; `rights` are the caller's.
 
-mod arguments;
+pub(crate) mod arguments;
 mod change;
 mod dispatch;
-mod lookup;
+pub(crate) mod lookup;
 mod names;
 mod rights;
 mod waiting;

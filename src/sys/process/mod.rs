@@ -7,7 +7,7 @@ mod own;
 pub mod programs;
 pub mod signal;
 mod status;
-mod table;
+pub(crate) mod table;
 pub mod task;
 pub mod thread_root;
 pub mod unconfined;

@@ -103,7 +103,7 @@ pub struct Mount {
 }
 
 impl Mount {
-    fn parse(line: &[u8]) -> Option<Mount> {
+    pub(crate) fn parse(line: &[u8]) -> Option<Mount> {
         let mut fields = line.split(|&byte| byte == b' ');
         let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
         let device = String::from_utf8(fields.nth(1)?.to_vec()).ok()?;

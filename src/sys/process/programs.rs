@@ -102,7 +102,7 @@ fn with_the_caller(processes: &Processes) -> HashSet<i32> {
 }
 
 /// The number of the inode that a line of `/proc/PID/maps` tells of, and the addresses, if code is run from it.
-fn executable(line: &[u8]) -> Option<(u64, &str)> {
+pub(crate) fn executable(line: &[u8]) -> Option<(u64, &str)> {
     let mut fields = line.split(|&b| b == b' ').map(|field| std::str::from_utf8(field).ok());
     let range = fields.next()??;
     let permissions = fields.next()??;

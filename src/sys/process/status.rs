@@ -37,7 +37,7 @@ impl Status {
     ///
     /// # Errors
     /// `InvalidData` if it lacks a line that every kernel writes.
-    pub(super) fn parse(content: &[u8]) -> io::Result<Status> {
+    pub(crate) fn parse(content: &[u8]) -> io::Result<Status> {
         let lines = Lines(procfs::lines(content).collect());
         let read = || {
             Some(Status {

@@ -217,7 +217,7 @@ impl ProcessId {
     }
 }
 
-fn parse_stat(line: &[u8]) -> Option<Process> {
+pub(crate) fn parse_stat(line: &[u8]) -> Option<Process> {
     // The name is in parentheses and may hold anything, parentheses too.
     let open = line.iter().position(|&b| b == b'(')?;
     let close = line.iter().rposition(|&b| b == b')')?;
@@ -231,7 +231,7 @@ fn parse_stat(line: &[u8]) -> Option<Process> {
     Some(Process { id: ProcessId { pid, start }, parent, command })
 }
 
-fn parse_system_call(line: &[u8]) -> Option<SystemCall> {
+pub(crate) fn parse_system_call(line: &[u8]) -> Option<SystemCall> {
     let mut fields = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
     let number = fields.next()?.parse().ok()?;
     let hexadecimal = |field: &str| u64::from_str_radix(field.strip_prefix("0x")?, 16).ok();

@@ -201,7 +201,7 @@ impl AsFd for Task {
     }
 }
 
-fn parse_open_file(text: &[u8]) -> OpenFile {
+pub(crate) fn parse_open_file(text: &[u8]) -> OpenFile {
     let mut file = OpenFile::default();
     for (key, value) in procfs::lines(text) {
         match key {

@@ -29,7 +29,7 @@ pub struct LinkIntent {
 }
 
 /// What is written before these names change; `protect` says that their objects are immutable.
-pub(super) fn encode(protect: bool, intents: &[LinkIntent]) -> Vec<u8> {
+pub(crate) fn encode(protect: bool, intents: &[LinkIntent]) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     out.push(u8::from(protect));
     for intent in intents {
@@ -47,7 +47,7 @@ pub(super) fn encode(protect: bool, intents: &[LinkIntent]) -> Vec<u8> {
 }
 
 /// Reads a journal; `None` if it is not whole.
-pub(super) fn decode(data: &[u8]) -> Option<(bool, Vec<LinkIntent>)> {
+pub(crate) fn decode(data: &[u8]) -> Option<(bool, Vec<LinkIntent>)> {
     let body = data.strip_prefix(MAGIC)?.strip_suffix(MAGIC)?;
     let (&protect, mut rest) = body.split_first()?;
     let mut intents = Vec::new();

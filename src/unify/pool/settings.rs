@@ -38,7 +38,7 @@ pub struct PoolSettings {
 
 impl PoolSettings {
     /// Reads what [`PoolSettings::write`] wrote.
-    pub(super) fn read(text: &[u8]) -> io::Result<PoolSettings> {
+    pub(crate) fn read(text: &[u8]) -> io::Result<PoolSettings> {
         let text = std::str::from_utf8(text).map_err(io::Error::other)?;
         toml::from_str(text).map_err(|e| io::Error::other(format!("{SETTINGS}: {}", e.message())))
     }

@@ -2,7 +2,7 @@
 
 mod ar;
 mod members;
-mod payload;
+pub(crate) mod payload;
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};

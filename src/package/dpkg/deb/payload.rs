@@ -38,7 +38,7 @@ pub fn payload(path: &Path) -> Result<Vec<PayloadEntry>, Error> {
     caught(read).map_err(|source| Error { path: path.to_path_buf(), source })
 }
 
-pub(super) fn entries(reader: impl Read) -> io::Result<Vec<PayloadEntry>> {
+pub(crate) fn entries(reader: impl Read) -> io::Result<Vec<PayloadEntry>> {
     let mut entries = Vec::new();
     let mut bytes_left = MOST_LISTED;
     members::each(ar::member(reader, "data.tar")?, |entry| {
