@@ -302,6 +302,8 @@ mod tests {
     #[test]
     fn garbage_is_refused_with_its_line() {
         assert!(matches!(read(b"VERSION 4\n\n"), Err(Error::Version(version)) if version == "4"));
+        let long = format!("VERSION {}\n\n", "4".repeat(1 << 20));
+        assert!(read(long.as_bytes()).unwrap_err().to_string().len() < 300);
         assert!(matches!(read(b"VERSION 3\nA=b\n"), Err(Error::Truncated)));
         assert!(matches!(read(b"VERSION 3\n\nhello - - none <"), Err(Error::Truncated)));
         assert!(matches!(read(b"VERSION 3\nA\n\n"), Err(Error::Line { line: 2, .. })));
