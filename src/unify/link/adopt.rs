@@ -56,6 +56,19 @@ pub(super) struct Touched {
     ctime: i64,
 }
 
+/// Why a file has no mark.
+struct NotHeld {
+    /// Its first name, if its time of change may be ours.
+    first: Option<FileIndex>,
+    refusal: Refusal,
+}
+
+impl From<io::Error> for NotHeld {
+    fn from(error: io::Error) -> NotHeld {
+        NotHeld { first: None, refusal: error.into() }
+    }
+}
+
 impl Adoption {
     /// What the file with this first name must be to be unchanged.
     pub fn expected(&self, catalog: &Catalog, first: FileIndex) -> PrivateFile {
@@ -98,14 +111,20 @@ impl Linker<'_> {
             return untried();
         };
         let held = parallel::map(self.threads, works, |work| self.hold(work));
+        let mut touched = Vec::new();
         let mut held: Vec<Option<Adopted>> = works
             .iter()
             .zip(held)
             .map(|(work, held)| {
-                held.unwrap_or_else(|refusal| {
-                    self.say(work.names[0], &refusal);
-                    None
-                })
+                let (held, first) = match held {
+                    Ok(held) => (held, None),
+                    Err(NotHeld { first, refusal }) => {
+                        self.say(first.unwrap_or(work.names[0]), &refusal);
+                        (None, first)
+                    }
+                };
+                touched.push(first);
+                held
             })
             .collect();
         let candidates = held.iter_mut().flatten().map(|held| &mut held.candidate);
@@ -124,19 +143,21 @@ impl Linker<'_> {
             Some((work, held, true)) => self.prove(work, held),
             Some(_) | None => false,
         });
-        let adoptions = tried.into_iter().zip(proven).map(|(tried, proven)| match tried {
-            None => Adoption::Untried,
-            Some((_, held, _)) if proven => Adoption::Adopted(held),
-            Some((_, held, _)) => {
-                self.release(&held);
-                Adoption::Refused(Touched { first: held.first, ctime: 0 })
-            }
-        });
+        let refused = |first| Adoption::Refused(Touched { first, ctime: 0 });
+        let adoptions =
+            tried.into_iter().zip(proven).zip(touched).map(|((tried, proven), first)| match tried {
+                None => first.map_or(Adoption::Untried, refused),
+                Some((_, held, _)) if proven => Adoption::Adopted(held),
+                Some((_, held, _)) => {
+                    self.release(&held);
+                    refused(held.first)
+                }
+            });
         self.look_again(adoptions.collect())
     }
 
     /// Gives the first file of the work that is there the mark.
-    fn hold(&self, work: &Work) -> Result<Option<Adopted>, Refusal> {
+    fn hold(&self, work: &Work) -> Result<Option<Adopted>, NotHeld> {
         if work.existing.is_some() {
             return Ok(None);
         }
@@ -161,7 +182,9 @@ impl Linker<'_> {
             let keeper = if mark::is_set(&opened)? { held(number) } else { adopted(number) };
             let temporary = temporary(number);
             let name = Name { dir: dir.as_fd(), name: self.catalog.name(file) };
-            let candidate = Candidate::hold(opened, name, self.names(&temporary, &keeper))?;
+            // It may have had one of the names, or the mark, for a moment.
+            let candidate = Candidate::hold(opened, name, self.names(&temporary, &keeper))
+                .map_err(|refusal| NotHeld { first: Some(first), refusal })?;
             return Ok(Some(Adopted { candidate, first, temporary, keeper }));
         }
         Ok(None)
