@@ -1,12 +1,12 @@
 //! cow-guard and cow-unify under the guard, killed at any step, and without power at any step: guests that start
 //! afterwards can write to no file that they share. And what can be wrong when a host boots.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
+use crate::support::faults::steps;
 use crate::support::machine::Machine;
 use crate::support::pair::support;
-use crate::support::{run, text};
+use crate::support::text;
 
 /// The scenarios of `support/guard-steps`, and which steps are tried without `COW_TESTS_EVERY_CALL`: every so many, and
 /// the last.
@@ -38,13 +38,6 @@ const FAULTS: [(&str, i32); 12] = [
     ("lsm=lockdown,capability,yama,apparmor", 3),
 ];
 
-fn steps() -> PathBuf {
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("steps");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/steps.c");
-    run(Command::new("cc").args(["-O2", "-Wall", "-static", "-o"]).arg(&program).arg(source));
-    program
-}
-
 /// What `support/guard-steps` says; nothing if there is no such machine.
 fn said(kernel_words: &str, words: &[String]) -> Option<String> {
     let Some(guard) = option_env!("CARGO_BIN_EXE_cow-guard") else {
@@ -55,7 +48,7 @@ fn said(kernel_words: &str, words: &[String]) -> Option<String> {
     let mut machine = Machine::new("trixie").disk("ext4", "32M", "blank").words(kernel_words);
     for input in [
         support("guard-steps").get_program().as_ref(),
-        steps().as_path(),
+        steps(),
         guard.as_ref(),
         env!("CARGO_BIN_EXE_cow-unify").as_ref(),
         &top.join("packaging/systemd/cow-guard.service"),

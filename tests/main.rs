@@ -10,6 +10,7 @@ mod detach;
 mod detach_race;
 mod dpkg_roots;
 mod farm;
+mod faults;
 mod filters;
 mod full;
 mod given;

@@ -6,6 +6,7 @@ pub mod booted;
 pub mod chroots;
 pub mod cowops;
 pub mod farm;
+pub mod faults;
 pub mod machine;
 pub mod pair;
 pub mod strace;
@@ -67,14 +68,29 @@ impl Filesystem {
 
     /// A copy of an image, mounted somewhere.
     pub fn copy_of(image: &fs::File) -> Filesystem {
+        Filesystem::somewhere(|mount| Filesystem::copy_at(image, mount))
+    }
+
+    /// A copy of an image, mounted on this directory.
+    pub fn copy_at(image: &fs::File, mount: &Path) -> Filesystem {
         let copy = image_file();
-        let from = format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd());
-        run(Command::new("cp").args(["--sparse=always", &from]).arg(copy.path()));
-        Filesystem::somewhere(|mount| Filesystem::mounted(copy, mount))
+        run(Command::new("cp").args(["--sparse=always", &path_of(image)]).arg(copy.path()));
+        Filesystem::mounted(copy, mount)
+    }
+
+    /// A path of the image, which has no name.
+    pub fn image_path(&self) -> String {
+        path_of(&self.image)
     }
 
     /// Unmounts it, and gives its image.
+    ///
+    /// A mount namespace that another test has just made may have it still: so all is on the disk before.
     pub fn into_image(self) -> fs::File {
+        let top = fs::File::open(&self.mount).unwrap();
+        // A filesystem that was shut down has nothing more to write.
+        let _ = rustix::fs::syncfs(&top);
+        drop(top);
         run(Command::new("umount").arg(&self.mount));
         self.image.try_clone().unwrap()
     }
@@ -94,7 +110,7 @@ impl Filesystem {
     /// Unmounts it, and mounts it with these options.
     pub fn mount_again(&self, options: &str) {
         run(Command::new("umount").arg(&self.mount));
-        let image = format!("/proc/{}/fd/{}", std::process::id(), self.image.as_raw_fd());
+        let image = self.image_path();
         // Another test may take the free device that this one was told.
         let set_up = (0..50).find_map(|_| {
             let output = Command::new("losetup").args(["--find", "--show", &image]).output().unwrap();
@@ -141,6 +157,11 @@ impl Drop for Filesystem {
         let _ = Command::new("umount").args(["-q", "--lazy"]).arg(&self.mount).status();
         forget(&self.mount);
     }
+}
+
+/// A path of a file that this process has open.
+fn path_of(file: &fs::File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
 }
 
 /// Removes what the host has written down of guests and pools below this directory.

@@ -1,31 +1,49 @@
 /*
- * A program that dies at one of its steps, and a look at what guests share.
+ * A program that dies at one of its steps or has one of them refused, and a look at what guests share.
  *
  * steps run AT COMMAND... [-- HOOK...]
  *     Runs COMMAND. A step is a system call, of any of its threads and children, that changes names, flags, or programs
  *     in the kernel, or makes such a change durable. At the entry of step AT (from 1) HOOK runs while all is as it is
  *     there, and then COMMAND and its children are killed. Prints "step AT CALL", or "ended CODE after STEPS steps" if
  *     there are not as many; AT 0: all are made.
+ * steps fail AT ERRNO COMMAND...
+ *     The same, but the kernel does not make the call, COMMAND is told that it failed with this number, and goes on to
+ *     its end. Prints both lines.
+ * steps -c ...
+ *     What changes content and metadata of files is a step, too.
+ * steps -o PROGRAM ...
+ *     Only PROGRAM makes steps, a name without directories. What it starts is let go as soon as that is another program.
+ * steps shutdown DIRECTORY
+ *     Ends the filesystem as a power cut does: nothing more goes to the disk, not even what its log has in memory.
  * steps shared TREE...
  *     Tries to open each regular file that is in more than one of these trees for writing. Prints the names of those
  *     that can be, and ends with "shared FILES, open OPEN".
  */
 #define _GNU_SOURCE
 #include <dirent.h>
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
 #include <linux/bpf.h>
 #include <linux/fs.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+/* Of ext4 and xfs; fs/ext4/ext4.h. */
+#define SHUTDOWN _IOR('X', 125, __u32)
+#define SHUTDOWN_WITHOUT_LOG 2
 
 static void fail(const char *what)
 {
@@ -33,8 +51,53 @@ static void fail(const char *what)
 	exit(125);
 }
 
+static int content_too;
+static const char *only;
+
+/* Whether a descriptor of another process is of a regular file. */
+static int is_file(pid_t task, int fd)
+{
+	char path[64];
+	struct stat stat_;
+	snprintf(path, sizeof path, "/proc/%d/fd/%d", task, fd);
+	return stat(path, &stat_) == 0 && S_ISREG(stat_.st_mode);
+}
+
+/* The call, if it changes content or metadata. */
+static const char *content_step(pid_t task, const struct __ptrace_syscall_info *info)
+{
+	const __uint64_t *args = info->entry.args;
+	switch (info->entry.nr) {
+	case SYS_write: case SYS_pwrite64: case SYS_writev: case SYS_pwritev:
+		return is_file(task, args[0]) ? "write" : NULL;
+	case SYS_ioctl:
+		switch ((unsigned int)args[1]) {
+		case FICLONE: case FICLONERANGE: return "clone";
+		case FIDEDUPERANGE: return "dedupe";
+		case FS_IOC_FSSETXATTR: return "set-flags";
+		default: return NULL;
+		}
+	case SYS_openat: return args[2] & O_TRUNC ? "truncate" : NULL;
+	case SYS_fallocate: return "fallocate";
+	case SYS_truncate: case SYS_ftruncate: return "truncate";
+	case SYS_copy_file_range: return "copy";
+	case SYS_setxattr: case SYS_lsetxattr: case SYS_fsetxattr: return "setxattr";
+	case SYS_removexattr: case SYS_lremovexattr: case SYS_fremovexattr: return "removexattr";
+	case SYS_fchmod: case SYS_fchmodat: return "chmod";
+	case SYS_fchown: case SYS_fchownat: return "chown";
+	case SYS_utimensat: return "utimens";
+	case SYS_symlinkat: return "symlink";
+	case SYS_mknodat: return "mknod";
+#ifdef SYS_chmod
+	case SYS_chmod: return "chmod";
+	case SYS_chown: case SYS_lchown: return "chown";
+#endif
+	default: return NULL;
+	}
+}
+
 /* The call, if it is a step. */
-static const char *step(const struct __ptrace_syscall_info *info)
+static const char *name_step(const struct __ptrace_syscall_info *info)
 {
 	const __uint64_t *args = info->entry.args;
 	switch (info->entry.nr) {
@@ -63,6 +126,56 @@ static const char *step(const struct __ptrace_syscall_info *info)
 #endif
 	default: return NULL;
 	}
+}
+
+static const char *program_of(pid_t task)
+{
+	static char program[4096];
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/exe", task);
+	ssize_t length = readlink(path, program, sizeof program - 1);
+	program[length < 0 ? 0 : length] = '\0';
+	const char *slash = strrchr(program, '/');
+	return slash ? slash + 1 : program;
+}
+
+static const char *step(pid_t task, const struct __ptrace_syscall_info *info)
+{
+	const char *call = name_step(info);
+	if (!call && content_too)
+		call = content_step(task, info);
+	return call && (!only || strcmp(only, program_of(task)) == 0) ? call : NULL;
+}
+
+/* At its entry: the kernel makes no call. */
+static void skip(pid_t task)
+{
+#ifdef __x86_64__
+	if (ptrace(PTRACE_POKEUSER, task, offsetof(struct user_regs_struct, orig_rax), -1L) != 0)
+		fail("skip");
+#else
+	int number = -1;
+	struct iovec part = { &number, sizeof number };
+	if (ptrace(PTRACE_SETREGSET, task, NT_ARM_SYSTEM_CALL, &part) != 0)
+		fail("skip");
+#endif
+}
+
+/* At its exit: what it returns. */
+static void set_result(pid_t task, long result)
+{
+#ifdef __x86_64__
+	if (ptrace(PTRACE_POKEUSER, task, offsetof(struct user_regs_struct, rax), result) != 0)
+		fail("result");
+#else
+	struct user_regs_struct registers;
+	struct iovec part = { &registers, sizeof registers };
+	if (ptrace(PTRACE_GETREGSET, task, NT_PRSTATUS, &part) != 0)
+		fail("result");
+	registers.regs[0] = result;
+	if (ptrace(PTRACE_SETREGSET, task, NT_PRSTATUS, &part) != 0)
+		fail("result");
+#endif
 }
 
 #define MOST 4096
@@ -99,12 +212,14 @@ static void run_hook(char **hook)
 		fail("the hook failed");
 }
 
-static int run(long at, char **command, char **hook)
+/* With `error`, step `at` fails; else all is killed there. */
+static int run(long at, int error, char **command, char **hook)
 {
 	const long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK |
 			     PTRACE_O_TRACEEXEC | PTRACE_O_EXITKILL;
 	long steps = 0;
-	int status, code = 125;
+	int status, code = 125, seen = 0;
+	pid_t failing = 0;
 	pid_t first = fork();
 	if (first == 0) {
 		ptrace(PTRACE_TRACEME, 0, 0, 0);
@@ -133,14 +248,29 @@ static int run(long at, char **command, char **hook)
 			struct __ptrace_syscall_info info;
 			memset(&info, 0, sizeof info);
 			ptrace(PTRACE_GET_SYSCALL_INFO, task, sizeof info, &info);
-			const char *call = info.op == PTRACE_SYSCALL_INFO_ENTRY ? step(&info) : NULL;
-			if (call && ++steps == at) {
-				if (hook)
-					run_hook(hook);
-				kill_all();
-				printf("step %ld %s\n", at, call);
-				return 0;
+			if (info.op == PTRACE_SYSCALL_INFO_EXIT && task == failing) {
+				set_result(task, -error);
+				failing = 0;
 			}
+			const char *call = info.op == PTRACE_SYSCALL_INFO_ENTRY ? step(task, &info) : NULL;
+			if (call && ++steps == at) {
+				printf("step %ld %s\n", at, call);
+				if (!error) {
+					if (hook)
+						run_hook(hook);
+					kill_all();
+					return 0;
+				}
+				skip(task);
+				failing = task;
+			}
+		} else if (event == PTRACE_EVENT_EXEC && only) {
+			int is_only = strcmp(only, program_of(task)) == 0;
+			if (seen && !is_only) {
+				ptrace(PTRACE_DETACH, task, 0, 0);
+				continue;
+			}
+			seen |= is_only;
 		} else if (event == 0 && number != SIGSTOP) {
 			pass = number;
 		}
@@ -196,11 +326,34 @@ static int shared(char **trees)
 	return open_count != 0;
 }
 
+static int shut_down(const char *directory)
+{
+	__u32 how = SHUTDOWN_WITHOUT_LOG;
+	int fd = open(directory, O_RDONLY);
+	if (fd < 0 || ioctl(fd, SHUTDOWN, &how) != 0)
+		fail(directory);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	char **hook = NULL;
+	for (; argc > 1 && argv[1][0] == '-'; argc--, argv++) {
+		if (strcmp(argv[1], "-c") == 0) {
+			content_too = 1;
+		} else if (strcmp(argv[1], "-o") == 0 && argc > 2) {
+			only = argv[2];
+			argc--, argv++;
+		} else {
+			return 2;
+		}
+	}
 	if (argc >= 3 && strcmp(argv[1], "shared") == 0)
 		return shared(argv + 2);
+	if (argc == 3 && strcmp(argv[1], "shutdown") == 0)
+		return shut_down(argv[2]);
+	if (argc >= 5 && strcmp(argv[1], "fail") == 0)
+		return run(atol(argv[2]), atoi(argv[3]), argv + 4, NULL);
 	if (argc < 4 || strcmp(argv[1], "run") != 0)
 		return 2;
 	for (int i = 3; i < argc; i++) {
@@ -210,5 +363,5 @@ int main(int argc, char **argv)
 			break;
 		}
 	}
-	return run(atol(argv[2]), argv + 3, hook);
+	return run(atol(argv[2]), 0, argv + 3, hook);
 }
