@@ -176,6 +176,25 @@ fn locked(files: usize) -> (Farm, Hostile) {
 
 #[test]
 #[ignore = "needs root"]
+fn privileged_files_that_one_guest_alone_has_do_not_make_the_pool_grow() {
+    const ROUNDS: usize = 10;
+    for kind in FILESYSTEMS {
+        let farm = Farm::new(kind);
+        farm.both("usr/bin/tool", "equal");
+        farm.unify(&["--protection", "immutable"]);
+        for round in 0..ROUNDS {
+            let pair = ["one", "two"].map(|name| {
+                farm.write(&format!("g1/usr/lib/{round}/{name}"), format!("{round}").repeat(9000))
+            });
+            farm.unify(&[]);
+            pair.iter().for_each(|path| fs::remove_file(path).unwrap());
+        }
+        assert_eq!(farm.objects().len(), 1, "{kind}: after {ROUNDS} pairs of equal files that were removed");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
 fn privileged_locks_that_a_user_holds_hold_up_no_pass() {
     let (farm, user) = locked(200);
     let begun = Instant::now();

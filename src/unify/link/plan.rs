@@ -27,9 +27,12 @@ impl Work {
         inodes(catalog, &self.names)
     }
 
-    /// Whether linking these names makes one inode of two.
+    /// Whether linking these names makes one inode of two, and shares it between guests.
     pub(crate) fn is_worthwhile(&self, catalog: &Catalog) -> bool {
-        self.inodes(catalog).count() > usize::from(self.existing.is_none())
+        match self.existing {
+            Some(_) => !self.names.is_empty(),
+            None => self.inodes(catalog).count() > 1 && are_of_two_guests(catalog, &self.names),
+        }
     }
 
     /// Bytes of disk that linking all names frees: those of every inode, but for those of a new object.
@@ -112,11 +115,7 @@ impl Planner<'_> {
         {
             return false;
         }
-        let first = group[0];
-        let differs = |at: &&FileIndex| {
-            catalog.id(&catalog[**at]) != catalog.id(&catalog[first]) || guest(at) != guest(&first)
-        };
-        known || group.iter().any(|at| differs(&at))
+        known || are_of_two_guests(catalog, group)
     }
 
     fn equal(&self, catalog: &Catalog, index: &ObjectIndex, group: &[FileIndex], works: &mut Vec<Work>) {
@@ -140,6 +139,15 @@ impl Planner<'_> {
             }
         }
     }
+}
+
+/// Whether more than one guest has these files.
+///
+/// What one guest alone has makes no object: the guest could make the pool grow with files that it removes at once, outside
+/// of its own account.
+fn are_of_two_guests(catalog: &Catalog, files: &[FileIndex]) -> bool {
+    let guest = |at: &FileIndex| catalog.dir(&catalog[*at]).guest;
+    files.iter().any(|at| guest(at) != guest(&files[0]))
 }
 
 /// The files that nothing keeps as they are, those that may be equal side by side, and names of one inode in these.
