@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::support::farm::Farm;
@@ -14,11 +15,15 @@ use crate::support::{FILESYSTEMS, inode, run, text};
 /// Files that the hostile guest gives the host to link: of these as many as 64 are linked in one window.
 const COPIES: usize = 1600;
 
-fn program() -> PathBuf {
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hostile");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hostile.c");
-    run(Command::new("cc").args(["-O2", "-Wall", "-pthread", "-o"]).arg(&program).arg(source));
-    program
+/// `support/hostile.c`, compiled once.
+fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hostile");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hostile.c");
+        run(Command::new("cc").args(["-O2", "-Wall", "-pthread", "-o"]).arg(&program).arg(source));
+        program
+    })
 }
 
 /// One way of `support/hostile.c`, while it works.

@@ -6,7 +6,7 @@
 //! the flag itself. `truncate(2)` opens nothing; since Linux 6.14 it asks `FAN_PRE_ACCESS` listeners in the same place.
 //!
 //! Somebody may be preempted between the first question and the second. So an inode stays marked for some time
-//! ([`GRACE_PERIOD`]) after its flag is set again.
+//! ([`message::GRACE_PERIOD`]) after its flag is set again.
 //!
 //! The listener is a process of its own, the *keeper* (`keeper`): if the process that opens windows is stopped in one, by
 //! a signal or a debugger, others still get their answers. The keeper answers at once and from what each asker does alone:
@@ -40,13 +40,10 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use self::message::Request;
+use self::message::{AFTER_OTHERS, GRACE_PERIOD, NO, Request, YES};
 use crate::sys::file::inode::InodeId;
 use crate::sys::process;
 use crate::sys::seccomp::filter;
-
-/// How long an opener may take from the kernel's first question to the second.
-const GRACE_PERIOD: Duration = Duration::from_millis(50);
 
 /// How long an answer of the keeper is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -56,11 +53,6 @@ const STARTING: Duration = Duration::from_secs(20);
 
 /// How many keepers one process starts at most that do not begin, or that die.
 const MAX_FAILURES: u32 = 5;
-
-const YES: u8 = b'+';
-const NO: u8 = b'-';
-/// As [`YES`], but others must get out of the way first, which takes [`GRACE_PERIOD`] at most.
-const AFTER_OTHERS: u8 = b'~';
 
 static STATE: Mutex<State> =
     Mutex::new(State { keeper: None, number: 0, failures: 0, closed: 0, last: None });

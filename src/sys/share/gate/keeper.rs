@@ -14,8 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::IFlags;
 use rustix::thread::CapabilitySet;
 
-use super::message::{self, Request};
-use super::{AFTER_OTHERS, GRACE_PERIOD, NO, YES};
+use super::message::{self, AFTER_OTHERS, GRACE_PERIOD, NO, Request, YES};
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::file::metadata::Metadata;
 use crate::sys::process::{self, Processes, SystemCall};

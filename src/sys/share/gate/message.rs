@@ -16,6 +16,16 @@ use crate::sys::file::inode::InodeId;
 
 const LENGTH: usize = 17;
 
+/// How long an opener may take from the kernel's first question to the second.
+pub const GRACE_PERIOD: Duration = Duration::from_millis(50);
+
+/// An answer.
+pub const YES: u8 = b'+';
+/// An answer.
+pub const NO: u8 = b'-';
+/// As [`YES`], but others must get out of the way first, which takes [`GRACE_PERIOD`] at most.
+pub const AFTER_OTHERS: u8 = b'~';
+
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
