@@ -25,10 +25,13 @@
 //! under way when the next window of the inode is wanted, which therefore waits for the grace period. The keeper itself
 //! closes a window that is open for a second.
 //!
-//! Not kept away: whoever is about to execute the file, has opened it before the window, and comes to its rights in it;
-//! whoever truncates so that the keeper cannot see it: before Linux 6.14 and on filesystems without `FAN_PRE_ACCESS`
-//! (tmpfs) by `truncate(2)`; from another process namespace by that or by `O_RDONLY | O_TRUNC`, and there also through
-//! `openat2(2)`, io_uring or the 32-bit calls.
+//! Who had opened the file before, to execute it, is nowhere to be seen. If somebody has it open, a window of an executable
+//! file begins after the grace period.
+//!
+//! Not kept away: whoever executes the file, and takes longer than that to come from the open to the rights, such as a
+//! process whose arguments the kernel has to read from a slow filesystem; whoever truncates so that the keeper cannot see
+//! it: before Linux 6.14 and on filesystems without `FAN_PRE_ACCESS` (tmpfs) by `truncate(2)`; from another process
+//! namespace by that or by `O_RDONLY | O_TRUNC`, and there also through `openat2(2)`, io_uring or the 32-bit calls.
 
 mod keeper;
 mod message;
@@ -123,6 +126,11 @@ pub struct ClosedGate {
 }
 
 impl ClosedGate {
+    /// Waits until those have come to their rights who had opened the file before, to execute it.
+    pub(crate) fn wait_for_executions(&self) {
+        std::thread::sleep(GRACE_PERIOD);
+    }
+
     /// Whether somebody was turned away since it was closed, or that is not known.
     pub(crate) fn was_tried(&self) -> bool {
         let mut state = state();

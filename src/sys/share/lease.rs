@@ -36,6 +36,14 @@ impl<'fd> Lease<'fd> {
         Ok(fcntl(self.fd, libc::F_GETLEASE, 0)? == libc::F_RDLCK)
     }
 
+    /// Whether nobody else has the file open, runs it, or is about to run it.
+    ///
+    /// A write lease is granted then, and given back at once (`check_conflicting_open` of `fs/locks.c`).
+    pub(crate) fn is_alone(&self) -> bool {
+        let granted = fcntl(self.fd, libc::F_SETLEASE, libc::F_WRLCK).is_ok();
+        granted && fcntl(self.fd, libc::F_SETLEASE, libc::F_RDLCK).is_ok()
+    }
+
     /// Whether somebody is about to open the file for writing, and has not come to the lease yet.
     pub(crate) fn is_wanted(&self) -> bool {
         // The kernel counts a writer first; then it grants no lease, not even the one that is held already.

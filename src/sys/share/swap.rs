@@ -170,6 +170,12 @@ impl Shared {
         let lease = Lease::take(self.fd.as_fd()).ok().flatten();
         // On ext4, too: it takes no writes while the flag is set, but in the next window it would.
         let gate = gate::close(self.fd.as_fd(), before.inode.id);
+        if let Some(gate) = &gate
+            && before.inode.mode & 0o111 != 0
+            && !lease.as_ref().is_some_and(Lease::is_alone)
+        {
+            gate.wait_for_executions();
+        }
 
         let window = Window::open(&self.fd, opened)?;
         let changed = change();
