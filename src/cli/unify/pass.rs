@@ -312,6 +312,14 @@ fn record(pool: &mut Pool, options: &PassOptions) -> Result<(), Error> {
     // What is immutable only while the guard is not there relies on the guard still.
     if made != Some(protection) && made != Some(PoolProtection::Guard) {
         pool.set_protection(protection)?;
+        if let Some(limit) = protection.limit().filter(|_| pool.settings.share == Sharing::Hardlink) {
+            log::warn!(
+                "{}: files are shared with the protection {}: {limit}. For guests whose root you do not trust, install \
+                 cow-guard, then run `cow-unify protect --to guard`; see PROTECTION in cow-unify(8)",
+                Shown(pool.path()),
+                protection.name()
+            );
+        }
     }
     if made == Some(PoolProtection::None) && protection != PoolProtection::None {
         pool.protect(&pool.look_at_all(threads)?, protection, lock_timeout, threads)?;

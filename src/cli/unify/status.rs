@@ -153,7 +153,10 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
              load` succeeds"
         ),
         (None, PoolProtection::Guard) => writeln!(out, "protection: guard, loaded"),
-        (None, protection) => writeln!(out, "protection: {}", protection.name()),
+        (None, protection) => {
+            let limit = protection.limit().map(|limit| format!("; {limit}")).unwrap_or_default();
+            writeln!(out, "protection: {}{limit}", protection.name())
+        }
     }
 }
 

@@ -33,6 +33,18 @@ impl PoolProtection {
         }
     }
 
+    /// Whom it does not stop, in words for an administrator; nothing if it stops the roots of guests, too.
+    pub fn limit(self) -> Option<&'static str> {
+        match self {
+            PoolProtection::Guard | PoolProtection::Iunlink => None,
+            PoolProtection::Immutable => Some(
+                "it stops users and programs of guests, and not a guest's root who works against the others in the moments \
+                 in which names change",
+            ),
+            PoolProtection::None => Some("it stops nobody: every guest can change the files of all others"),
+        }
+    }
+
     /// Whether names of protected inodes change only with `CAP_LINUX_IMMUTABLE`.
     pub(in crate::unify) fn needs_capability(self) -> bool {
         matches!(self, PoolProtection::Immutable | PoolProtection::Iunlink)
