@@ -90,7 +90,7 @@ impl Waited {
 const MAX_CHANGES: usize = 5;
 
 /// How long metadata is restored that other processes change again and again.
-const RESTORE_TIMEOUT: Duration = Duration::from_secs(1);
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What became of others' changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

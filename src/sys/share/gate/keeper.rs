@@ -238,7 +238,8 @@ impl Keeper {
         if window.generations.is_empty()
             && let Some(window) = self.windows.remove(&inode)
         {
-            self.answer_all(inode, window.waiting, true);
+            let is_as_before = window.waiting.is_empty() || window.is_as_before();
+            self.answer_all(inode, window.waiting, is_as_before);
         }
     }
 
