@@ -87,7 +87,7 @@ impl Waited {
 }
 
 /// How often a change is made at most whose window another process may have closed.
-const MAX_CHANGES: usize = 5;
+const MAX_CHANGES: usize = 20;
 
 /// How long metadata is restored that other processes change again and again.
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(3);
