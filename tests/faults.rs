@@ -449,9 +449,7 @@ impl<'a> Sweep<'a> {
                 let path = world.path(guest);
                 path.join(other).exists() && !same_inode(&path.join(name), &path.join(other))
             };
-            // A known fault: detaching that is cut off between two names of a file leaves two files.
-            let splits = ["detach", "release"].contains(&self.operation.name);
-            let is_whole = self.operation.script.is_empty() && !splits;
+            let is_whole = self.operation.script.is_empty();
             if is_whole && ["g1", "g2"].iter().any(split) {
                 wrong.push(format!("{name} and {other} are two files"));
             }

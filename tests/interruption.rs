@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::Output;
 
 use crate::support::strace::{Calls, beyond, killed_at_each, traced};
-use crate::support::{FILESYSTEMS, Guests, Seen, feed, files, litter, removal, same_inode, text};
+use crate::support::{
+    FILESYSTEMS, Guests, Seen, feed, files, litter, removal, same_inode, set_immutable, text,
+};
 
 /// How many files the transaction is about.
 const FILES: usize = 200;
@@ -136,4 +138,50 @@ fn privileged_a_hook_killed_at_any_call_loses_nothing_on_xfs() {
 #[ignore = "needs root"]
 fn privileged_a_hook_killed_at_any_call_loses_nothing_on_btrfs() {
     killed_everywhere(FILESYSTEMS[2]);
+}
+
+/// The names of one file, all in one directory: one thread changes them, one after the other.
+const NAMES: [&str; 3] = ["usr/bin/file-0", "usr/bin/second", "usr/bin/third"];
+
+/// Gives the first guest the shared file under all its names again.
+fn share_again(guests: &Guests) {
+    let object = guests.pool().join(NAMES[0].replace('/', "%"));
+    set_immutable(&object, false);
+    for name in NAMES.map(|name| guests.first().join(name)) {
+        if name.exists() {
+            fs::remove_file(&name).unwrap();
+        }
+        fs::hard_link(&object, name).unwrap();
+    }
+    set_immutable(&object, true);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn privileged_names_of_one_file_have_one_copy_after_a_kill_between_them() {
+    let guests = Guests::new("ext4", 1, false);
+    let private =
+        || NAMES.map(|name| !same_inode(&guests.first().join(name), &guests.second().join(NAMES[0])));
+    let (mut killed, mut apart) = (0, Vec::new());
+    for nth in 1.. {
+        share_again(&guests);
+        let mut prepare = guests.program("cow-prepare");
+        let (_, died) = traced(prepare.arg("/usr"), b"", Some(("renameat", nth)));
+        if !died {
+            break;
+        }
+        killed += 1;
+        let between = private();
+        let recovered = guests.program("cow-prepare").arg("--recover").output().unwrap();
+        assert!(recovered.status.success(), "renameat {nth}: {}", text(&recovered));
+        let names = NAMES.map(|name| guests.first().join(name));
+        let is_one = names.iter().all(|name| same_inode(name, &names[0]));
+        assert!(is_one, "renameat {nth}: private when killed {between:?}, then {:?}", private());
+        assert_eq!(litter(&guests.first()), Vec::<PathBuf>::new(), "renameat {nth}");
+        // A copy that a process may have used stays.
+        assert_eq!(private(), [between[0]; 3], "renameat {nth}");
+        apart.push(between.iter().filter(|private| **private).count());
+    }
+    eprintln!("{killed} kills, with so many private names: {apart:?}");
+    assert!(apart.contains(&1) && apart.contains(&2), "{killed} kills, none between the names: {apart:?}");
 }

@@ -168,7 +168,7 @@ fn recover(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<Exit> {
     let recovered = guest.recover()?;
     let settled = guest.finish(&[], &Managers::new(guest.root))?.unwrap_or_default();
     let nothing = recovered.is_nothing() && settled == Default::default();
-    let Recovered { done, undone, protected, orphans, mut failed } = recovered;
+    let Recovered { done, undone, protected, orphans, mut failed, .. } = recovered;
     failed.extend(settled.failed);
     let let_go = settled.let_go;
     for name in &let_go {

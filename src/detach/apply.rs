@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::collections::hash_map::Entry as Slot;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -41,8 +41,8 @@ pub struct Failure {
     pub path: PathBuf,
     /// Why.
     pub reason: String,
-    /// The shared inode has lost its protection; recovery must set it again.
-    pub unprotected: bool,
+    /// Recovery must end this: the shared inode has lost its protection, or other names of it have their copies.
+    pub unfinished: bool,
 }
 
 /// What detaching came to.
@@ -61,6 +61,13 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Notes that recovery has given these names, which had failed, their copies.
+    pub fn complete(&mut self, joined: &[PathBuf]) {
+        let completed = self.failed.extract_if(.., |failure| joined.contains(&failure.path));
+        self.detached.extend(completed.map(|failure| failure.path));
+        self.detached.sort_unstable();
+    }
+
     /// Adds what was done otherwise.
     pub fn absorb(&mut self, other: Outcome) {
         self.bytes += other.bytes;
@@ -121,7 +128,7 @@ impl Detacher<'_> {
         {
             // The others have their copies: too late for a refusal.
             let reason = refusal.to_string();
-            let failure = |path| Failure { path, reason: reason.clone(), unprotected: false };
+            let failure = |path| Failure { path, reason: reason.clone(), unfinished: false };
             outcome.failed.extend(paths.into_iter().map(failure));
         }
         outcome.detached.sort_unstable();
@@ -151,13 +158,16 @@ impl Detacher<'_> {
         let mut crossing = Vec::new();
         let mut done = Vec::new();
         let mut over = Vec::new();
-        for (job, result) in self.swap_all(&jobs) {
+        let swapped = self.swap_all(&jobs);
+        let split = split(&swapped);
+        for (job, result) in swapped {
             let path = job.entry.intent.place.path();
+            let is_split = split.contains(&job.inode.id);
             match result {
                 Ok(Swapped { change, kept, copy }) => {
                     if kept {
                         done.push((job.entry.id, copy))
-                    } else {
+                    } else if !is_split {
                         over.push(job.entry.id)
                     }
                     if change.leaked {
@@ -174,11 +184,13 @@ impl Detacher<'_> {
                 }
                 Err(Unswapped::Replaced) => over.push(job.entry.id),
                 Err(Unswapped::Failed { reason, unprotected }) => {
-                    // The entry of an unprotected inode stays: recovery has work to do.
-                    if !unprotected {
+                    let unfinished = unprotected || is_split;
+                    // Else the entry and the copy stay: recovery has work to do.
+                    if !unfinished {
+                        self.discard(std::slice::from_ref(job));
                         over.push(job.entry.id);
                     }
-                    outcome.failed.push(Failure { path, reason, unprotected });
+                    outcome.failed.push(Failure { path, reason, unfinished });
                 }
             }
         }
@@ -323,7 +335,7 @@ impl Detacher<'_> {
         Name { dir: if entry.intent.beside { dir } else { self.store.stash() }, name }
     }
 
-    /// Removes the copies of a batch that comes to nothing.
+    /// Removes the copies of names that keep their inode.
     fn discard(&self, jobs: &[Job]) {
         let mut dirs = Directories::new(self.root);
         for job in jobs {
@@ -399,8 +411,8 @@ impl Detacher<'_> {
         let temporary = self.temporary(&job.entry, dir, &temporary);
         let made = temporary.inode()?.map(|inode| inode.id.ino);
         let result = self.change(name, temporary, job);
-        if !matches!(result, Ok(_) | Err(Unswapped::Failed { unprotected: true, .. })) {
-            // The name is as it was; the copy is of no use.
+        if matches!(result, Err(Unswapped::Replaced | Unswapped::Crossing)) {
+            // The copy is of no use.
             let _ = temporary.unlink();
         }
         let (change, kept) = result?;
@@ -462,6 +474,17 @@ impl Detacher<'_> {
             }
         })
     }
+}
+
+/// The inodes some names of which have their copies, while others have failed.
+///
+/// These may be names of one file, which would be two files then.
+fn split(swapped: &[(&Job, Result<Swapped, Unswapped>)]) -> HashSet<InodeId> {
+    let of = |wanted: fn(&Result<Swapped, Unswapped>) -> bool| -> HashSet<InodeId> {
+        swapped.iter().filter(|(_, result)| wanted(result)).map(|(job, _)| job.inode.id).collect()
+    };
+    let failed = of(|result| matches!(result, Err(Unswapped::Failed { .. })));
+    &of(Result::is_ok) & &failed
 }
 
 /// A name that has its private copy.

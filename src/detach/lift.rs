@@ -62,5 +62,5 @@ fn lift(root: &Root, found: &Found) -> io::Result<bool> {
 }
 
 fn failure(path: PathBuf, error: io::Error) -> Failure {
-    Failure { path, reason: Reason(error).to_string(), unprotected: false }
+    Failure { path, reason: Reason(error).to_string(), unfinished: false }
 }

@@ -1,17 +1,23 @@
 //! Ends what a killed process began: every intent becomes done or undone, every shared inode is protected again, no
 //! temporary name is left.
+//!
+//! Names of one file end together. The private copies of such names are links of one inode: if one of the names has it, a
+//! process may have used it since, and the others get it, too. If none has it, none gets it.
 
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::ledger::{Entry, Ledger, PrivateCopy, Stage, Window};
+use rustix::io::Errno;
+
+use crate::ledger::{Entry, Intent, Ledger, PrivateCopy, Stage, Window};
 use crate::report::{Reason, Shown};
 use crate::state::store::{STATE_DIR, Store};
 use crate::sys::file::filesystem;
 use crate::sys::file::handle::Handle;
-use crate::sys::file::inode::Inode;
+use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::Root;
@@ -41,6 +47,8 @@ pub struct Recovered {
     pub protected: u64,
     /// Files in the stash that no ledger knew of.
     pub orphans: u64,
+    /// Names that got the private copy only now, since other names of their file had it.
+    pub joined: Vec<PathBuf>,
     /// Intents that could not be ended, each with its reason.
     pub failed: Vec<String>,
 }
@@ -66,11 +74,25 @@ pub fn recover(
     let known: HashSet<_> = in_stash.flat_map(|entry| [entry.temporary(), entry.stashed()]).collect();
     let mut recovered = Recovered::default();
     let (mut over, mut detached) = (Vec::new(), Vec::new());
-    for entry in entries.iter().filter(|entry| entry.state != Stage::Detached) {
-        match end(root, store, entry, patience, &mut recovered) {
-            Ok(IntentState::Over) => over.push(entry.id),
-            Ok(IntentState::Detached) => detached.push((entry.id, private_copy(root, entry))),
-            Err(e) => recovered.failed.push(format!("{}: {}", Shown(&entry.intent.place.path()), Reason(e))),
+    let pending: Vec<&Entry> = entries.iter().filter(|entry| entry.state != Stage::Detached).collect();
+    let taken = Taken::look(root, &entries, &pending);
+    let mut ended = Vec::new();
+    let mut unended = HashSet::new();
+    for entry in pending {
+        match end(root, store, entry, &taken, patience, &mut recovered) {
+            Ok(state) => ended.push((entry, state)),
+            Err(e) => {
+                unended.insert(entry.intent.original.ino);
+                recovered.failed.push(format!("{}: {}", Shown(&entry.intent.place.path()), Reason(e)));
+            }
+        }
+    }
+    // Whoever ends a name later must know which other names have its copy.
+    ended.retain(|(entry, _)| !unended.contains(&entry.intent.original.ino));
+    for (entry, state) in ended {
+        match state {
+            IntentState::Over => over.push(entry.id),
+            IntentState::Detached => detached.push((entry.id, private_copy(root, entry))),
         }
     }
     let dead = close_all(root, store, ledger, patience, &mut recovered)?;
@@ -96,10 +118,46 @@ enum IntentState {
     Detached,
 }
 
+/// The files that names of the ledger have now, but for those they shared.
+#[derive(Default)]
+struct Taken {
+    files: HashSet<InodeId>,
+    /// Numbers of the shared inodes some names of which could not be looked at.
+    unseen: HashSet<u64>,
+}
+
+impl Taken {
+    /// Looks at all names of the inodes of which some names are to be ended.
+    fn look(root: &Root, entries: &[Entry], pending: &[&Entry]) -> Taken {
+        let shared: HashSet<u64> = pending.iter().map(|entry| entry.intent.original.ino).collect();
+        let mut taken = Taken::default();
+        for Entry { intent, .. } in entries.iter().filter(|entry| shared.contains(&entry.intent.original.ino))
+        {
+            let found = root.open_dir(&intent.place.dir).and_then(|dir| Inode::at(dir, &intent.place.name));
+            match found {
+                Ok(inode) if inode.id.ino == intent.original.ino => {}
+                Ok(inode) => drop(taken.files.insert(inode.id)),
+                Err(e) if is_absent(&e) => {}
+                Err(_) => drop(taken.unseen.insert(intent.original.ino)),
+            }
+        }
+        taken
+    }
+
+    /// Whether one of the other names of the file has this copy.
+    fn holds(&self, copy: &Inode, intent: &Intent) -> io::Result<bool> {
+        if self.unseen.contains(&intent.original.ino) {
+            return Err(io::Error::other("not all names of this file could be looked at; try again"));
+        }
+        Ok(self.files.contains(&copy.id))
+    }
+}
+
 fn end(
     root: &Root,
     store: &Store,
     entry: &Entry,
+    taken: &Taken,
     patience: Duration,
     recovered: &mut Recovered,
 ) -> Result<IntentState, swap::Error> {
@@ -118,13 +176,23 @@ fn end(
     let original = |name: Option<Name<'_>>| -> io::Result<Option<Inode>> {
         Ok(name.map_or(Ok(None), Name::inode)?.filter(|inode| inode.id.ino == intent.original.ino))
     };
-    let (in_place, set_aside) = (original(name)?, original(Some(stashed).filter(|_| !intent.beside))?);
+    let (mut in_place, mut set_aside) =
+        (original(name)?, original(Some(stashed).filter(|_| !intent.beside))?);
 
     let holder = if in_place.is_some() { name } else { Some(stashed).filter(|_| set_aside.is_some()) };
     if intent.immutable && protect(intent.handle.as_deref(), holder, copy_dir, in_place.as_ref(), patience)? {
         recovered.protected += 1;
     }
-    let has_copy = copy.map_or(Ok(None), Name::inode)?.is_some();
+    let waiting = copy.map_or(Ok(None), Name::inode)?;
+    let mut has_copy = waiting.is_some();
+    if let (Some(now), Some(waiting), Some(name), Some(copy)) = (in_place, waiting, name, copy)
+        && taken.holds(&waiting, intent)?
+        && join(name, copy, Some(stashed).filter(|_| intent.keep && set_aside.is_none()), now.id, patience)?
+    {
+        recovered.joined.push(intent.place.path());
+        (in_place, has_copy) = (None, false);
+        set_aside = original(Some(stashed).filter(|_| !intent.beside))?;
+    }
     let is_detached = set_aside.is_some()
         && in_place.is_none()
         && match entry.state {
@@ -137,7 +205,7 @@ fn end(
         swap::unlink_shared(stashed, patience)?;
     }
     match copy.filter(|_| has_copy).map(Name::unlink) {
-        None | Some(Ok(()) | Err(rustix::io::Errno::NOENT)) => {}
+        None | Some(Ok(()) | Err(Errno::NOENT)) => {}
         Some(Err(e)) => return Err(io::Error::from(e).into()),
     }
     let as_before = if is_detached { Stage::Restoring } else { Stage::Detaching };
@@ -147,6 +215,28 @@ fn end(
         recovered.done += 1;
     }
     Ok(if is_detached { IntentState::Detached } else { IntentState::Over })
+}
+
+/// Gives a name the copy that other names of its file have. With `kept`, the original has that name afterwards.
+///
+/// `false` if no rename leads from the copy to the name (XFS project quota): the name keeps the shared inode.
+fn join(
+    name: Name<'_>,
+    copy: Name<'_>,
+    kept: Option<Name<'_>>,
+    original: InodeId,
+    patience: Duration,
+) -> Result<bool, swap::Error> {
+    let shared = Shared::try_lock_at(name.dir, name.name, patience)?;
+    let displaced = shared.persist(|| match copy.displace(name, original, kept) {
+        // It can have no more names: then the stash goes without.
+        Err(Errno::MLINK) => copy.displace(name, original, None),
+        displaced => displaced,
+    });
+    match displaced {
+        Err(swap::Error::Unchanged(e)) if e.raw_os_error() == Some(libc::EXDEV) => Ok(false),
+        displaced => displaced.map(|_| true),
+    }
 }
 
 /// The file that has the name now: what is written down of its hard links is true of it.

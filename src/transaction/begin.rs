@@ -129,9 +129,12 @@ impl Guest<'_> {
         let unified = std::mem::take(&mut begun.survey.unified);
         begun.outcome = self.detach(&store, &mut ledger, options, unified)?;
         // The names have changed: nothing is a refusal any more.
-        if begun.outcome.failed.iter().any(|failure| failure.unprotected) {
+        if begun.outcome.failed.iter().any(|failure| failure.unfinished) {
             match self.recover_in(&store, &mut ledger) {
-                Ok(recovered) => begun.recovered = recovered,
+                Ok(recovered) => {
+                    begun.outcome.complete(&recovered.joined);
+                    begun.recovered = recovered;
+                }
                 Err(e) => log::warn!("{e}"),
             }
         }
