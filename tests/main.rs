@@ -5,6 +5,7 @@
 
 mod archive;
 mod arrows;
+mod budgets;
 mod containers;
 mod detach;
 mod detach_race;

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
+use crate::sys::budget;
 use crate::sys::path::root::{Root, read_at};
 
 /// Where the kernel shows the types of its functions and structures.
@@ -74,9 +75,11 @@ pub fn lockdown() -> Option<String> {
 
 /// A file of securityfs, mounted or not.
 fn security_file(name: &str) -> io::Result<String> {
-    let text = match Root::open(Path::new("/sys/kernel/security"))?.read(Path::new(name)) {
+    let text = match Root::open(Path::new("/sys/kernel/security"))?.read(Path::new(name), budget::SMALL) {
         Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => read_at(securityfs()?, OsStr::new(name))?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            read_at(securityfs()?, OsStr::new(name), budget::SMALL)?
+        }
         Err(e) => return Err(e),
     };
     String::from_utf8(text).map_err(io::Error::other)
@@ -94,7 +97,7 @@ fn securityfs() -> io::Result<OwnedFd> {
 /// # Errors
 /// If the kernel does not show its types (`CONFIG_DEBUG_INFO_BTF`).
 pub fn hooks() -> io::Result<HashMap<String, u32>> {
-    let data = Root::open(Path::new("/"))?.read(Path::new(TYPES))?;
+    let data = Root::open(Path::new("/"))?.read(Path::new(TYPES), budget::OWN)?;
     parse(&data)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "types of a kind that is not known"))
 }

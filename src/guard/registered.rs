@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::report::{Reason, Shown};
 use crate::state::store::STATE_DIR;
+use crate::sys::budget;
 use crate::sys::file::uuid::Uuid;
 use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
@@ -59,7 +60,7 @@ pub fn holds(pools: &[RegisteredPool]) -> bool {
 
 /// None if there is no such list.
 fn read_one(name: &str) -> io::Result<Option<Vec<RegisteredPool>>> {
-    match Root::open(Path::new("/"))?.read(&Path::new(STATE_DIR).join(name)) {
+    match Root::open(Path::new("/"))?.read(&Path::new(STATE_DIR).join(name), budget::OWN) {
         Ok(text) => parse(&text)
             .map(Some)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this list of pools is damaged")),

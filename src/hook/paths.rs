@@ -114,7 +114,7 @@ impl<'a> Called<'a> {
 fn read() -> io::Result<Vec<PathBuf>> {
     let mut text = Vec::new();
     io::stdin().lock().read_to_end(&mut text)?;
-    Ok(lists::list(&text))
+    Ok(lists::list(&text)?)
 }
 
 /// What a run touches that was told of these paths: their files, what symlinks among them lead to, and where scripts

@@ -13,6 +13,7 @@ use super::caller::Caller;
 use super::post;
 use crate::report::Reason;
 use crate::state::store::STATE_DIR;
+use crate::sys::budget;
 use crate::sys::path::dirfd;
 use crate::sys::path::root::{Root, read_at};
 use crate::sys::process::{self, ProcessId, Processes};
@@ -84,7 +85,7 @@ pub(crate) fn add_up(sum: &Settled, run: &Settled) -> Settled {
 
 /// The sum so far, if it is of this front end.
 fn read(dir: impl std::os::fd::AsFd, front_end: ProcessId) -> Option<Settled> {
-    parse(&read_at(dir, OsStr::new(SUM)).ok()?, front_end)
+    parse(&read_at(dir, OsStr::new(SUM), budget::SMALL).ok()?, front_end)
 }
 
 pub(crate) fn parse(content: &[u8], front_end: ProcessId) -> Option<Settled> {

@@ -32,7 +32,7 @@ impl Ledger {
     pub fn existing(store: &Store) -> Result<Option<Ledger>, Error> {
         let path = store.ledger_path();
         if !is_there(path) {
-            if dirfd::names(store.stash()).map_or(true, |names| names.is_empty()) {
+            if dirfd::is_empty(store.stash()).unwrap_or(true) {
                 return Ok(None);
             }
             log::warn!(

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::sys::budget;
 use crate::sys::path::resolve::Resolver;
 use crate::sys::path::root::Root;
 
@@ -16,12 +17,14 @@ pub struct Canonical<'f> {
     directory: Box<dyn FnMut(&Path) -> PathBuf + 'f>,
     /// By listed directory; `None` for one that is canonical.
     known: HashMap<OsString, Option<PathBuf>>,
+    /// Bytes that it takes.
+    bytes: usize,
 }
 
 impl<'f> Canonical<'f> {
     /// Uses `directory` to make a directory's path canonical; it returns what it cannot find as it is.
     pub fn new(directory: impl FnMut(&Path) -> PathBuf + 'f) -> Canonical<'f> {
-        Canonical { directory: Box::new(directory), known: HashMap::new() }
+        Canonical { directory: Box::new(directory), known: HashMap::new(), bytes: 0 }
     }
 
     /// Resolves the directories of the guest at `root`; one that is not there, or cannot be looked at, stays as it is.
@@ -41,6 +44,11 @@ impl<'f> Canonical<'f> {
             None => {
                 let canonical = (self.directory)(Path::new(parent));
                 let changed = canonical.as_os_str() != parent;
+                self.bytes += parent.len() + canonical.as_os_str().len() + 2 * budget::ENTRY;
+                if self.bytes > budget::RESOLVED {
+                    self.known.clear();
+                    self.bytes = 0;
+                }
                 self.known.entry(parent.to_os_string()).or_insert(changed.then_some(canonical))
             }
         };

@@ -9,10 +9,9 @@ use std::path::PathBuf;
 use super::canonical::Canonical;
 use super::{PackageManager, Packages};
 use crate::report::{Reason, Shown};
+use crate::sys::budget::{Budget, Exceeded};
 use crate::sys::path::root::Root;
 
-/// As many bytes of paths as are taken from one guest; a guest of a million files has half of it.
-pub const MOST_LISTED: usize = 128 << 20;
 /// The longest path there can be (path_resolution(7)).
 const PATH_MAX: usize = 4096;
 
@@ -38,9 +37,9 @@ pub enum Error {
         /// The package manager.
         manager: &'static str,
     },
-    /// No guest has so many files.
-    #[error("its packages list more than {} MiB of paths", MOST_LISTED >> 20)]
-    TooMuch,
+    /// No guest has so much.
+    #[error("what its package managers say is installed: {0}")]
+    TooMuch(#[from] Exceeded),
 }
 
 impl Error {
@@ -72,7 +71,7 @@ impl From<Error> for io::Error {
         let kind = match &error {
             Error::Unreadable { source, .. } => source.kind(),
             Error::Busy { .. } => io::ErrorKind::ResourceBusy,
-            Error::TooMuch => io::ErrorKind::FileTooLarge,
+            Error::TooMuch(_) => io::ErrorKind::FileTooLarge,
         };
         io::Error::new(kind, error.to_string())
     }
@@ -127,16 +126,21 @@ pub trait Database {
     fn witnesses(&self) -> Vec<PathBuf>;
 }
 
-/// Gives the canonical paths of what packages list, up to [`MOST_LISTED`].
+/// Gives the canonical paths of what packages list, within the [`Budget`] of one guest.
 pub struct Listing<'r> {
     canonical: Canonical<'r>,
-    bytes_left: usize,
+    budget: Budget,
 }
 
 impl<'r> Listing<'r> {
     /// For the guest at `root`.
     pub fn new(root: &'r Root) -> Listing<'r> {
-        Listing { canonical: Canonical::beneath(root), bytes_left: MOST_LISTED }
+        Listing { canonical: Canonical::beneath(root), budget: Budget::default() }
+    }
+
+    /// Takes a package.
+    pub fn package(&mut self) -> Result<(), Error> {
+        Ok(self.budget.package()?)
     }
 
     /// The paths of a package's files. One may be given more than once.
@@ -144,13 +148,13 @@ impl<'r> Listing<'r> {
         &mut self,
         entry: &dyn InstalledPackage,
         part: Part,
-        mut take: impl FnMut(PathBuf),
+        mut take: impl FnMut(PathBuf) -> Result<(), Exceeded>,
     ) -> Result<(), Error> {
         entry.files(part, &mut |path| {
             let length = path.as_os_str().len();
-            self.bytes_left = self.bytes_left.checked_sub(length + 1).ok_or(Error::TooMuch)?;
+            self.budget.path(length)?;
             if length < PATH_MAX {
-                take(self.canonical.path(path));
+                take(self.canonical.path(path))?;
             }
             Ok(())
         })
@@ -163,20 +167,24 @@ impl<D: Database> PackageManager for D {
         let mut listing = Listing::new(self.root());
         let mut packages = Packages::default();
         let read = self.each(&mut |entry| {
+            listing.package()?;
             let Packages { unfinished, configuration, unpacked } = &mut packages;
             for part in [Part::Configuration, Part::Ghosts] {
                 listing.files(entry, part, |path| {
                     configuration.insert(path);
+                    Ok(())
                 })?;
             }
             if !entry.is_finished() {
                 listing.files(entry, Part::All, |path| {
                     unfinished.insert(path);
+                    Ok(())
                 })?;
             }
             if entry.is_unpacked_since(since)? {
                 listing.files(entry, Part::All, |path| {
                     unpacked.insert(path);
+                    Ok(())
                 })?;
             }
             Ok(())
@@ -190,7 +198,10 @@ impl<D: Database> PackageManager for D {
         let mut paths = Vec::new();
         let read = self.each(&mut |entry| {
             if entry.is_essential() {
-                listing.files(entry, Part::All, |path| paths.push(path))
+                listing.files(entry, Part::All, |path| {
+                    paths.push(path);
+                    Ok(())
+                })
             } else {
                 Ok(())
             }
@@ -240,13 +251,17 @@ mod tests {
         let root = guest.root();
         let take = |path: String, times| {
             let mut taken = 0;
-            Listing::new(&root).files(&Package { path, times }, Part::All, |_| taken += 1).map(|()| taken)
+            let result = Listing::new(&root).files(&Package { path, times }, Part::All, |_| {
+                taken += 1;
+                Ok(())
+            });
+            result.map(|()| taken)
         };
         assert_eq!(take("/a".into(), 9).unwrap(), 9);
         // Nothing can have a name that long; it takes its part of what there is, nevertheless.
         let long = "/a".repeat(1 << 20);
         assert_eq!(take(long.clone(), 9).unwrap(), 0);
-        assert!(matches!(take(long, 99), Err(Error::TooMuch)));
+        assert!(matches!(take(long, 99), Err(Error::TooMuch(_))));
     }
 
     #[test]

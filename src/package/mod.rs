@@ -19,6 +19,7 @@ pub mod installed;
 mod managers;
 pub mod owners;
 pub mod pacman;
+pub mod path_set;
 pub mod rpm;
 pub mod steady;
 pub mod touched;

@@ -1,10 +1,9 @@
 //! Which packages own a path. Costs the reading of all lists, so it is only built where it is needed.
 
-use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
 use std::path::Path;
 
 use super::installed::{Database, Error, Listing, Part};
+use super::path_set::{Gathered, PathKey, PathSet};
 use crate::report::Shown;
 
 /// The owners of all listed paths, and which of these are configuration files.
@@ -13,46 +12,50 @@ use crate::report::Shown;
 #[derive(Debug)]
 pub struct Owners {
     packages: Vec<String>,
-    owners: HashMap<OsString, Vec<usize>>,
-    conffiles: HashSet<OsString>,
+    /// By path, sorted; the places of the owners in `packages`.
+    owners: Vec<(PathKey, u32)>,
+    all: PathSet,
+    conffiles: PathSet,
 }
 
 impl Owners {
     /// Reads the lists of all packages; of none where there is no database, or one of a kind that is not read.
     pub fn load(database: &dyn Database) -> Result<Owners, Error> {
         let mut listing = Listing::new(database.root());
-        let mut owners: HashMap<OsString, Vec<usize>> = HashMap::new();
-        let mut conffiles = HashSet::new();
-        let mut packages = Vec::new();
+        let (mut owners, mut packages) = (Vec::new(), Vec::new());
+        let (mut all, mut conffiles) = (Gathered::default(), Gathered::default());
         let read = database.each(&mut |entry| {
+            listing.package()?;
             listing.files(entry, Part::All, |path| {
-                owners.entry(path.into_os_string()).or_default().push(packages.len());
+                owners.push((PathKey::of(&path), packages.len() as u32));
+                all.insert(&path)
             })?;
-            listing.files(entry, Part::Configuration, |path| {
-                conffiles.insert(path.into_os_string());
-            })?;
+            listing.files(entry, Part::Configuration, |path| conffiles.insert(&path))?;
             packages.push(Shown(Path::new(&*entry.name())).to_string());
             Ok(())
         });
         Error::unless_unsupported(read, log::Level::Warn)?;
-        Ok(Owners { packages, owners, conffiles })
+        owners.sort_unstable();
+        owners.dedup();
+        Ok(Owners { packages, owners, all: all.into(), conffiles: conffiles.into() })
     }
 
     /// The names of the packages that own `path`, which is canonical; safe to print.
     pub fn of(&self, path: &Path) -> impl Iterator<Item = &str> {
-        self.owners.get(path.as_os_str()).into_iter().flatten().map(|&at| self.packages[at].as_str())
+        let key = PathKey::of(path);
+        let from = self.owners.partition_point(|(other, _)| *other < key);
+        let owners = self.owners[from..].iter().take_while(move |(other, _)| *other == key);
+        owners.map(|&(_, at)| self.packages[at as usize].as_str())
     }
 
     /// Whether packages own anything below `dir`, which is canonical.
     pub fn own_below(&self, dir: &Path) -> bool {
-        self.owners
-            .keys()
-            .any(|path| Path::new(path).strip_prefix(dir).is_ok_and(|below| below != Path::new("")))
+        self.all.is_in_or_below(dir)
     }
 
     /// Whether `path`, which is canonical, is a configuration file.
     pub fn is_conffile(&self, path: &Path) -> bool {
-        self.conffiles.contains(path.as_os_str())
+        self.conffiles.contains(path)
     }
 }
 

@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use super::absolute;
 use super::installed::{Database, Error, InstalledPackage, Part, Tell, Visit, may_be_since};
 use super::steady;
+use crate::sys::budget;
 use crate::sys::path::dirfd::names;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::path::root::{Root, read_at};
@@ -45,7 +46,7 @@ impl<'r> Pacman<'r> {
             Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => return Err(unreadable(&path, error)),
         };
-        let read = |file: &str| match read_at(&package, OsStr::new(file)) {
+        let read = |file: &str| match read_at(&package, OsStr::new(file), budget::PACKAGE_LIST) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             read => read.map(Option::Some).map_err(|error| unreadable(&path.join(file), error)),
         };

@@ -1,6 +1,6 @@
 //! The policy, and the files it is read from.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,8 @@ use super::file::{self, Invalid};
 use super::pattern::PatternSet;
 use super::value::{LastLink, Mode, Protection, SuperviseMode};
 use crate::report::{Reason, Shown};
+use crate::sys::budget::{self, Exceeded};
+use crate::sys::path::dirfd;
 use crate::sys::path::root::Root;
 
 /// The defaults, which are also the reference that is installed as an example.
@@ -85,13 +87,16 @@ impl Policy {
         let mut policy = Policy::builtin()?;
         let fixed = CONFIG_FILES.map(PathBuf::from);
         for path in fixed.into_iter().chain(config_dir(root)?) {
-            let text = match root.read(&path) {
+            let text = match root.read(&path, budget::CONFIGURATION) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 other => other.map_err(|source| Error::Read { path: on_host(root, &path), source })?,
             };
             let layer = file::parse(&text)
                 .map_err(|invalid| Error::Invalid { path: on_host(root, &path), invalid })?;
             policy.apply(layer);
+        }
+        if !root.is_own() {
+            policy.lock_timeout = policy.lock_timeout.min(budget::PATIENCE);
         }
         Ok(policy)
     }
@@ -138,16 +143,17 @@ fn config_dir(root: &Root) -> Result<Vec<PathBuf>, Error> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
         other => other.map_err(|source| Error::Read { path: on_host(root, dir), source })?,
     };
-    // An editor's or a package manager's half-written file begins with a dot or ends otherwise.
-    names.retain(|name| name.as_bytes().ends_with(b".toml") && !name.as_bytes().starts_with(b"."));
     names.sort();
     Ok(names.iter().map(|name| dir.join(name)).collect())
 }
 
 fn list(root: &Root, dir: &Path) -> io::Result<Vec<OsString>> {
-    rustix::fs::Dir::new(root.open_dir(dir)?)?
-        .map(|entry| Ok(OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned()))
-        .collect()
+    // An editor's or a package manager's half-written file begins with a dot or ends otherwise.
+    let names = dirfd::names_where(root.open_dir(dir)?, budget::CONFIGURATION_FILES + 1, |name| {
+        name.as_bytes().ends_with(b".toml") && !name.as_bytes().starts_with(b".")
+    })?;
+    Exceeded::check_count(names.len(), budget::CONFIGURATION_FILES, "files of configuration")?;
+    Ok(names)
 }
 
 /// The guest's `path` as the caller would find it.

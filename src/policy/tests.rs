@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::*;
+use crate::sys::budget;
 use crate::sys::path::root::Root;
 
 /// A guest that holds these files.
@@ -73,6 +74,21 @@ fn later_files_override_values_and_add_to_lists() {
     for path in ["/a", "/b", "/var/lib/cow-hooks/stash/1"] {
         assert!(policy.never_touch.matches(Path::new(path)), "{path}");
     }
+}
+
+/// The policy of a guest that is worked on from outside is the guest's own: it is not trusted.
+#[test]
+fn a_guest_cannot_keep_the_host_waiting_nor_fill_its_memory() {
+    let path = "/etc/cow-hooks/conf.d/a.toml";
+    let wait = |seconds: i64| load(&[(path, &format!("lock_timeout = {seconds}"))]);
+    assert_eq!(wait(86_400).unwrap().lock_timeout, Duration::from_secs(60));
+    assert!(wait(i64::MAX).is_err() && wait(-1).is_err());
+    let long = "#".repeat(budget::CONFIGURATION + 1);
+    assert!(load(&[(path, &long)]).unwrap_err().contains("a.toml: larger than 1 MiB"));
+    let names: Vec<String> = (0..=100).map(|number| format!("/etc/cow-hooks/conf.d/{number}.toml")).collect();
+    let files: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
+    assert!(load(&files[1..]).is_ok());
+    assert!(load(&files).unwrap_err().contains("more than 100 files"));
 }
 
 #[test]

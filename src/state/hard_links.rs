@@ -15,15 +15,13 @@ use rustix::fs::OFlags;
 
 use super::store::{STATE_DIR, Store};
 use crate::report::Reason;
+use crate::sys::budget;
 use crate::sys::file::inode::{Inode, InodeId, Kind, Time};
 use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
-use crate::sys::path::root::{Root, read_at_most};
+use crate::sys::path::root::{Root, read_at};
 
 const FILE: &str = "links";
-/// The largest file that is read, in bytes, and the most names in it: what a guest holds is not to fill the host's memory.
-const MOST_READ: usize = 16 << 20;
-const MOST_NAMES: usize = 1 << 18;
 
 /// The hard links of a guest, as far as they are known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,7 +51,7 @@ impl HardLinks {
     }
 
     fn read_in(dir: impl AsFd) -> io::Result<HardLinks> {
-        let parsed = match read_at_most(dir, OsStr::new(FILE), MOST_READ) {
+        let parsed = match read_at(dir, OsStr::new(FILE), budget::HARD_LINKS) {
             Ok(content) => HardLinks::parse(&content),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(HardLinks::default()),
             Err(e) if e.kind() == io::ErrorKind::FileTooLarge => None,
@@ -156,7 +154,7 @@ impl HardLinks {
         for name in content.split(|&byte| byte == 0).chain(std::iter::once(&[][..])) {
             if !name.is_empty() {
                 count += 1;
-                if count > MOST_NAMES {
+                if count > budget::HARD_LINK_NAMES {
                     return None;
                 }
                 names.insert(PathBuf::from(OsString::from_vec(name.to_vec())));
@@ -175,8 +173,8 @@ impl HardLinks {
 /// Forgets which names were hard links of shared files, as far as they are not shared any more; while originals wait to
 /// come back, that is not known.
 pub fn prune(root: &Root, store: &Store) {
-    let pruned = dirfd::names(store.stash())
-        .and_then(|waiting| if waiting.is_empty() { HardLinks::prune(root) } else { Ok(()) });
+    let pruned = dirfd::is_empty(store.stash())
+        .and_then(|settled| if settled { HardLinks::prune(root) } else { Ok(()) });
     pruned.unwrap_or_else(|e| log::debug!("the list of hard links cannot be updated: {}", Reason(e)));
 }
 
@@ -336,14 +334,14 @@ mod tests {
     fn what_is_too_large_is_not_known() {
         let (dir, root) = guest();
         let path = dir.path().join("var/lib/cow-hooks/links");
-        std::fs::write(&path, vec![0; MOST_READ]).unwrap();
+        std::fs::write(&path, vec![0; budget::HARD_LINKS]).unwrap();
         assert!(HardLinks::read(&root).unwrap().are_known());
-        std::fs::write(&path, vec![0; MOST_READ + 1]).unwrap();
+        std::fs::write(&path, vec![0; budget::HARD_LINKS + 1]).unwrap();
         assert!(!HardLinks::read(&root).unwrap().are_known());
         let many = |count: usize| (0..count).map(|number| format!("/{number}\0")).collect::<String>();
-        std::fs::write(&path, many(MOST_NAMES)).unwrap();
-        assert_eq!(HardLinks::read(&root).unwrap().of(Path::new("/7")).count(), MOST_NAMES);
-        std::fs::write(&path, many(MOST_NAMES + 1)).unwrap();
+        std::fs::write(&path, many(budget::HARD_LINK_NAMES)).unwrap();
+        assert_eq!(HardLinks::read(&root).unwrap().of(Path::new("/7")).count(), budget::HARD_LINK_NAMES);
+        std::fs::write(&path, many(budget::HARD_LINK_NAMES + 1)).unwrap();
         assert!(!HardLinks::read(&root).unwrap().are_known());
         // It does not stay so.
         HardLinks::note(&root, &[names(&["/a", "/b"])], &[]).unwrap();

@@ -8,11 +8,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::report::Shown;
+use crate::sys::budget::{self, Exceeded};
 use crate::sys::path::dirfd;
-use crate::sys::path::root::read_at_most;
-
-/// The largest list that is read, in bytes: what a guest holds is not to fill the host's memory.
-pub(super) const MAX_LIST_BYTES: usize = 16 << 20;
+use crate::sys::path::root::read_at;
 
 pub(super) fn replace_list(
     dir: impl AsFd,
@@ -27,24 +25,33 @@ pub(super) fn replace_list(
     dirfd::replace_file(dir, file.as_ref(), &content)
 }
 
+/// The paths in a list; none if it is too large, so that nobody is stuck with it.
 pub(super) fn read_list(dir: impl AsFd, file: &OsStr) -> io::Result<BTreeSet<PathBuf>> {
-    Ok(parse_list(&read_content(dir, file)?).collect())
-}
-
-/// What is in a list; nothing if it is too large, so that nobody is stuck with it.
-pub(super) fn read_content(dir: impl AsFd, file: &OsStr) -> io::Result<Vec<u8>> {
-    match read_at_most(dir, file, MAX_LIST_BYTES) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+    match read_content(dir, file) {
+        Ok(content) => Ok(parse_list(&content).collect()),
         Err(e) if e.kind() == io::ErrorKind::FileTooLarge => {
             log::warn!(
                 "the list {} of a guest is too large to be read; run `cow-unify` without --changed to find \
                  its files",
                 Shown(Path::new(file))
             );
-            Ok(Vec::new())
+            Ok(BTreeSet::new())
         }
-        content => content,
+        Err(e) => Err(e),
     }
+}
+
+/// What is in a list.
+///
+/// # Errors
+/// `FileTooLarge` beyond [`budget::LIST`] bytes or [`budget::LISTED`] paths.
+pub(super) fn read_content(dir: impl AsFd, file: &OsStr) -> io::Result<Vec<u8>> {
+    let content = match read_at(dir, file, budget::LIST) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        content => content?,
+    };
+    Exceeded::check_count(parse_list(&content).count(), budget::LISTED, "paths")?;
+    Ok(content)
 }
 
 pub(crate) fn parse_list(content: &[u8]) -> impl Iterator<Item = PathBuf> {

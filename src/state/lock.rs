@@ -54,14 +54,15 @@ pub fn claim(root: &Root, patience: Duration) -> io::Result<Claim> {
     };
     let top = Path::new(STATE_DIR);
     let Some(dir) = open(top)? else { return Ok(Claim::Unhooked) };
-    let file = dirfd::open_lock_file(&dir, OsStr::new(LOCK))?;
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("{STATE_DIR}/{LOCK}: {e}"));
+    let file = dirfd::open_lock_file(&dir, OsStr::new(LOCK)).map_err(named)?;
     match lock::exclusive(&file, patience) {
         Err(e) if e.kind() == io::ErrorKind::TimedOut => return Ok(Claim::Busy),
         locked => locked?,
     }
     for members in [top.join(MEMBERS), top.join("host").join(MEMBERS)] {
         if let Some(members) = open(&members)?
-            && !dirfd::names(members)?.is_empty()
+            && !dirfd::is_empty(members)?
         {
             return Ok(Claim::Busy);
         }

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::state::store::Store;
+use crate::sys::budget;
 use crate::sys::path::dirfd;
 use crate::sys::path::root::read_at;
 use crate::sys::process::{Process, ProcessId, Processes};
@@ -67,7 +68,7 @@ impl Members {
         let mut members = Vec::new();
         for name in dirfd::names(&self.dir)? {
             let pid = name.to_str().and_then(|name| name.parse().ok());
-            let content = pid.and_then(|pid| Some((pid, read_at(&self.dir, &name).ok()?)));
+            let content = pid.and_then(|pid| Some((pid, read_at(&self.dir, &name, budget::SMALL).ok()?)));
             match content.and_then(|(pid, content)| parse(pid, &content)) {
                 Some(member) => members.push(member),
                 // Half written by a process that was killed.

@@ -12,16 +12,14 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::store::STATE_DIR;
+use crate::sys::budget;
 use crate::sys::file::handle::Handle;
 use crate::sys::path::dirfd;
 use crate::sys::path::resolve::is_absent;
-use crate::sys::path::root::{Root, read_at_most};
+use crate::sys::path::root::{Root, read_at};
 
 /// The file in a guest's state directory.
 pub const POOL_NOTICE: &str = "pool.toml";
-
-/// Bytes of the file that are read: a guest may have replaced it.
-const MAX_NOTICE: usize = 4096;
 
 /// What the host tells a guest of its pool.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +51,7 @@ impl PoolNotice {
 
     /// Reads the notice in a guest's state directory; none if the host has left none.
     pub fn read(state_dir: impl AsFd) -> io::Result<Option<PoolNotice>> {
-        let text = match read_at_most(state_dir, OsStr::new(POOL_NOTICE), MAX_NOTICE) {
+        let text = match read_at(state_dir, OsStr::new(POOL_NOTICE), budget::SMALL) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),

@@ -9,17 +9,13 @@ use std::path::{Path, PathBuf};
 
 use super::lists::{parse_list, read_content, read_list, replace_list};
 use super::store::{STATE_DIR, Store};
+use crate::sys::budget::{self, Exceeded};
 use crate::sys::path::dirfd;
 use crate::sys::path::root::Root;
 
 const SPOOL: &str = "spool";
 const CHANGED: &str = "changed";
 const TAKEN: &str = "taken-";
-
-/// How many lists of a guest the host reads in one run.
-const MAX_LISTS: usize = 64;
-/// How many bytes these lists may have in all: what a guest holds is not to fill the host's memory.
-const MAX_LISTS_BYTES: usize = 64 << 20;
 
 impl Store {
     /// Adds paths to the spool, the host's list of what has changed since it last looked.
@@ -51,6 +47,9 @@ pub struct Taken {
     files: Vec<OsString>,
     /// The paths; whatever a guest may have written there.
     pub paths: BTreeSet<PathBuf>,
+    /// Lists that were not read, because they are too large, with the reason: paths from the guest's root. They are
+    /// removed with the others, or the guest would be stuck with them.
+    pub too_large: Vec<(PathBuf, io::Error)>,
 }
 
 impl Taken {
@@ -73,29 +72,40 @@ impl Taken {
 /// for one run is left for the next.
 pub fn take_spool(root: &Root) -> io::Result<Taken> {
     let Some(dir) = spool_dir(root)? else {
-        return Ok(Taken { dir: None, files: Vec::new(), paths: BTreeSet::new() });
+        return Ok(Taken { dir: None, files: Vec::new(), paths: BTreeSet::new(), too_large: Vec::new() });
     };
-    let is_taken = |name: &OsString| name.as_bytes().starts_with(TAKEN.as_bytes());
-    let mut taken: Vec<OsString> = dirfd::names(&dir)?.into_iter().filter(is_taken).collect();
-    taken.truncate(MAX_LISTS);
+    let is_taken = |name: &OsStr| name.as_bytes().starts_with(TAKEN.as_bytes());
+    let mut taken = dirfd::names_where(&dir, budget::LISTS, is_taken)?;
     let number =
         (0..).map(|number| OsString::from(format!("{TAKEN}{number}"))).find(|name| !taken.contains(name));
-    if let Some(name) = number.filter(|_| taken.len() < MAX_LISTS) {
+    if let Some(name) = number.filter(|_| taken.len() < budget::LISTS) {
         match dirfd::rename(&dir, OsStr::new(CHANGED), &name) {
             Ok(()) => taken.push(name),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
     }
-    let (mut files, mut paths, mut room) = (Vec::new(), BTreeSet::new(), MAX_LISTS_BYTES);
+    let (mut files, mut paths, mut too_large) = (Vec::new(), BTreeSet::new(), Vec::new());
+    let mut room = budget::LISTS_BYTES;
     for file in taken {
-        let content = read_content(&dir, &file)?;
-        let Some(left) = room.checked_sub(content.len()) else { break };
-        room = left;
-        paths.extend(parse_list(&content));
+        match read_content(&dir, &file) {
+            Ok(content) => {
+                let listed = parse_list(&content).count();
+                let Some(left) = room.checked_sub(content.len()) else { break };
+                if Exceeded::check_count(paths.len() + listed, budget::LISTED, "paths").is_err() {
+                    break;
+                }
+                room = left;
+                paths.extend(parse_list(&content));
+            }
+            Err(e) if e.kind() == io::ErrorKind::FileTooLarge => {
+                too_large.push((Path::new(STATE_DIR).join(SPOOL).join(&file), e));
+            }
+            Err(e) => return Err(e),
+        }
         files.push(file);
     }
-    Ok(Taken { dir: Some(dir), files, paths })
+    Ok(Taken { dir: Some(dir), files, paths, too_large })
 }
 
 fn spool_dir(root: &Root) -> io::Result<Option<OwnedFd>> {
@@ -108,7 +118,6 @@ fn spool_dir(root: &Root) -> io::Result<Option<OwnedFd>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::lists::MAX_LIST_BYTES;
     use super::*;
 
     #[test]
@@ -121,28 +130,46 @@ mod tests {
         let write = |name: &str, content: &[u8]| std::fs::write(spool.join(name), content).unwrap();
 
         // One that is too large keeps nobody from the others.
-        write("taken-0", &vec![b'x'; MAX_LIST_BYTES + 1]);
+        write("taken-0", &vec![b'x'; budget::LIST + 1]);
         write(CHANGED, b"/a\0/b\0");
         let taken = take_spool(&root).unwrap();
         assert_eq!(taken.paths, [PathBuf::from("/a"), PathBuf::from("/b")].into());
+        assert_eq!(taken.too_large[0].0, Path::new(STATE_DIR).join("spool/taken-0"));
+        taken.release(&BTreeSet::new()).unwrap();
+        assert_eq!(left(), 0);
+        write(CHANGED, &b"x\0".repeat(budget::LISTED + 1));
+        let taken = take_spool(&root).unwrap();
+        assert_eq!((taken.paths.len(), taken.too_large.len()), (0, 1));
         taken.release(&BTreeSet::new()).unwrap();
         assert_eq!(left(), 0);
 
+        // More paths than are read at once, in two lists.
+        let many = |list: &str| -> String {
+            (0..budget::LISTED * 2 / 3).map(|number| format!("{list}{number}\0")).collect()
+        };
+        ["taken-7", CHANGED].iter().for_each(|list| write(list, many(list).as_bytes()));
+        for waiting in [1, 0] {
+            let taken = take_spool(&root).unwrap();
+            assert_eq!(taken.paths.len(), budget::LISTED * 2 / 3);
+            taken.release(&BTreeSet::new()).unwrap();
+            assert_eq!(left(), waiting);
+        }
         // Too many, and too much in all.
-        (0..MAX_LISTS + 3).for_each(|number| write(&format!("{TAKEN}{number}"), b"/c\0"));
+        (0..budget::LISTS + 3).for_each(|number| write(&format!("{TAKEN}{number}"), b"/c\0"));
         write(CHANGED, b"/d\0");
         let taken = take_spool(&root).unwrap();
-        assert_eq!(taken.files.len(), MAX_LISTS);
+        assert_eq!(taken.files.len(), budget::LISTS);
         taken.release(&BTreeSet::new()).unwrap();
         assert_eq!(left(), 4);
-        (0..5).for_each(|number| write(&format!("{TAKEN}{number}"), &vec![0; MAX_LIST_BYTES]));
+        (0..5).for_each(|number| write(&format!("{TAKEN}{number}"), &vec![0; budget::LIST]));
         let mut runs = 0;
         while left() > 0 {
             let taken = take_spool(&root).unwrap();
-            assert!(taken.files.len() <= 7);
+            assert!(taken.files.len() <= 6);
             taken.release(&BTreeSet::new()).unwrap();
             runs += 1;
         }
-        assert_eq!(runs, 2);
+        // Two large ones a run, and the small ones in between.
+        assert!((3..=5).contains(&runs), "{runs}");
     }
 }

@@ -99,7 +99,7 @@ impl Store {
 /// Whether the stash of a guest's own hooks holds originals that may come back.
 pub fn stashes(root: &Root) -> io::Result<bool> {
     match root.open_dir(&Path::new(STATE_DIR).join(STASH)) {
-        Ok(dir) => Ok(!dirfd::names(dir)?.is_empty()),
+        Ok(dir) => Ok(!dirfd::is_empty(dir)?),
         Err(e) if is_absent(&e) => Ok(false),
         Err(e) => Err(e),
     }

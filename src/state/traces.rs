@@ -52,7 +52,7 @@ impl Traces {
         // Under the lock: nobody who has it is at work, whoever comes later makes it anew.
         if let Claim::Held(_lock) = claim(root, patience)? {
             let dir = root.open_dir(top)?;
-            if dirfd::names(&dir)?.iter().all(|name| name == LOCK) {
+            if dirfd::names_where(&dir, 1, |name| name != LOCK)?.is_empty() {
                 dirfd::remove_file(&dir, OsStr::new(LOCK))?;
                 remove(top)?;
             }

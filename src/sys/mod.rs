@@ -14,10 +14,12 @@
 //! - [`path`]: where a file is, beneath a guest's root directory; our own files in a guest.
 //! - [`mod@file`]: what a file is, and the filesystem that it is on.
 //! - [`seccomp`]: system calls that wait for us, and those that a filter forbids this process.
+//! - [`budget`]: how much is read of what a guest holds.
 //! - `procfs`: the form that files of procfs have.
 
 #![allow(clippy::disallowed_methods)]
 
+pub mod budget;
 pub mod file;
 pub mod path;
 pub mod process;

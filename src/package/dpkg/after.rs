@@ -86,8 +86,9 @@ impl InstalledPackage for Installed<'_, '_> {
         match part {
             // Those dpkg keeps in its status, and those the package brought.
             Part::Configuration => {
-                let brought = lists::conffiles(&file("conffiles")?);
-                package.conffiles().into_iter().chain(brought).try_for_each(tell)
+                let brought = file("conffiles")?;
+                let brought = lists::conffiles(&brought);
+                package.conffiles().chain(brought).try_for_each(tell)
             }
             Part::Ghosts => Ok(()),
             Part::All => lists::paths(&file("list")?).try_for_each(&mut tell),

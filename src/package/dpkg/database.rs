@@ -18,7 +18,8 @@ use super::status::{self, Package};
 use super::{Error, statoverride};
 use crate::package::dpkg::lists;
 use crate::package::{MultiArch, PackageId};
-use crate::sys::path::dirfd::names;
+use crate::sys::budget::{self, Exceeded};
+use crate::sys::path::dirfd::names_where;
 use crate::sys::path::root::{Root, read_at};
 
 /// Where dpkg's database is, unless it is told otherwise.
@@ -105,10 +106,12 @@ impl<'r> Database<'r> {
         let at = |name: &str| dir.join(name);
         let seen_from = seen_from.as_ref().unwrap_or(root).try_clone();
         let seen_from = seen_from.map_err(|source| Error { path: dir.clone(), source })?;
-        let status = optional(seen_from.read(&at("status")), &at("status"))?;
-        let journal = read_journal(&seen_from, &at("updates"))?;
+        let status = optional(seen_from.read(&at("status"), budget::STATUS), &at("status"))?;
+        let left = budget::STATUS - status.as_ref().map_or(0, Vec::len);
+        let journal = read_journal(&seen_from, &at("updates"), left)?;
         let info = optional(seen_from.open_dir(&at("info")), &at("info"))?;
         let packages = status::packages(status.iter().chain(&journal).map(Vec::as_slice));
+        let packages = packages.map_err(|source| Error { path: at("status"), source: source.into() })?;
         let (has_status, admindir, inside) = (status.is_some(), dir.clone(), inside.clone());
         Ok(Database { root, seen_from, admindir, inside, has_status, info, packages })
     }
@@ -148,12 +151,13 @@ impl<'r> Database<'r> {
 
     /// The paths a package installed, directories included.
     pub fn list(&self, package: &Package) -> Result<Vec<PathBuf>, Error> {
-        Ok(self.control_file(package, "list")?.map(|data| lists::list(&data)).unwrap_or_default())
+        let data = self.control_file(package, "list")?.unwrap_or_default();
+        lists::list(&data).map_err(|source| Error { path: self.admindir.join("info"), source: source.into() })
     }
 
     /// One of a package's control files in `info`, such as `md5sums`; `None` where it has none.
     pub(crate) fn control_file(&self, package: &Package, kind: &str) -> Result<Option<Vec<u8>>, Error> {
-        self.in_info(package, kind, |info, name| read_at(info, name))
+        self.in_info(package, kind, |info, name| read_at(info, name, budget::PACKAGE_LIST))
     }
 
     /// Whether a package's list of files was written at or after `since`, in nanoseconds of the system clock.
@@ -171,7 +175,7 @@ impl<'r> Database<'r> {
 
     /// All diversions.
     pub fn diversions(&self) -> Result<Vec<Diversion>, Error> {
-        Ok(diversions::parse(&self.read("diversions")?))
+        Ok(diversions::parse(&self.read("diversions")?).collect())
     }
 
     /// The paths whose owner or mode is overridden.
@@ -183,7 +187,6 @@ impl<'r> Database<'r> {
     pub(crate) fn info_files(&self, packages: &BTreeSet<PackageId>) -> Result<Vec<PathBuf>, Error> {
         let (Some(info), Some(inside)) = (&self.info, &self.inside) else { return Ok(Vec::new()) };
         let path = inside.join("info");
-        let names = names(info).map_err(|source| Error { path: path.clone(), source })?;
         let is_of = |name: &OsStr| {
             let name = name.as_bytes();
             let stem = &name[..name.iter().rposition(|&byte| byte == b'.')?];
@@ -194,7 +197,9 @@ impl<'r> Database<'r> {
             let mut known = packages.range(first..).take_while(|id| id.name == package);
             Some(known.any(|id| arch.is_empty() || arch[1..] == *id.arch.as_bytes()))
         };
-        Ok(names.into_iter().filter(|name| is_of(name) == Some(true)).map(|name| path.join(name)).collect())
+        let names = names_where(info, usize::MAX, |name| is_of(name) == Some(true));
+        let names = names.map_err(|source| Error { path: path.clone(), source })?;
+        Ok(names.iter().map(|name| path.join(name)).collect())
     }
 
     /// Does `action` with a package's file in `info`, whose name has the architecture where there may be several.
@@ -222,20 +227,25 @@ impl<'r> Database<'r> {
 
     fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
         let path = self.admindir.join(name);
-        Ok(optional(self.seen_from.read(&path), &path)?.unwrap_or_default())
+        Ok(optional(self.seen_from.read(&path, budget::OVERRIDES), &path)?.unwrap_or_default())
     }
 }
 
-/// The status updates dpkg has written since it last wrote `status`, oldest first: files whose names are digits.
-fn read_journal(root: &Root, path: &Path) -> Result<Vec<Vec<u8>>, Error> {
+/// The status updates dpkg has written since it last wrote `status`, oldest first: files whose names are digits, in all of
+/// `left` bytes at most.
+fn read_journal(root: &Root, path: &Path, mut left: usize) -> Result<Vec<Vec<u8>>, Error> {
     let Some(dir) = optional(root.open_dir(path), path)? else { return Ok(Vec::new()) };
-    let mut names = names(&dir).map_err(|source| Error { path: path.to_path_buf(), source })?;
-    names.retain(|name| name.as_bytes().iter().all(u8::is_ascii_digit));
+    let failed = |source| Error { path: path.to_path_buf(), source };
+    let is_update = |name: &OsStr| name.as_bytes().iter().all(u8::is_ascii_digit);
+    let mut names = names_where(&dir, budget::UPDATES + 1, is_update).map_err(failed)?;
+    Exceeded::check_count(names.len(), budget::UPDATES, "updates").map_err(|e| failed(e.into()))?;
     names.sort();
     let mut updates = Vec::new();
     for name in names {
         // dpkg may merge its journal while it is read.
-        updates.extend(optional_with(read_at(&dir, &name), || path.join(&name))?);
+        let update = optional_with(read_at(&dir, &name, left), || path.join(&name))?;
+        left -= update.as_ref().map_or(0, Vec::len);
+        updates.extend(update);
     }
     Ok(updates)
 }

@@ -5,10 +5,21 @@
 use std::path::PathBuf;
 
 use crate::package::absolute;
+use crate::sys::budget::{self, Exceeded};
 
 /// The paths of a `.list` file: all a package installed, directories included.
-pub fn list(data: &[u8]) -> Vec<PathBuf> {
-    paths(data).collect()
+///
+/// # Errors
+/// If there are more than [`budget::PACKAGE_FILES`].
+pub fn list(data: &[u8]) -> Result<Vec<PathBuf>, Exceeded> {
+    kept(paths(data))
+}
+
+/// Paths of one package that are kept.
+pub(crate) fn kept(paths: impl Iterator<Item = PathBuf>) -> Result<Vec<PathBuf>, Exceeded> {
+    let kept: Vec<PathBuf> = paths.take(budget::PACKAGE_FILES + 1).collect();
+    Exceeded::check_count(kept.len(), budget::PACKAGE_FILES, "files of one package")?;
+    Ok(kept)
 }
 
 /// As [`list`], one path at a time.
@@ -17,18 +28,18 @@ pub fn paths(data: &[u8]) -> impl Iterator<Item = PathBuf> {
 }
 
 /// The paths of a `conffiles` member, whatever flags stand before them (`remove-on-upgrade`, deb-conffiles(5)).
-pub fn conffiles(data: &[u8]) -> Vec<PathBuf> {
+pub fn conffiles(data: &[u8]) -> impl Iterator<Item = PathBuf> + use<'_> {
     let path = |line: &[u8]| {
         let line = line.trim_ascii();
         absolute(&line[line.iter().position(|&byte| byte == b'/')?..])
     };
-    lines(data).filter_map(path).collect()
+    lines(data).filter_map(path)
 }
 
 /// The paths of a `Conffiles` field of the status file: ` path hash [obsolete] [remove-on-upgrade]`.
 ///
 /// The path may hold spaces, so the words are taken off the end.
-pub(crate) fn status_conffiles(value: &[u8]) -> Vec<PathBuf> {
+pub(crate) fn status_conffiles(value: &[u8]) -> impl Iterator<Item = PathBuf> + use<'_> {
     let path = |line: &[u8]| {
         let mut rest = line.trim_ascii();
         for flag in [&b" remove-on-upgrade"[..], b" obsolete"] {
@@ -37,11 +48,11 @@ pub(crate) fn status_conffiles(value: &[u8]) -> Vec<PathBuf> {
         let hash = rest.iter().rposition(|&byte| byte == b' ')?;
         absolute(&rest[..hash])
     };
-    lines(value).filter_map(path).collect()
+    lines(value).filter_map(path)
 }
 
 /// The paths of an `md5sums` member: `hash  path`, the path relative to the root (deb-md5sums(5)).
-pub(crate) fn md5sums(data: &[u8]) -> Vec<PathBuf> {
+pub(crate) fn md5sums(data: &[u8]) -> impl Iterator<Item = PathBuf> + use<'_> {
     let path = |line: &[u8]| {
         // A backslash before the hash says that the name is escaped, see md5sum(1).
         let (line, escaped) = line.strip_prefix(b"\\").map_or((line, false), |rest| (rest, true));
@@ -50,7 +61,7 @@ pub(crate) fn md5sums(data: &[u8]) -> Vec<PathBuf> {
         let name = line.get(space + 2..)?;
         if escaped { absolute(&unescape(name)) } else { absolute(name) }
     };
-    lines(data).filter_map(path).collect()
+    lines(data).filter_map(path)
 }
 
 fn unescape(name: &[u8]) -> Vec<u8> {
@@ -86,13 +97,19 @@ mod tests {
 
     #[test]
     fn the_root_is_left_out_of_a_list() {
-        assert_eq!(list(b"/.\n/usr\n/usr/bin/a b\n"), [Path::new("/usr"), Path::new("/usr/bin/a b")]);
+        assert_eq!(
+            list(b"/.\n/usr\n/usr/bin/a b\n").unwrap(),
+            [Path::new("/usr"), Path::new("/usr/bin/a b")]
+        );
     }
 
     #[test]
     fn conffiles_may_have_flags() {
         let paths = conffiles(b"/etc/a\nremove-on-upgrade /etc/b c\n/etc/d \n\n");
-        assert_eq!(paths, [Path::new("/etc/a"), Path::new("/etc/b c"), Path::new("/etc/d")]);
+        assert_eq!(
+            paths.collect::<Vec<_>>(),
+            [Path::new("/etc/a"), Path::new("/etc/b c"), Path::new("/etc/d")]
+        );
     }
 
     #[test]
@@ -100,13 +117,16 @@ mod tests {
         let value =
             b"/etc/a 00\n /etc/b c 11 obsolete\n /etc/d 22 obsolete remove-on-upgrade\n /etc/e newconffile";
         let paths = status_conffiles(value);
-        assert_eq!(paths, ["/etc/a", "/etc/b c", "/etc/d", "/etc/e"].map(Path::new));
+        assert_eq!(paths.collect::<Vec<_>>(), ["/etc/a", "/etc/b c", "/etc/d", "/etc/e"].map(Path::new));
     }
 
     #[test]
     fn md5sums_know_binary_mode_and_escapes() {
         let paths = md5sums(b"00  usr/a\n11 *usr/b\n\\22  usr/c\\nd\\\\e\n33  usr/x\\x2dy\nnonsense\n");
-        assert_eq!(paths, ["/usr/a", "/usr/b", "/usr/c\nd\\e", "/usr/x\\x2dy"].map(Path::new));
+        assert_eq!(
+            paths.collect::<Vec<_>>(),
+            ["/usr/a", "/usr/b", "/usr/c\nd\\e", "/usr/x\\x2dy"].map(Path::new)
+        );
     }
 
     /// As md5sum(1) writes it.
@@ -126,6 +146,12 @@ mod tests {
         line
     }
 
+    #[test]
+    fn a_list_without_end_is_not_kept() {
+        assert!(list(&b"a\n".repeat(budget::PACKAGE_FILES)).is_ok());
+        assert!(list(&b"a\n".repeat(budget::PACKAGE_FILES + 1)).is_err());
+    }
+
     proptest! {
         #[test]
         fn md5sums_of_any_name_round_trip(
@@ -135,23 +161,23 @@ mod tests {
             let text: Vec<u8> = names.iter().flat_map(|name| md5sum_line(&path(name))).collect();
             let expected: Vec<PathBuf> =
                 names.iter().map(|name| Path::new("/").join(OsStr::from_bytes(&path(name)))).collect();
-            prop_assert_eq!(md5sums(&text), expected);
+            prop_assert_eq!(md5sums(&text).collect::<Vec<_>>(), expected);
         }
 
         #[test]
         fn any_bytes_are_read_without_panic(data in prop::collection::vec(any::<u8>(), 0..200)) {
-            list(&data);
-            conffiles(&data);
-            status_conffiles(&data);
-            md5sums(&data);
+            list(&data).unwrap();
+            conffiles(&data).for_each(drop);
+            status_conffiles(&data).for_each(drop);
+            md5sums(&data).for_each(drop);
         }
 
         #[test]
         fn any_lines_are_read_without_panic(text in "[/a \\\\\n*]{0,60}") {
-            list(text.as_bytes());
-            conffiles(text.as_bytes());
-            status_conffiles(text.as_bytes());
-            md5sums(text.as_bytes());
+            list(text.as_bytes()).unwrap();
+            conffiles(text.as_bytes()).for_each(drop);
+            status_conffiles(text.as_bytes()).for_each(drop);
+            md5sums(text.as_bytes()).for_each(drop);
         }
     }
 }

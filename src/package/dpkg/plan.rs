@@ -3,7 +3,7 @@
 //! Old files are those the installed versions list; new ones come from the control members of the archives, since
 //! a payload takes long to decompress. What maintainer scripts write elsewhere cannot be known from here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -279,21 +279,33 @@ fn is_replaced(old: &Package, new: &Control) -> bool {
     old.id.arch == new.id.arch || old.multi_arch != Same || new.multi_arch != Same
 }
 
+/// Places of new versions, by names in their fields.
+type ByName<'n> = HashMap<&'n str, BTreeSet<usize>>;
+
 /// The installed packages dpkg removes by itself, to make room for a new one they conflict with.
 ///
 /// As dpkg's `check_conflict`: either may name the other, or what it provides; the old one goes where the new one
 /// `Replaces` it or it is not wanted, or where neither is dispensable. Versions are ignored.
 fn removed_for<'a>(database: &'a Database<'_>, news: &[New]) -> Vec<&'a Package> {
-    let meets = |conflicts: &[String], name: &String, provides: &[String]| {
-        conflicts.iter().any(|conflict| conflict == name || provides.contains(conflict))
-    };
+    // Looked up by name: a guest may have thousands of packages with thousands of names in these fields.
+    let (mut conflicting, mut providing) = (ByName::new(), ByName::new());
+    for (at, New { control, .. }) in news.iter().enumerate() {
+        for name in &control.conflicts {
+            conflicting.entry(name).or_default().insert(at);
+        }
+        for name in std::iter::once(&control.id.name).chain(&control.provides) {
+            providing.entry(name).or_default().insert(at);
+        }
+    }
     let is_removed = |old: &Package| {
-        let (conflicts, provides) = (old.conflicts(), old.provides());
+        let names: HashSet<_> = std::iter::once(old.id.name.as_str().into()).chain(old.provides()).collect();
+        let against_it = names.iter().filter_map(|name| conflicting.get(name.as_ref()));
+        let conflicts: HashSet<_> = old.conflicts().collect();
+        let against_new = conflicts.iter().filter_map(|name| providing.get(name.as_ref()));
+        let met: BTreeSet<usize> = against_it.chain(against_new).flatten().copied().collect();
         let unwanted = !matches!(old.want, Want::Install | Want::Hold);
-        news.iter().map(|new| &new.control).any(|new| {
+        met.into_iter().map(|at| &news[at].control).any(|new| {
             old.id.name != new.id.name
-                && (meets(&new.conflicts, &old.id.name, &provides)
-                    || meets(&conflicts, &new.id.name, &new.provides))
                 && (unwanted || new.replaces.contains(&old.id.name) || (new.essential && old.is_essential()))
         })
     };

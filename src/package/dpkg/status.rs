@@ -1,11 +1,13 @@
 //! The packages dpkg knows: its `status` file, and the journal that is not yet part of it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::control::{Stanza, relationship_names, stanzas};
 use super::lists;
 use crate::package::{MultiArch, PackageId};
+use crate::sys::budget::{self, Exceeded};
 
 /// What the administrator wants of a package (dpkg(1), package selection states).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,10 @@ pub enum PackageState {
     Installed,
 }
 
+/// The fields that are read when they are asked for.
+const LATER: [&str; 7] =
+    ["Triggers-Pending", "Essential", "Protected", "Conffiles", "Conflicts", "Provides", "Replaces"];
+
 /// A package of the database. Fields that are seldom needed are read when they are asked for.
 #[derive(Debug, Clone)]
 pub struct Package {
@@ -56,6 +62,7 @@ pub struct Package {
     pub want: Want,
     /// How far it is installed.
     pub state: PackageState,
+    /// The fields of [`LATER`].
     stanza: Box<[u8]>,
 }
 
@@ -64,6 +71,7 @@ impl Package {
         let (mut name, mut arch, mut version) = (None, String::new(), String::new());
         let mut multi_arch = MultiArch::No;
         let (mut want, mut state) = (Want::Unknown, PackageState::HalfInstalled);
+        let mut later = Vec::new();
         let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
         for (field, value) in stanza.fields() {
             let is = |name: &str| field.eq_ignore_ascii_case(name.as_bytes());
@@ -77,10 +85,12 @@ impl Package {
                 multi_arch = MultiArch::parse(value).unwrap_or_default();
             } else if is("Status") {
                 (want, state) = parse_status(value);
+            } else if LATER.iter().any(|name| is(name)) {
+                later.extend([field, b":", value, b"\n"].concat());
             }
         }
         let id = PackageId { name: name?, arch };
-        Some(Package { id, version, multi_arch, want, state, stanza: stanza.as_bytes().into() })
+        Some(Package { id, version, multi_arch, want, state, stanza: later.into() })
     }
 
     /// Whether the package is configured and nothing waits: a trigger that is awaited or pending still may change files.
@@ -100,23 +110,23 @@ impl Package {
     }
 
     /// Its configuration files, obsolete ones included.
-    pub fn conffiles(&self) -> Vec<PathBuf> {
-        self.field("Conffiles").map(lists::status_conffiles).unwrap_or_default()
+    pub fn conffiles(&self) -> impl Iterator<Item = PathBuf> + use<'_> {
+        self.field("Conffiles").map(lists::status_conffiles).into_iter().flatten()
     }
 
     /// The packages it conflicts with.
-    pub(crate) fn conflicts(&self) -> Vec<String> {
-        self.field("Conflicts").map(relationship_names).unwrap_or_default()
+    pub(crate) fn conflicts(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        self.field("Conflicts").into_iter().flat_map(relationship_names)
     }
 
     /// The virtual packages it provides.
-    pub(crate) fn provides(&self) -> Vec<String> {
-        self.field("Provides").map(relationship_names).unwrap_or_default()
+    pub(crate) fn provides(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        self.field("Provides").into_iter().flat_map(relationship_names)
     }
 
     /// The packages whose files it may take over.
-    pub fn replaces(&self) -> Vec<String> {
-        self.field("Replaces").map(relationship_names).unwrap_or_default()
+    pub fn replaces(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        self.field("Replaces").into_iter().flat_map(relationship_names)
     }
 
     fn field(&self, name: &str) -> Option<&[u8]> {
@@ -150,12 +160,16 @@ fn parse_status(value: &[u8]) -> (Want, PackageState) {
 /// The packages of a status file and of the journal entries after it, each of which supersedes what was there before.
 ///
 /// Sorted; packages of which nothing is installed are left out.
-pub fn packages<'a>(files: impl IntoIterator<Item = &'a [u8]>) -> Vec<Package> {
+///
+/// # Errors
+/// If there are more than [`budget::PACKAGES`].
+pub fn packages<'a>(files: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<Package>, Exceeded> {
     let mut packages = BTreeMap::new();
     for package in files.into_iter().flat_map(stanzas).filter_map(Package::parse) {
         packages.insert(package.id.clone(), package);
+        Exceeded::check_count(packages.len(), budget::PACKAGES, "packages")?;
     }
-    packages.into_values().filter(|package| package.state != PackageState::NotInstalled).collect()
+    Ok(packages.into_values().filter(|package| package.state != PackageState::NotInstalled).collect())
 }
 
 #[cfg(test)]
@@ -196,15 +210,18 @@ Version: 1
 
     #[test]
     fn packages_are_read_by_name_and_architecture() {
-        let packages = packages([STATUS]);
+        let packages = packages([STATUS]).unwrap();
         let ids: Vec<String> = packages.iter().map(|package| package.id.to_string()).collect();
         assert_eq!(ids, ["libc6:amd64", "libc6:i386", "old:all"]);
         assert!(packages[0].is_configured());
         assert_eq!(packages[0].multi_arch, MultiArch::Same);
-        assert_eq!(packages[0].provides(), ["libc6-2.31", "libc"]);
-        assert_eq!(packages[0].conflicts(), ["openrc"]);
-        assert_eq!(packages[0].replaces(), ["libc6-amd64"]);
-        assert_eq!(packages[0].conffiles(), ["/etc/ld.so.conf.d/x.conf", "/etc/old"].map(Path::new));
+        assert_eq!(packages[0].provides().collect::<Vec<_>>(), ["libc6-2.31", "libc"]);
+        assert_eq!(packages[0].conflicts().collect::<Vec<_>>(), ["openrc"]);
+        assert_eq!(packages[0].replaces().collect::<Vec<_>>(), ["libc6-amd64"]);
+        assert_eq!(
+            packages[0].conffiles().collect::<Vec<_>>(),
+            ["/etc/ld.so.conf.d/x.conf", "/etc/old"].map(Path::new)
+        );
         assert_eq!((packages[2].want, packages[2].state), (Want::Deinstall, PackageState::ConfigFiles));
         assert!(packages[2].is_essential() && !packages[0].is_essential());
     }
@@ -213,7 +230,7 @@ Version: 1
     fn a_package_that_waits_for_triggers_is_not_configured() {
         for state in ["triggers-pending", "triggers-awaited", "unpacked", "half-configured", "odd"] {
             let status = format!("Package: a\nArchitecture: all\nStatus: install ok {state}\n");
-            assert!(!packages([status.as_bytes()])[0].is_configured(), "{state}");
+            assert!(!packages([status.as_bytes()]).unwrap()[0].is_configured(), "{state}");
         }
     }
 
@@ -221,7 +238,7 @@ Version: 1
     fn the_journal_supersedes_the_status_file() {
         let removed: &[u8] = b"Package: old\nStatus: purge ok not-installed\nArchitecture: all\n#padded\n";
         let configured: &[u8] = b"Package: libc6\nStatus: install ok installed\nArchitecture: i386\n";
-        let packages = packages([STATUS, removed, configured]);
+        let packages = packages([STATUS, removed, configured]).unwrap();
         assert_eq!(packages.len(), 2);
         assert!(packages[1].is_configured());
     }
@@ -229,7 +246,7 @@ Version: 1
     proptest! {
         #[test]
         fn any_bytes_are_read_without_panic(data in prop::collection::vec(any::<u8>(), 0..300)) {
-            packages([&data[..]]);
+            packages([&data[..]]).unwrap();
         }
 
         #[test]

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use rpm::PackageMetadata;
 
 use super::header::Header;
-use super::{MOST_OF_HEADER, malformed};
+use super::malformed;
 use crate::package::caught::caught;
-use crate::package::installed::MOST_LISTED;
 use crate::report::{Reason, Shown};
+use crate::sys::budget;
 
 /// The bytes a package's file begins with.
 pub const MAGIC: [u8; 4] = [0xed, 0xab, 0xee, 0xdb];
@@ -93,7 +93,7 @@ fn header(reader: &mut impl Read, bytes: &mut Vec<u8>) -> io::Result<usize> {
     let number =
         |at: usize| counts[at..].first_chunk().map_or(0, |&bytes| u32::from_be_bytes(bytes)) as usize;
     let (entries, length) = (number(8), number(12));
-    if !counts.starts_with(&HEADER_MAGIC) || entries > MOST_ENTRIES || length > MOST_OF_HEADER {
+    if !counts.starts_with(&HEADER_MAGIC) || entries > MOST_ENTRIES || length > budget::HEADER {
         return Err(malformed("a header is invalid"));
     }
     take(reader, bytes, entries * 16 + length)?;
@@ -130,7 +130,7 @@ fn identity(bytes: &[u8]) -> io::Result<Identity> {
 }
 
 fn files(header: &Header<'_>) -> io::Result<Vec<PackagedFile>> {
-    let mut bytes_left = MOST_LISTED;
+    let mut bytes_left = budget::PATH_BYTES;
     let mut files = Vec::new();
     // Something else makes a ghost, later on.
     for file in header.files()?.filter(|file| !file.is_ghost()) {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use super::malformed;
 use crate::package::absolute;
+use crate::sys::budget::{self, Exceeded};
 
 /// Tags (rpm's `rpmtag.h`).
 const NAME: u32 = 1000;
@@ -105,6 +106,7 @@ impl<'b> Header<'b> {
     /// Where the lists that together tell of files do not fit.
     pub fn files(&self) -> io::Result<impl Iterator<Item = HeaderFile<'b>> + use<'b>> {
         let (names, count) = self.value(BASENAMES, Type::Texts)?;
+        Exceeded::check_count(count, budget::PACKAGE_FILES, "files of one package")?;
         let (dirs, dir_count) = self.value(DIRNAMES, Type::Texts)?;
         let (indexes, index_count) = self.value(DIRINDEXES, Type::Word)?;
         let (flags, flag_count) = self.value(FILEFLAGS, Type::Word)?;

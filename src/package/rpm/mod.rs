@@ -16,19 +16,13 @@ use std::os::fd::AsFd;
 pub use database::Rpm;
 pub use file::PackageFile;
 
+use crate::sys::budget::{self, Exceeded};
 use crate::sys::file::inode::Inode;
-
-/// The largest file of a database that is read, in bytes; thousands of packages take a tenth of it.
-const MOST_READ: u64 = 1 << 30;
-/// The largest header, in bytes; a package of a hundred thousand files has one of some ten megabytes.
-const MOST_OF_HEADER: usize = 64 << 20;
 
 /// The size of a file that is not too large.
 fn checked_size(file: impl AsFd) -> io::Result<u64> {
     let size = Inode::of(file)?.size;
-    if size > MOST_READ {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "too large to be read"));
-    }
+    Exceeded::check_bytes(size, budget::RPM_DATABASE)?;
     Ok(size)
 }
 

@@ -4,7 +4,8 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use super::{MOST_OF_HEADER, checked_size, malformed};
+use super::{checked_size, malformed};
+use crate::sys::budget::{self, Exceeded};
 use crate::sys::file::content::fill;
 
 /// Bytes of a slot, and of the blocks that blobs are made of.
@@ -60,6 +61,7 @@ fn slots(file: &OwnedFd, size: u64, pages: u64) -> io::Result<Vec<Slot>> {
             // No two have the same block: together, they are no larger than the file.
             bytes_left = bytes_left.checked_sub(slot.blocks * UNIT as u64).ok_or_else(odd)?;
             slots.push(slot);
+            Exceeded::check_count(slots.len(), budget::PACKAGES, "packages")?;
         }
     }
     Ok(slots)
@@ -74,7 +76,7 @@ fn blob(file: &OwnedFd, slot: &Slot) -> io::Result<Vec<u8>> {
     let is_sound = read == HEAD
         && head.starts_with(b"BlbS")
         && word(&head, 4) == slot.package
-        && length <= MOST_OF_HEADER
+        && length <= budget::HEADER
         && (HEAD + length + TAIL).div_ceil(UNIT) as u64 == slot.blocks;
     if !is_sound {
         return Err(odd());

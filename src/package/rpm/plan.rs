@@ -35,8 +35,14 @@ pub fn replaced(database: &dyn Database, packages: &[PackageFile]) -> Result<Tou
         if !packages.iter().any(goes) {
             return Ok(());
         }
-        listing.files(entry, Part::Configuration, |path| touched.paths.extend(all_beside(&path)))?;
-        listing.files(entry, Part::All, |path| touched.paths.push(path))
+        listing.files(entry, Part::Configuration, |path| {
+            touched.paths.extend(all_beside(&path));
+            Ok(())
+        })?;
+        listing.files(entry, Part::All, |path| {
+            touched.paths.push(path);
+            Ok(())
+        })
     })?;
     Ok(touched)
 }

@@ -10,7 +10,8 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use super::wal::Log;
-use super::{MOST_OF_HEADER, checked_size, malformed};
+use super::{checked_size, malformed};
+use crate::sys::budget::{self, Exceeded};
 use crate::sys::file::content::fill;
 
 /// Bytes of the database's header, which stand before that of the first page.
@@ -91,6 +92,7 @@ impl SqliteFile {
         if number == 0 || (number > self.pages && !in_log) {
             return Err(malformed(format!("there is no page {number}")));
         }
+        Exceeded::check_count(self.seen.len(), budget::RPM_PAGES, "pages")?;
         if !self.seen.insert(number) {
             return Err(malformed(format!("page {number} is used twice")));
         }
@@ -174,12 +176,13 @@ fn record(database: &mut SqliteFile, leaf: &[u8], start: usize) -> io::Result<(V
     let length = varint(&mut cell)?;
     // The row's number.
     varint(&mut cell)?;
-    let length = usize::try_from(length).ok().filter(|&length| length <= MOST_OF_HEADER);
+    let length = usize::try_from(length).ok().filter(|&length| length <= budget::HEADER);
     let length = length.ok_or_else(|| malformed("a row is too large"))?;
     let here = on_leaf(length, usable);
     let taken = whole - cell.len() + here;
     let cut_off = || malformed("a row is truncated");
-    let mut record = cell.get(..here).ok_or_else(cut_off)?.to_vec();
+    let mut record = Vec::with_capacity(length);
+    record.extend_from_slice(cell.get(..here).ok_or_else(cut_off)?);
     let mut page = Vec::new();
     let mut next = if here < length { u32_at(cell, here)? } else { 0 };
     while record.len() < length {

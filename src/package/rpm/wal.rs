@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use super::{checked_size, malformed};
+use crate::sys::budget::{self, Exceeded};
 use crate::sys::file::content::fill;
 
 /// What the log begins with; the last bit is set where its checksums are of big-endian words.
@@ -44,7 +45,7 @@ impl Log {
         }
         let mut frame = vec![0; FRAME_HEADER + page_size];
         let mut at = HEADER as u64;
-        let mut uncommitted = Vec::new();
+        let (mut uncommitted, mut frames) = (Vec::new(), 0);
         while fill(&log.file, &mut frame, at)? == frame.len() {
             let (start, page) = frame.split_at(FRAME_HEADER);
             sum.add(&start[..8]);
@@ -54,6 +55,8 @@ impl Log {
                 break;
             }
             uncommitted.push((word(start, 0), at + FRAME_HEADER as u64));
+            frames += 1;
+            Exceeded::check_count(frames, budget::RPM_PAGES, "pages in the log of the database")?;
             if word(start, 4) != 0 {
                 log.pages.extend(uncommitted.drain(..));
             }

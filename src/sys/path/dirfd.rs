@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::regular;
 use super::root::{Root, relative};
+use crate::sys::budget::{self, Exceeded};
 
 /// Opens the directory `path` beneath the root, made with its parents if it is missing (mode 0700).
 ///
@@ -145,15 +146,41 @@ pub fn rename(dir: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
 }
 
 /// The names in a directory, without `.` and `..`.
+///
+/// # Errors
+/// `FileTooLarge` if they take more than [`budget::NAMES`].
 pub fn names(dir: impl AsFd) -> io::Result<Vec<OsString>> {
-    let mut names = Vec::new();
+    names_where(dir, usize::MAX, |_| true)
+}
+
+/// The names in a directory that are `wanted`, at most so many: without `.` and `..`.
+///
+/// # Errors
+/// As [`names`].
+pub fn names_where(
+    dir: impl AsFd,
+    most: usize,
+    wanted: impl Fn(&OsStr) -> bool,
+) -> io::Result<Vec<OsString>> {
+    let (mut names, mut bytes) = (Vec::new(), 0);
     for entry in rustix::fs::Dir::read_from(dir)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(OsString::from_vec(name));
+        if names.len() == most {
+            break;
+        }
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." && wanted(name) {
+            bytes += name.len() + budget::ENTRY;
+            Exceeded::check_bytes(bytes as u64, budget::NAMES as u64)?;
+            names.push(name.to_os_string());
         }
     }
     Ok(names)
+}
+
+/// Whether a directory holds nothing.
+pub fn is_empty(dir: impl AsFd) -> io::Result<bool> {
+    Ok(names_where(dir, 1, |_| true)?.is_empty())
 }
 
 /// The numbers of the inodes that the names in a directory stand for.

@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{FileType, OFlags};
 
 use super::root::Root;
+use crate::sys::budget;
 
 /// As many symlinks as Linux follows in one path (`path_resolution(7)`).
 const MAX_SYMLINKS: u32 = 40;
@@ -40,6 +41,8 @@ pub struct Resolver<'r> {
     known: HashMap<PathBuf, Option<PathBuf>>,
     /// Canonical paths that were found to be directories.
     directories: HashSet<PathBuf>,
+    /// Bytes that both take.
+    bytes: usize,
 }
 
 /// What a name is on the way to a directory.
@@ -52,7 +55,7 @@ enum Step {
 impl<'r> Resolver<'r> {
     /// A resolver with nothing resolved yet.
     pub fn new(root: &'r Root) -> Resolver<'r> {
-        Resolver { root, known: HashMap::new(), directories: HashSet::new() }
+        Resolver { root, known: HashMap::new(), directories: HashSet::new(), bytes: 0 }
     }
 
     /// Where `path` is: its directory part resolved, its last component as it is.
@@ -89,8 +92,18 @@ impl<'r> Resolver<'r> {
             return Ok(known.clone());
         }
         let resolved = self.walk(path)?;
+        let length = |path: &Path| path.as_os_str().len() + budget::ENTRY;
+        self.note(length(path) + resolved.as_deref().map_or(0, length));
         self.known.insert(path.to_path_buf(), resolved.clone());
         Ok(resolved)
+    }
+
+    /// Makes room for so many bytes more.
+    fn note(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes > budget::RESOLVED {
+            (self.known, self.directories, self.bytes) = (HashMap::new(), HashSet::new(), bytes);
+        }
     }
 
     /// Goes to `path` from the root, as the kernel does. Nothing a guest holds makes this recurse.
@@ -110,6 +123,7 @@ impl<'r> Resolver<'r> {
             }
             match self.look(&at)? {
                 Step::Directory => {
+                    self.note(at.as_os_str().len() + budget::ENTRY);
                     self.directories.insert(at.clone());
                 }
                 Step::Symlink(target) if links_left > 0 => {

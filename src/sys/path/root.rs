@@ -12,12 +12,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::sys::budget::Exceeded;
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::path::{patient, regular};
 use crate::sys::seccomp::filter;
 
-/// The largest file that is read whole, in bytes: what a guest holds is not to fill the host's memory.
-const MAX_FILE_SIZE: usize = 256 << 20;
 /// The longest path that is opened in one call, in bytes (`PATH_MAX` without the zero at its end).
 const MAX_PATH_IN_ONE_CALL: usize = 4095;
 /// The longest path that is opened at all. Nobody works with such, but a guest can make paths without end, and each
@@ -136,10 +135,10 @@ impl Root {
     /// Reads the regular file `path` whole, beneath the root, following symlinks inside it.
     ///
     /// # Errors
-    /// `InvalidInput` if `path` is something else than a regular file; a FIFO never blocks. `FileTooLarge` beyond
-    /// 256 MiB.
-    pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        read_regular(self.open_file(path)?, MAX_FILE_SIZE)
+    /// `InvalidInput` if `path` is something else than a regular file; a FIFO never blocks. `FileTooLarge` beyond `most`
+    /// bytes, a limit of [`budget`](crate::sys::budget).
+    pub fn read(&self, path: &Path, most: usize) -> io::Result<Vec<u8>> {
+        read_regular(self.open_file(path)?, most)
     }
 
     /// Opens the regular file `path` for reading, beneath the root, following symlinks inside it.
@@ -170,12 +169,10 @@ impl AsFd for Root {
 }
 
 /// Reads the regular file `name` of the directory `dir` whole; a symlink is not followed.
-pub fn read_at(dir: impl AsFd, name: &OsStr) -> io::Result<Vec<u8>> {
-    read_at_most(dir, name, MAX_FILE_SIZE)
-}
-
-/// As [`read_at`]; a file of more than `most` bytes is an error (`FileTooLarge`).
-pub fn read_at_most(dir: impl AsFd, name: &OsStr, most: usize) -> io::Result<Vec<u8>> {
+///
+/// # Errors
+/// As [`Root::read`].
+pub fn read_at(dir: impl AsFd, name: &OsStr, most: usize) -> io::Result<Vec<u8>> {
     read_regular(
         regular::open(|flags| {
             let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -187,14 +184,12 @@ pub fn read_at_most(dir: impl AsFd, name: &OsStr, most: usize) -> io::Result<Vec
 
 fn read_regular(fd: OwnedFd, most: usize) -> io::Result<Vec<u8>> {
     let stat = rustix::fs::fstat(&fd)?;
-    let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, "too large to be read");
     let size = usize::try_from(stat.st_size).unwrap_or(0);
-    if size > most {
-        return Err(too_large());
-    }
+    Exceeded::check_bytes(size as u64, most as u64)?;
     let mut data = Vec::with_capacity(size);
     std::fs::File::from(fd).take(most as u64 + 1).read_to_end(&mut data)?;
-    if data.len() > most { Err(too_large()) } else { Ok(data) }
+    Exceeded::check_bytes(data.len() as u64, most as u64)?;
+    Ok(data)
 }
 
 /// `path` without its leading slashes; the root itself is `.`.
@@ -239,8 +234,8 @@ mod tests {
         rustix::fs::mknodat(&names, "lock", kind, Mode::RUSR | Mode::WUSR, device).unwrap();
         let root = Root::open(dir.path()).unwrap();
         let kinds = [
-            root.read(Path::new("/lock")).unwrap_err().kind(),
-            read_at(&names, OsStr::new("lock")).unwrap_err().kind(),
+            root.read(Path::new("/lock"), 1).unwrap_err().kind(),
+            read_at(&names, OsStr::new("lock"), 1).unwrap_err().kind(),
             crate::sys::path::dirfd::open_lock_file(&names, OsStr::new("lock")).unwrap_err().kind(),
         ];
         assert_eq!(kinds, [io::ErrorKind::InvalidInput; 3]);
@@ -250,7 +245,7 @@ mod tests {
     fn a_file_without_end_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::File::create(dir.path().join("sparse")).unwrap().set_len(1 << 40).unwrap();
-        let error = Root::open(dir.path()).unwrap().read(Path::new("/sparse")).unwrap_err();
+        let error = Root::open(dir.path()).unwrap().read(Path::new("/sparse"), 1 << 20).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
     }
 }

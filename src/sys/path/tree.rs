@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{OFlags, RawDir, SeekFrom};
 
 use super::root::Root;
+use crate::sys::budget::{self, Exceeded};
 use crate::sys::file::inode::{Inode, Kind};
 
 /// One entry of a directory.
@@ -65,7 +66,7 @@ pub fn walk(
         Ok((inode, fd)) => (inode, fd),
         Err(e) => return skipped(top, Some(e)),
     };
-    let mut waiting: Vec<(PathBuf, Option<OwnedFd>)> = vec![(top.to_path_buf(), Some(fd))];
+    let mut waiting = Waiting { directories: vec![(top.to_path_buf(), Some(fd))], bytes: 0 };
     while let Some((path, fd)) = waiting.pop() {
         let entered = fd.map_or_else(|| enter(root, &path, &home), |fd| Ok(Some(fd)));
         let listed = match entered {
@@ -86,6 +87,35 @@ pub fn walk(
     }
 }
 
+/// Directories that are still to be entered, the next one last.
+struct Waiting {
+    directories: Vec<(PathBuf, Option<OwnedFd>)>,
+    bytes: usize,
+}
+
+impl Waiting {
+    fn push(&mut self, mut path: PathBuf) -> Result<(), Exceeded> {
+        // Joined from two, it has room for twice as much.
+        path.shrink_to_fit();
+        let bytes = self.bytes + path.as_os_str().len() + budget::ENTRY;
+        Exceeded::check_bytes(bytes as u64, budget::TREE_PATHS as u64)?;
+        self.bytes = bytes;
+        self.directories.push((path, None));
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        *self = Waiting { directories: Vec::new(), bytes: 0 };
+    }
+
+    fn pop(&mut self) -> Option<(PathBuf, Option<OwnedFd>)> {
+        let (path, fd) = self.directories.pop()?;
+        // The first was not counted.
+        self.bytes = self.bytes.saturating_sub(path.as_os_str().len() + budget::ENTRY);
+        Some((path, fd))
+    }
+}
+
 /// Opens a directory found on the way, if it is on the filesystem and mount where the walk began.
 fn enter(root: &Root, path: &Path, home: &Inode) -> io::Result<Option<OwnedFd>> {
     let fd = root.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
@@ -96,7 +126,7 @@ fn enter(root: &Root, path: &Path, home: &Inode) -> io::Result<Option<OwnedFd>> 
 fn list(
     path: &Path,
     fd: &OwnedFd,
-    waiting: &mut Vec<(PathBuf, Option<OwnedFd>)>,
+    waiting: &mut Waiting,
     visit: &mut dyn FnMut(&TreeEntry<'_>) -> Descend,
 ) -> io::Result<()> {
     let (mut failed, mut ended) = (None, false);
@@ -110,7 +140,9 @@ fn list(
         };
         let shown = TreeEntry { dir_path: path, dir, name, kind, ino };
         match visit(&shown) {
-            Descend::Into if kind == Kind::Directory => waiting.push((path.join(name), None)),
+            Descend::Into if kind == Kind::Directory => {
+                failed = waiting.push(path.join(name)).err().map(io::Error::from).or(failed.take());
+            }
             Descend::Into | Descend::Past => {}
             Descend::End => ended = true,
         }

@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::status::Status;
+use crate::sys::budget::{self, Exceeded};
 use crate::sys::file::inode::Inode;
 use crate::sys::path::tree;
 use crate::sys::seccomp::filter;
@@ -197,7 +198,8 @@ impl Processes {
         let fd = rustix::fs::openat(&self.proc, format!("{pid}/{file}"), flags, Mode::empty())?;
         let mut content = Vec::new();
         // A file by itself asks for its size first.
-        std::fs::File::from(fd).take(u64::MAX).read_to_end(&mut content)?;
+        std::fs::File::from(fd).take(budget::PROCESS as u64 + 1).read_to_end(&mut content)?;
+        Exceeded::check_bytes(content.len() as u64, budget::PROCESS as u64)?;
         Ok(content)
     }
 }

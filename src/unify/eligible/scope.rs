@@ -4,10 +4,8 @@
 //! packages list and do not bring, and files of packages that are not fully configured are not. Of the rest, the scope
 //! decides.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
-use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +13,7 @@ use super::line::Choice;
 use super::rules::{self, Rules};
 use crate::package::Managers;
 use crate::package::installed::{self, Database, Listing, Part};
+use crate::package::path_set::{Directory, Gathered, PathSet};
 use crate::package::steady::Witness;
 use crate::policy::PatternSet;
 use crate::policy::pattern::NamePattern;
@@ -63,9 +62,9 @@ pub struct Eligible {
     rules: Rules,
     never: PatternSet,
     /// Configuration files, ghosts, and files of packages whose installation has not come to its end.
-    refused: Files,
+    refused: PathSet,
     /// What packages own; `None` if that does not matter.
-    owned: Option<Files>,
+    owned: Option<PathSet>,
 }
 
 /// What may be unified of one directory; see [`Eligible::directory`].
@@ -74,9 +73,9 @@ pub struct EligibleNames<'e> {
     rules: rules::DirectoryRules<'e>,
     /// `None` if nothing in the directory is ever unified.
     never: Option<Vec<&'e NamePattern>>,
-    refused: Option<&'e HashSet<OsString>>,
+    refused: Directory<'e>,
     scope: Scope,
-    owned: Option<&'e HashSet<OsString>>,
+    owned: Option<Directory<'e>>,
 }
 
 impl Eligible {
@@ -91,19 +90,20 @@ impl Eligible {
         let mut eligible = Eligible {
             rules: rules.clone(),
             never: never.clone(),
-            refused: Files::default(),
-            owned: (scope == Scope::Owned).then(Files::default),
+            refused: PathSet::default(),
+            owned: (scope == Scope::Owned).then(PathSet::default),
         };
         let mut listing = Listing::new(root);
         let mut resolver = Resolver::new(root);
         let (mut refused, mut owned) = (Gathered::default(), Gathered::default());
         let found = Managers::new(root).each(&mut |entry| {
+            listing.package()?;
             listing.files(entry, Part::Configuration, |path| {
                 // Whoever edits a configuration file that is a symlink follows it, as dpkg does.
                 if let Ok(Some(target)) = resolver.followed(&path) {
-                    refused.insert(&target.path());
+                    refused.insert(&target.path())?;
                 }
-                refused.insert(&path);
+                refused.insert(&path)
             })?;
             // Not so with these: mostly links to what packages own, as of update-alternatives(1).
             listing.files(entry, Part::Ghosts, |path| refused.insert(&path))?;
@@ -130,7 +130,7 @@ impl Eligible {
     pub fn directory(&self, dir: &Path) -> Option<EligibleNames<'_>> {
         let rules = self.rules.within(dir);
         let never = self.never.within(dir);
-        let is_owned = |owned: &Files| owned.is_in_or_below(dir);
+        let is_owned = |owned: &PathSet| owned.is_in_or_below(dir);
         let may_hold = never.is_some() && !rules.is_excluded() && self.owned.as_ref().is_none_or(is_owned);
         if !may_hold && !self.rules.may_include_below(dir) {
             return None;
@@ -138,9 +138,9 @@ impl Eligible {
         Some(EligibleNames {
             rules,
             never,
-            refused: self.refused.of(dir),
+            refused: self.refused.within(dir),
             scope: if self.owned.is_some() { Scope::Owned } else { Scope::All },
-            owned: self.owned.as_ref().and_then(|owned| owned.of(dir)),
+            owned: self.owned.as_ref().map(|owned| owned.within(dir)),
         })
     }
 }
@@ -157,7 +157,7 @@ impl EligibleNames<'_> {
     fn may_be_touched(&self, name: &OsStr) -> bool {
         let is_never =
             |never: &Vec<&NamePattern>| never.iter().any(|pattern| pattern.matches(name.as_bytes()));
-        !self.never.as_ref().is_none_or(is_never) && !self.refused.is_some_and(|files| files.contains(name))
+        !self.never.as_ref().is_none_or(is_never) && !self.refused.contains(name)
     }
 
     fn is_in_scope(&self, name: &OsStr) -> bool {
@@ -206,54 +206,9 @@ pub(crate) fn fingerprint(
     Ok(*hasher.finalize().as_bytes())
 }
 
-/// Names by directory, as they are gathered.
-#[derive(Default)]
-struct Gathered(HashMap<OsString, HashSet<OsString>>);
-
-impl Gathered {
-    fn insert(&mut self, path: &Path) {
-        let path = path.as_os_str().as_bytes();
-        let Some(slash) = path.iter().rposition(|&byte| byte == b'/') else { return };
-        let (dir, name) = (OsStr::from_bytes(&path[..slash.max(1)]), OsStr::from_bytes(&path[slash + 1..]));
-        match self.0.get_mut(dir) {
-            Some(names) => {
-                names.insert(name.to_os_string());
-            }
-            None => {
-                self.0.insert(dir.to_os_string(), HashSet::from([name.to_os_string()]));
-            }
-        }
-    }
-}
-
-/// Names by directory, the directories in an order in which those below one follow each other.
-#[derive(Debug, Default)]
-struct Files(BTreeMap<OsString, HashSet<OsString>>);
-
-impl Files {
-    fn of(&self, dir: &Path) -> Option<&HashSet<OsString>> {
-        self.0.get(dir.as_os_str())
-    }
-
-    fn is_in_or_below(&self, dir: &Path) -> bool {
-        let mut prefix = dir.as_os_str().to_os_string();
-        if dir.parent().is_some() {
-            prefix.push("/");
-        }
-        let mut from = self.0.range::<OsStr, _>((Bound::Included(prefix.as_os_str()), Bound::Unbounded));
-        let is_below = |dir: &OsString| dir.as_bytes().starts_with(prefix.as_bytes());
-        self.of(dir).is_some() || from.next().is_some_and(|(dir, _)| is_below(dir))
-    }
-}
-
-impl From<Gathered> for Files {
-    fn from(gathered: Gathered) -> Files {
-        Files(gathered.0.into_iter().collect())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::fs;
     use std::os::unix::fs::symlink;
 
@@ -262,6 +217,7 @@ mod tests {
     use super::*;
     use crate::package::testing::Guest;
     use crate::policy::{Pattern, Policy};
+    use crate::sys::budget;
     use crate::sys::file::times::TICK;
 
     fn load(guest: &Guest, scope: Scope, rules: &str) -> Eligible {
@@ -474,10 +430,10 @@ mod tests {
     fn lists_beyond_all_measure_are_refused() {
         let guest = merged_guest();
         let line = format!("/{}\n", "x".repeat(4000)).into_bytes();
-        guest.write("/var/lib/dpkg/info/x.list", &line.repeat(installed::MOST_LISTED / line.len() + 1));
+        guest.write("/var/lib/dpkg/info/x.list", &line.repeat(budget::PATH_BYTES / line.len() + 1));
         let none = (Rules::default(), PatternSet::default());
         let result = Eligible::load(&guest.root(), Scope::Owned, &none.0, &none.1);
-        assert!(matches!(result, Err(Error::Database { error: installed::Error::TooMuch, .. })));
+        assert!(matches!(result, Err(Error::Database { error: installed::Error::TooMuch(_), .. })));
     }
 
     #[test]

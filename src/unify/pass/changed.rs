@@ -8,6 +8,7 @@ use super::listed::ListedFiles;
 use super::{Pass, Passed};
 use crate::report::{Reason, Shown};
 use crate::state::spool::{Taken, take_spool};
+use crate::sys::path::root::relative;
 use crate::unify::pool::object::ObjectName;
 use crate::unify::pool::settings::Sharing;
 use crate::unify::scan::catalog::{Catalog, FileIndex, GuestIndex, PrivateFile};
@@ -33,6 +34,10 @@ impl Pass<'_> {
             match take_spool(root) {
                 Ok(spool) => {
                     listed.add(guest, spool.paths.iter().map(PathBuf::as_path));
+                    for (list, e) in &spool.too_large {
+                        let list = path.join(relative(list));
+                        passed.linked.failed.push(FailedPath::new(list, ListTooLarge(e.to_string())));
+                    }
                     taken.push((path, spool));
                 }
                 Err(e) => passed.skipped.push(FailedPath::new(path, SpoolError(e))),
@@ -121,6 +126,11 @@ fn to_be_tried_again(catalog: &Catalog, passed: &Passed, linked: &HashSet<FileIn
     };
     catalog.indices().filter(again).collect()
 }
+
+/// A guest's list of what has changed is not read.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}; the list is dropped, and its files are unified by the next complete pass")]
+struct ListTooLarge(String);
 
 /// A guest's list of what has changed cannot be read.
 #[derive(Debug, thiserror::Error)]

@@ -184,9 +184,10 @@ impl Pass<'_> {
             let load = || Eligible::load(&guest.root, *scope, rules, never);
             let eligible_here = || eligible.get_or_init(load).as_ref().ok();
             let found = walk::scan(&guest, number, &eligible_here, &remembered, &wanted);
-            match eligible.into_inner() {
-                Some(Err(e)) => passed.skipped.push(FailedPath::new(path, e)),
-                _ => catalog.absorb(found),
+            match (eligible.into_inner(), found) {
+                (Some(Err(e)), _) => passed.skipped.push(FailedPath::new(path, e)),
+                (_, Err(e)) => passed.skipped.push(FailedPath::new(path, e)),
+                (_, Ok(found)) => catalog.absorb(found),
             }
             catalog.guests.push(guest);
         }

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::Pass;
+use crate::package::path_set::PathKey;
 use crate::report::{Reason, Shown};
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::path::dirfd;
@@ -38,7 +39,7 @@ pub(super) struct ListedFiles<'p> {
     pub(super) catalog: Catalog,
     /// What is in the pool, if that was looked at.
     known: Option<&'p ObjectIndex>,
-    seen: HashSet<(GuestIndex, PathBuf)>,
+    seen: HashSet<(GuestIndex, PathKey)>,
     /// Paths that could not be looked at, by the paths of their guests.
     pub(super) unseen: HashMap<PathBuf, BTreeSet<PathBuf>>,
 }
@@ -72,7 +73,7 @@ impl<'p> ListedFiles<'p> {
                 Some(choice) => choice == Choice::Include,
                 None => !pass.options.never.matches(&path),
             };
-            if !wanted || !seen.insert((number, path)) {
+            if !wanted || !seen.insert((number, PathKey::of(&path))) {
                 continue;
             }
             if last.as_ref().is_none_or(|(open, _)| *open != dir) {

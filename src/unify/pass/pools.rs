@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::state::pool_notice::PoolNotice;
 use crate::state::store::STATE_DIR;
+use crate::sys::budget;
 use crate::sys::file::handle::Handle;
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::path::dirfd;
@@ -35,7 +36,7 @@ pub fn beside(guest: &GuestTree) -> PathBuf {
 
 /// The pools in the host's list.
 pub fn listed() -> Vec<PathBuf> {
-    let read = || Root::open(Path::new("/"))?.read(&Path::new(STATE_DIR).join(LIST));
+    let read = || Root::open(Path::new("/"))?.read(&Path::new(STATE_DIR).join(LIST), budget::OWN);
     // Without a list, what lies beside the guests must do.
     let text = read().unwrap_or_default();
     let paths = text.split(|&byte| byte == 0).filter(|path| !path.is_empty());

@@ -31,6 +31,7 @@ use super::protection::PoolProtection;
 use super::settings::{PoolSettings, SETTINGS, Sharing};
 use crate::parallel;
 use crate::report::{Reason, Shown};
+use crate::sys::budget;
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::file::{extents, filesystem};
 use crate::sys::path::root::Root;
@@ -141,7 +142,7 @@ impl Pool {
     /// As [`Pool::open`].
     pub fn at(root: Root) -> Result<Option<Pool>, Error> {
         let path = &root.path().to_path_buf();
-        let text = match root.read(Path::new(SETTINGS)) {
+        let text = match root.read(Path::new(SETTINGS), budget::CONFIGURATION) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).at(path),

@@ -15,6 +15,7 @@ use super::protection::PoolProtection;
 use super::run::{JOURNAL, claim, is_adopted, is_held, is_kept, kept, temporary};
 use crate::parallel;
 use crate::report::{Reason, Shown};
+use crate::sys::budget;
 use crate::sys::file::filesystem;
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::path::dirfd;
@@ -79,7 +80,7 @@ struct Ending<'a> {
 
 impl Ending<'_> {
     fn end(&self, recovered: &mut RecoveredRuns) -> io::Result<()> {
-        let journal = match read_at(self.dir, OsStr::new(JOURNAL)) {
+        let journal = match read_at(self.dir, OsStr::new(JOURNAL), budget::OWN) {
             Ok(journal) => decode(&journal),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(e),

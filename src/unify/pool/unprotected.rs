@@ -17,6 +17,7 @@ use super::object::PoolFile;
 use super::protection::PoolProtection;
 use crate::parallel;
 use crate::report::{Reason, Shown};
+use crate::sys::budget;
 use crate::sys::file::filesystem;
 use crate::sys::file::times::TICK;
 use crate::sys::path::dirfd;
@@ -182,7 +183,7 @@ impl Pool {
         };
         suspects.lists = dirfd::names(&dir).at(&path)?;
         for list in &suspects.lists {
-            let text = read_at(&dir, list).at(&path.join(list))?;
+            let text = read_at(&dir, list, budget::OWN).at(&path.join(list))?;
             let names = text.split(|&byte| byte == b'\n').filter(|name| !name.is_empty());
             suspects.names.extend(names.map(|name| OsStr::from_bytes(name).to_os_string()));
         }

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use rustix::fs::OFlags;
@@ -16,6 +17,7 @@ use super::catalog::{Catalog, Dir, DirIndex, FileIndex, GuestIndex};
 use super::guest::GuestTree;
 use super::not_unified::NotUnified;
 use crate::parallel;
+use crate::sys::budget::{self, Exceeded};
 use crate::sys::file::inode::{Inode, InodeId, Kind};
 use crate::sys::file::times::is_settled;
 use crate::sys::path::resolve::is_absent;
@@ -56,8 +58,10 @@ pub fn scan<'e>(
     eligible: &(dyn Fn() -> Option<&'e Eligible> + Sync),
     remembered: &CachedDirs,
     wanted: &ScanOptions<'_>,
-) -> Catalog {
-    let scanner = Scanner { guest, number, eligible, remembered, wanted };
+) -> Result<Catalog, Exceeded> {
+    let room = Room::default();
+    remembered.keys().for_each(|path| room.directory(path));
+    let scanner = Scanner { guest, number, eligible, remembered, wanted, room: &room };
     let mut found = Catalog::default();
     let mut tasks = Vec::new();
     if remembered.is_empty() {
@@ -81,7 +85,27 @@ pub fn scan<'e>(
     for part in walk(wanted.threads, tasks, |path, part, buffer| scanner.directory(path, part, buffer)) {
         found.absorb(part);
     }
-    found
+    room.check()?;
+    Ok(found)
+}
+
+/// What was kept of a guest so far, by all threads.
+#[derive(Debug, Default)]
+struct Room {
+    path_bytes: AtomicUsize,
+    files: AtomicUsize,
+}
+
+impl Room {
+    fn directory(&self, path: &Path) {
+        self.path_bytes.fetch_add(path.as_os_str().len() + budget::ENTRY, Ordering::Relaxed);
+    }
+
+    fn check(&self) -> Result<(), Exceeded> {
+        let path_bytes = self.path_bytes.load(Ordering::Relaxed);
+        Exceeded::check_count(path_bytes, budget::TREE_PATHS, "bytes in the paths of its directories")?;
+        Exceeded::check_count(self.files.load(Ordering::Relaxed), budget::FILES, "files that may be unified")
+    }
 }
 
 struct Scanner<'a, 'e> {
@@ -90,6 +114,7 @@ struct Scanner<'a, 'e> {
     eligible: &'a (dyn Fn() -> Option<&'e Eligible> + Sync),
     remembered: &'a CachedDirs,
     wanted: &'a ScanOptions<'a>,
+    room: &'a Room,
 }
 
 impl Scanner<'_, '_> {
@@ -140,6 +165,9 @@ impl Scanner<'_, '_> {
 
     fn directory(&self, path: &Path, part: &mut Catalog, buffer: &mut [MaybeUninit<u8>]) -> Vec<PathBuf> {
         let mut below = Vec::new();
+        if self.room.check().is_err() {
+            return below;
+        }
         match self.list(path, part, buffer, &mut below) {
             // Gone, or no longer a directory, since it was listed.
             Err(e) if is_absent(&e) => part.gone.push((self.number, path.to_path_buf())),
@@ -188,7 +216,7 @@ impl Scanner<'_, '_> {
             };
             match looked {
                 Some(Ok(inode)) if inode.kind == Kind::Regular => {
-                    if eligible.file(name) {
+                    if eligible.file(name) && self.room.check().is_ok() {
                         self.add(part, dir, name, &inode);
                     }
                 }
@@ -196,8 +224,12 @@ impl Scanner<'_, '_> {
                 // Gone since it was listed: the directory has changed again.
                 Some(Err(_)) => part[dir].ctime = 0,
                 _ => {
-                    let path = path.join(name);
-                    if !self.remembered.contains_key(&path) && all.directory(&path).is_some() {
+                    let mut path = path.join(name);
+                    let is_new = !self.remembered.contains_key(&path);
+                    if is_new && self.room.check().is_ok() && all.directory(&path).is_some() {
+                        self.room.directory(&path);
+                        // It has room for twice as much.
+                        path.shrink_to_fit();
                         below.push(path);
                     }
                 }
@@ -216,6 +248,7 @@ impl Scanner<'_, '_> {
 
     fn add(&self, part: &mut Catalog, dir: DirIndex, name: &OsStr, inode: &Inode) -> FileIndex {
         let not_unified = not_unified(inode, self.guest, self.wanted.min_size, self.wanted.allow_setid);
+        self.room.files.fetch_add(1, Ordering::Relaxed);
         let salt = identity::salt(self.wanted.by_path, || part[dir].path.join(name));
         part.add_file(dir, name, inode, identity::tag(inode, self.wanted.mtime) ^ salt, not_unified)
     }

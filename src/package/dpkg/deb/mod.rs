@@ -4,22 +4,21 @@ mod ar;
 mod members;
 pub(crate) mod payload;
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use self::ar::invalid;
 use super::control::{Stanza, relationship_names, stanzas};
-use super::lists;
+use super::lists::{self, kept};
 use crate::package::caught::caught;
 use crate::package::{MultiArch, PackageId};
 use crate::report::{Reason, Shown};
+use crate::sys::budget;
 
 pub use ar::MAGIC;
 pub use payload::{PayloadEntry, PayloadKind, payload};
-
-/// More than any file of a control member holds, in bytes: a list of a hundred thousand files has ten million.
-const MAX_SIZE: u64 = 32 << 20;
 
 /// An archive that cannot be read. dpkg will refuse it too.
 #[derive(Debug, thiserror::Error)]
@@ -69,9 +68,9 @@ impl Control {
         members::each(ar::member(reader, "control.tar")?, |entry| {
             let name = entry.path_bytes().into_owned();
             match name.strip_prefix(b"./").unwrap_or(&name) {
-                b"control" => control = read_bounded(entry)?,
-                b"conffiles" => conffiles = read_bounded(entry)?,
-                b"md5sums" => md5sums = Some(read_bounded(entry)?),
+                b"control" => control = read_bounded(entry, budget::CONTROL)?,
+                b"conffiles" => conffiles = read_bounded(entry, budget::PACKAGE_LIST)?,
+                b"md5sums" => md5sums = Some(read_bounded(entry, budget::PACKAGE_LIST)?),
                 _ => {}
             }
             Ok(())
@@ -79,7 +78,9 @@ impl Control {
         let missing = |what: &str| invalid(format!("its control file has no {what}"));
         let stanza = stanzas(&control).next().unwrap_or(Stanza::new(b""));
         let text = |field: &str| stanza.field(field).map(|value| String::from_utf8_lossy(value).into_owned());
-        let names = |field: &str| stanza.field(field).map(relationship_names).unwrap_or_default();
+        let names = |field: &str| {
+            stanza.field(field).into_iter().flat_map(relationship_names).map(Cow::into_owned).collect()
+        };
         let is_set = |field: &str| stanza.field(field).is_some_and(|value| value == b"yes");
         Ok(Control {
             id: PackageId {
@@ -92,17 +93,17 @@ impl Control {
             conflicts: names("Conflicts"),
             replaces: names("Replaces"),
             provides: names("Provides"),
-            conffiles: lists::conffiles(&conffiles),
-            files: md5sums.map(|data| lists::md5sums(&data)),
+            conffiles: kept(lists::conffiles(&conffiles))?,
+            files: md5sums.map(|data| kept(lists::md5sums(&data))).transpose()?,
         })
     }
 }
 
-fn read_bounded(reader: impl Read) -> io::Result<Vec<u8>> {
+fn read_bounded(reader: impl Read, most: usize) -> io::Result<Vec<u8>> {
     let mut data = Vec::new();
-    reader.take(MAX_SIZE + 1).read_to_end(&mut data)?;
-    if data.len() as u64 > MAX_SIZE {
-        return Err(invalid(format!("a file of its control member is longer than {MAX_SIZE} bytes")));
+    reader.take(most as u64 + 1).read_to_end(&mut data)?;
+    if data.len() > most {
+        return Err(invalid(format!("a file of its control member is longer than {most} bytes")));
     }
     Ok(data)
 }

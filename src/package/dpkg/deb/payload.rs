@@ -8,7 +8,7 @@ use super::ar::{self, invalid};
 use super::{Error, members};
 use crate::package::absolute;
 use crate::package::caught::caught;
-use crate::package::installed::MOST_LISTED;
+use crate::sys::budget;
 
 /// A name in the payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub fn payload(path: &Path) -> Result<Vec<PayloadEntry>, Error> {
 
 pub(crate) fn entries(reader: impl Read) -> io::Result<Vec<PayloadEntry>> {
     let mut entries = Vec::new();
-    let mut bytes_left = MOST_LISTED;
+    let mut bytes_left = budget::PATH_BYTES;
     members::each(ar::member(reader, "data.tar")?, |entry| {
         let kind = entry.header().entry_type();
         let kind = if kind.is_hard_link() {
