@@ -5,7 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{run, text};
+use crate::guests;
+use crate::support::booted::{Booted, Container};
+use crate::support::pair::Scope;
+use crate::support::{run, same_inode, text};
 
 const UNITS: &str = "/lib/systemd/system";
 
@@ -82,4 +85,75 @@ fn the_guard_is_loaded_before_units_that_start_guests() {
             Err(_) => println!("left out: {unit}: this machine does not have it"),
         }
     }
+}
+
+/// A guest with one package.
+fn small_guest(root: &Path, files: &[&str]) {
+    let write = |path: &str, text: &str| {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    let status = "Package: p\nStatus: install ok installed\nArchitecture: all\nVersion: 1\n";
+    write("var/lib/dpkg/status", status);
+    write("etc/passwd", "");
+    let list: String = files.iter().map(|file| format!("/{file}\n")).collect();
+    write("var/lib/dpkg/info/p.list", &list);
+    write("var/lib/cow-hooks/spool/none", "");
+    run(Command::new("touch").args(["-d", "2020-01-01"]).args(files.iter().map(|file| {
+        write(file, &file.repeat(1000));
+        root.join(file)
+    })));
+}
+
+/// What the units forbid keeps none of the passes from its work.
+#[test]
+#[ignore = "needs root"]
+fn privileged_the_services_unify_guests_with_all_that_the_units_forbid() {
+    let pair = guests::pair(Scope::Owned);
+    let host = pair.path("g1");
+    let programs = Path::new(env!("CARGO_BIN_EXE_cow-unify")).parent().unwrap();
+    let install = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/install");
+    run(Command::new(install).env("PROGRAMS", programs).arg(&host).arg("cow-unify"));
+    fs::write(host.join("etc/default/cow-unify"), "GUESTS='/srv/guests/*'\nOPTIONS='--allow-setid'\n")
+        .unwrap();
+    let inner = ["a", "b"].map(|name| host.join("srv/guests").join(name));
+    let files = ["usr/bin/first", "usr/bin/gone", "usr/bin/later"];
+    inner.iter().for_each(|guest| small_guest(guest, &files));
+    // Set-id bits are copied as well, and one is there later.
+    inner.iter().for_each(|guest| {
+        fs::set_permissions(guest.join(files[0]), fs::Permissions::from_mode(0o4755)).unwrap();
+        fs::rename(guest.join(files[2]), guest.join("later")).unwrap();
+    });
+    let is_shared = |file: &str| same_inode(&inner[0].join(file), &inner[1].join(file));
+
+    let booted = Booted::new(Container::Nspawn, &host);
+    let start = |unit: &str| {
+        booted.succeed(&format!("systemctl start {unit} || {{ systemctl status {unit}; exit 1; }}"))
+    };
+    start("cow-unify.service");
+    assert!(is_shared(files[0]) && is_shared(files[1]));
+    let mode = fs::metadata(inner[0].join(files[0])).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o4755);
+    let flags = text(&run(Command::new("lsattr").arg(inner[0].join(files[0]))));
+    assert!(flags.split(' ').next().unwrap().contains('i'), "{flags}");
+
+    for guest in &inner {
+        fs::rename(guest.join("later"), guest.join(files[2])).unwrap();
+        fs::write(guest.join("var/lib/cow-hooks/spool/changed"), format!("/{}\0", files[2])).unwrap();
+    }
+    start("cow-unify-changed.service");
+    assert!(is_shared(files[2]));
+
+    // What no guest has any more goes with the daily pass.
+    run(Command::new("chattr").arg("-i").arg(inner[0].join(files[1])));
+    inner.iter().for_each(|guest| fs::remove_file(guest.join(files[1])).unwrap());
+    let status = || text(&booted.run("cow-unify status /srv/guests/*"));
+    assert!(status().contains(", 1 without a link in any guest ("));
+    start("cow-unify.service");
+    assert!(!status().contains("without a link"));
+    // The limits are none that systemd passes over.
+    let limits = "systemctl show cow-unify.service -p MemoryMax -p TasksMax -p TimeoutStartUSec";
+    let limits = booted.succeed(limits);
+    assert!(!limits.contains("infinity"), "{limits}");
 }
