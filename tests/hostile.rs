@@ -1,16 +1,19 @@
 //! What a guest, or a user in one, does to the others while the host changes names: each test is the attack, and counts its
 //! tries.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use rustix::mount::{MountFlags, UnmountFlags};
+
 use crate::support::farm::Farm;
-use crate::support::{FILESYSTEMS, inode, run, text};
+use crate::support::{FILESYSTEMS, inode, note_left_out, run, text};
 
 /// Files that the hostile guest gives the host to link: of these as many as 64 are linked in one window.
 const COPIES: usize = 1600;
@@ -238,4 +241,57 @@ fn privileged_a_pass_that_is_told_to_end_does_so_between_two_windows() {
     }
     eprintln!("{killed} of {rounds} were ended by the signal");
     assert!(killed > 0);
+}
+
+/// A filesystem whose server does not answer.
+struct Silent(PathBuf, Option<File>);
+
+impl Silent {
+    fn mounted_on(path: &Path) -> Silent {
+        let server = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+        let options = std::ffi::CString::new(options).unwrap();
+        rustix::mount::mount("silent", path, "fuse", MountFlags::empty(), options.as_c_str()).unwrap();
+        Silent(path.to_path_buf(), Some(server))
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        // Whoever waits for it gets an error then.
+        drop(self.1.take());
+        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn privileged_a_filesystem_without_answer_in_a_directorys_place_stops_no_pass() {
+    if !Path::new("/dev/fuse").exists() {
+        return note_left_out("filesystems that do not answer", "there is no /dev/fuse");
+    }
+    let farm = Farm::new(FILESYSTEMS[0]);
+    for name in ["a", "b", "c"] {
+        farm.both(&format!("usr/lib/{name}/shared"), name);
+        farm.write(&format!("g1/usr/lib/{name}/private"), "private");
+    }
+    farm.unify(&["--protection", "immutable"]);
+    fs::create_dir(farm.path("outside")).unwrap();
+    // One in a directory's place, and a symbolic link to one that is no part of the guest.
+    let silent = [farm.path("outside"), farm.path("g1/usr/lib/b")].map(|path| Silent::mounted_on(&path));
+    fs::rename(farm.path("g1/usr/lib/a"), farm.path("g1/usr/lib/d")).unwrap();
+    symlink(farm.path("outside"), farm.path("g1/usr/lib/a")).unwrap();
+    farm.both("usr/lib/c/new", "new");
+    let mut pass = farm.command(&["--scope", "all", "g1", "g2"]);
+    let mut pass = pass.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let begun = Instant::now();
+    while pass.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let hangs = pass.try_wait().unwrap().is_none();
+    drop(silent);
+    let output = pass.wait_with_output().unwrap();
+    assert!(!hangs, "the pass waits for a filesystem that a guest has mounted: {}", text(&output));
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(inode(&farm.path("g2/usr/lib/c/new")).immutable, "{}", text(&output));
 }

@@ -79,7 +79,7 @@ impl Root {
     pub fn open_at(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         let path = relative(path);
         if path.as_os_str().len() > MAX_PATH_IN_ONE_CALL {
-            return self.open_in_pieces(path, flags);
+            return self.open_in_pieces(path, flags, ResolveFlags::empty());
         }
         // Out of its own root no process can be led.
         if !filter::permits(libc::SYS_openat2) && self.is_own() {
@@ -95,13 +95,35 @@ impl Root {
         open_beneath(&self.fd, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
     }
 
-    fn open_in_pieces(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    /// Opens a path that a walk has found, beneath the root: no symlink was in it then, and no mount. If the guest has put
+    /// one there meanwhile, nothing behind it is asked: it may be a filesystem that does not answer.
+    ///
+    /// # Errors
+    /// `ELOOP` for a symlink, `ENOTDIR` for a mount.
+    pub fn open_walked(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        if !filter::permits(libc::SYS_openat2) && self.is_own() {
+            return self.open_at(path, flags);
+        }
+        let path = relative(path);
+        let opened = if path.as_os_str().len() > MAX_PATH_IN_ONE_CALL {
+            self.open_in_pieces(path, flags, ResolveFlags::NO_XDEV)
+        } else {
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+            open_beneath(&self.fd, path, flags, resolve)
+        };
+        opened.map_err(|e| match e.raw_os_error() {
+            Some(libc::EXDEV) => io::Error::from_raw_os_error(libc::ENOTDIR),
+            _ => e,
+        })
+    }
+
+    fn open_in_pieces(&self, path: &Path, flags: OFlags, more: ResolveFlags) -> io::Result<OwnedFd> {
         if path.as_os_str().len() > MAX_PATH {
             return Err(io::Error::other(format!(
                 "the path is longer than {MAX_PATH} bytes, which is too long to be followed"
             )));
         }
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | more;
         let mut rest = path.as_os_str().as_bytes();
         let mut dir: Option<OwnedFd> = None;
         loop {
@@ -117,14 +139,12 @@ impl Root {
         }
     }
 
-    /// Looks at `path`, beneath the root; it is not followed. What a symlink on the way makes of it is for the caller to
-    /// see.
+    /// Looks at a path that a walk has found, beneath the root; it is not followed.
+    ///
+    /// # Errors
+    /// As [`Root::open_walked`].
     pub fn look(&self, path: &Path) -> io::Result<Inode> {
-        let path = relative(path);
-        if path.as_os_str().len() > MAX_PATH_IN_ONE_CALL {
-            return Inode::of(self.open_in_pieces(path, OFlags::PATH | OFlags::NOFOLLOW)?);
-        }
-        Inode::at(&self.fd, path.as_os_str())
+        Inode::of(self.open_walked(path, OFlags::PATH | OFlags::NOFOLLOW)?)
     }
 
     /// Opens the directory `path`, beneath the root, following symlinks inside it.

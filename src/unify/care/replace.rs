@@ -29,7 +29,7 @@ pub(super) struct Target<'n> {
 impl<'n> Target<'n> {
     /// Opens the directory of a name.
     pub fn open(guest: &GuestTree, name: &'n Place, number: u64) -> io::Result<Target<'n>> {
-        let dir = guest.root.open_at(&name.dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
+        let dir = guest.root.open_walked(&name.dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
         Ok(Target { modified: Inode::of(&dir)?.mtime, dir, name, number })
     }
 }

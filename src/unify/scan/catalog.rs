@@ -273,7 +273,7 @@ impl Catalog {
     pub fn open_dir(&self, dir: &Dir) -> io::Result<OwnedFd> {
         let guest = &self[dir.guest];
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-        let fd = guest.root.open_at(&dir.path, flags)?;
+        let fd = guest.root.open_walked(&dir.path, flags)?;
         let inode = Inode::of(&fd)?;
         let same =
             inode.id.ino == dir.ino && inode.id.dev == guest.inode.id.dev && inode.mount == guest.inode.mount;

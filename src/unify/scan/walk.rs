@@ -186,7 +186,7 @@ impl Scanner<'_, '_> {
     ) -> io::Result<()> {
         let Some(all) = (self.eligible)() else { return Ok(()) };
         let Some(eligible) = all.directory(path) else { return Ok(()) };
-        let fd = self.guest.root.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
+        let fd = self.guest.root.open_walked(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
         let inode = Inode::of(&fd)?;
         let border = path != Path::new("/") && self.wanted.borders.contains(&inode.id);
         if border || !self.is_ours(&inode) {
