@@ -430,10 +430,16 @@ mod tests {
     fn lists_beyond_all_measure_are_refused() {
         let guest = merged_guest();
         let line = format!("/{}\n", "x".repeat(4000)).into_bytes();
-        guest.write("/var/lib/dpkg/info/x.list", &line.repeat(budget::PATH_BYTES / line.len() + 1));
+        let list = line.repeat(budget::PACKAGE_LIST / line.len());
+        for number in 0..=budget::PATH_BYTES / list.len() {
+            let name = format!("x{number}");
+            guest.install(&name, "amd64", "", &[]);
+            guest.write(format!("/var/lib/dpkg/info/{name}.list"), &list);
+        }
         let none = (Rules::default(), PatternSet::default());
         let result = Eligible::load(&guest.root(), Scope::Owned, &none.0, &none.1);
-        assert!(matches!(result, Err(Error::Database { error: installed::Error::TooMuch(_), .. })));
+        let error = result.map(drop).unwrap_err();
+        assert!(matches!(error, Error::Database { error: installed::Error::TooMuch(_), .. }), "{error:?}");
     }
 
     #[test]
