@@ -115,9 +115,9 @@ fn privileged_the_services_unify_guests_with_all_that_the_units_forbid() {
     let programs = Path::new(env!("CARGO_BIN_EXE_cow-unify")).parent().unwrap();
     let install = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/install");
     run(Command::new(install).env("PROGRAMS", programs).arg(&host).arg("cow-unify"));
-    fs::write(host.join("etc/default/cow-unify"), "GUESTS='/srv/guests/*'\nOPTIONS='--allow-setid'\n")
+    fs::write(host.join("etc/default/cow-unify"), "GUESTS='/opt/guests/*'\nOPTIONS='--allow-setid'\n")
         .unwrap();
-    let inner = ["a", "b"].map(|name| host.join("srv/guests").join(name));
+    let inner = ["a", "b"].map(|name| host.join("opt/guests").join(name));
     let files = ["usr/bin/first", "usr/bin/gone", "usr/bin/later"];
     inner.iter().for_each(|guest| small_guest(guest, &files));
     // Set-id bits are copied as well, and one is there later.
@@ -148,7 +148,7 @@ fn privileged_the_services_unify_guests_with_all_that_the_units_forbid() {
     // What no guest has any more goes with the daily pass.
     run(Command::new("chattr").arg("-i").arg(inner[0].join(files[1])));
     inner.iter().for_each(|guest| fs::remove_file(guest.join(files[1])).unwrap());
-    let status = || text(&booted.run("cow-unify status /srv/guests/*"));
+    let status = || text(&booted.run("cow-unify status /opt/guests/*"));
     assert!(status().contains(", 1 without a link in any guest ("));
     start("cow-unify.service");
     assert!(!status().contains("without a link"));
