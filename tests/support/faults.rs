@@ -136,7 +136,7 @@ impl World {
             command.args(["--pid", "--fork", "--kill-child"]);
             script.push_str("mount --bind /proc state/proc && mount -t proc proc /proc && ");
         }
-        script.push_str("exec timeout -s KILL 600 \"$@\"");
+        script.push_str("exec timeout -s KILL 120 \"$@\"");
         command.args(["--mount", "sh", "-c", &script]).arg(built("")).args(wrapper).args(words).args(after);
         command.current_dir(self.filesystem.path()).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         if self.guard {
