@@ -134,3 +134,9 @@ fn add_flags(file: impl AsFd, wanted: IFlags) -> io::Result<()> {
     }
     Ok(())
 }
+/// Sets or clears the immutable flag of an open file; its other flags stay.
+pub fn set_immutable(fd: impl AsFd, immutable: bool) -> io::Result<()> {
+    let mut flags = rustix::fs::ioctl_getflags(&fd)?;
+    flags.set(IFlags::IMMUTABLE, immutable);
+    Ok(rustix::fs::ioctl_setflags(&fd, flags)?)
+}

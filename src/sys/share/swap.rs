@@ -19,6 +19,7 @@ use super::lock;
 use super::mark;
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::file::metadata::Metadata;
+use crate::sys::file::traits::set_immutable;
 use crate::sys::path::resolve::is_absent;
 
 /// How a change went.
@@ -450,12 +451,6 @@ fn open_file(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
         Err(Errno::PERM) => Ok(rustix::fs::openat(&dir, name, flags, Mode::empty())?),
         opened => Ok(opened?),
     }
-}
-
-fn set_immutable(fd: impl AsFd, immutable: bool) -> io::Result<()> {
-    let mut flags = rustix::fs::ioctl_getflags(&fd)?;
-    flags.set(IFlags::IMMUTABLE, immutable);
-    Ok(rustix::fs::ioctl_setflags(&fd, flags)?)
 }
 
 #[cfg(test)]

@@ -11,12 +11,12 @@ use nix::sys::fanotify::{
 };
 use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::IFlags;
 use rustix::thread::CapabilitySet;
 
 use super::message::{self, AFTER_OTHERS, GRACE_PERIOD, NO, Request, YES};
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::file::metadata::Metadata;
+use crate::sys::file::traits;
 use crate::sys::process::{self, Processes, SystemCall};
 use crate::sys::share::lease::Lease;
 
@@ -178,17 +178,12 @@ impl Keeper {
             (Request::Close(inode), Some(file)) => {
                 let has_passed =
                     self.passed.get(&inode).is_some_and(|passed| passed.elapsed() < GRACE_PERIOD);
-                let closed = self.close(file, inode).is_ok();
-                message::answer(
-                    socket,
-                    if !closed {
-                        NO
-                    } else if has_passed {
-                        AFTER_OTHERS
-                    } else {
-                        YES
-                    },
-                )
+                let answer = match self.close(file, inode) {
+                    Err(_) => NO,
+                    Ok(()) if has_passed => AFTER_OTHERS,
+                    Ok(()) => YES,
+                };
+                message::answer(socket, answer)
             }
             (Request::Close(_), None) => message::answer(socket, NO),
             (Request::WasTried(inode), _) => {
@@ -252,9 +247,7 @@ impl Keeper {
             self.windows.iter().filter(|(_, window)| is_long(window)).map(|(inode, _)| *inode).collect();
         for inode in long {
             let Some(window) = self.windows.get_mut(&inode) else { continue };
-            let protected = rustix::fs::ioctl_getflags(&window.file)
-                .and_then(|flags| rustix::fs::ioctl_setflags(&window.file, flags | IFlags::IMMUTABLE));
-            window.is_over = protected.is_ok();
+            window.is_over = traits::set_immutable(&window.file, true).is_ok();
             let waiting = std::mem::take(&mut window.waiting);
             let is_as_before = window.is_as_before();
             self.answer_all(inode, waiting, is_as_before);
