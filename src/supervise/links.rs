@@ -152,6 +152,9 @@ impl Links {
             self.files.iter().filter(|names| names.len() > 1).cloned().collect();
         let single = self.file.iter().filter(|(_, file)| file.is_none()).map(|(name, _)| name.clone());
         let written = HardLinks::follow(&self.root, &several, &single.collect::<Vec<_>>());
+        // What has changed since was written by others.
+        self.before = None;
+        self.before();
         self.written = Some((Instant::now(), begun.elapsed()));
         written
     }
@@ -314,6 +317,14 @@ mod tests {
         assert_eq!(names(&mut links, &inode, "/c/h"), [""; 0]);
         links.moved(&inode, Path::new("/other"), "/b/h".into());
         assert_eq!(names(&mut links, &inode, "/equal"), ["/equal"]);
+    }
+
+    #[test]
+    fn names_that_were_lost_are_known_when_that_is_written_down() {
+        let (_guest, mut links, inode) = guest(true);
+        links.removed(&inode, Path::new("/d/g"));
+        links.write_down().unwrap();
+        assert_eq!(names(&mut links, &inode, "/d/g"), ["/f"]);
     }
 
     #[test]
