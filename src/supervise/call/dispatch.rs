@@ -8,8 +8,10 @@ use rustix::io::Errno;
 use super::arguments::Times;
 use super::waiting::WaitingCall;
 use crate::sys::file::flags::FlagsCall;
+use crate::sys::file::inode::Inode;
 use crate::sys::seccomp::Response;
 use crate::sys::seccomp::calls::{Follow, Right, Shape};
+use crate::sys::share::gate;
 
 impl WaitingCall<'_> {
     /// Does what the call needs.
@@ -25,7 +27,13 @@ impl WaitingCall<'_> {
                 ResolveFlags::empty(),
             ),
             Shape::Openat2 => match self.how()? {
-                Some((flags, resolve)) => self.open(true, flags, resolve),
+                Some((flags, resolve)) => {
+                    let answer = self.open(true, flags, resolve)?;
+                    if matches!(answer, Response::Continue) && flags & libc::O_PATH as u64 == 0 {
+                        self.wait_for_gate(flags, resolve);
+                    }
+                    Ok(answer)
+                }
                 None => Ok(Response::Continue),
             },
             Shape::Change { at, follow, right } => self.change(at, follow, right),
@@ -87,6 +95,16 @@ impl WaitingCall<'_> {
         let (dir, path) = self.path(at, 0)?;
         let file = self.lookup.file(dir, &path, !has(libc::O_NOFOLLOW), resolve)?;
         self.make_private(&file, Right::Write, None)
+    }
+
+    /// An opener whose flags are in memory would be turned away shortly after a window of the file.
+    fn wait_for_gate(&self, flags: u64, resolve: ResolveFlags) {
+        let follow = flags & libc::O_NOFOLLOW as u64 == 0;
+        gate::wait_until_opens_pass(|| {
+            let (dir, path) = self.path(true, 0).ok()?;
+            let file = self.lookup.file(dir, &path, follow, resolve).ok()?;
+            Some(Inode::of(&file).ok()?.id)
+        });
     }
 
     fn change(&mut self, at: bool, follow: Follow, right: Right) -> io::Result<Response> {

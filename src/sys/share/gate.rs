@@ -21,7 +21,8 @@
 //! would get the rights that another process gives it in the window (`bprm_fill_uid` of `fs/exec.c` comes after the
 //! open); and whoever opens it by a call whose registers do not tell the flags, such as `openat2(2)`: that may be
 //! `O_RDONLY | O_TRUNC`, which no lease sees. ext4 asks for the flag once more before it truncates (`ext4_setattr` of
-//! `fs/ext4/inode.c`); on other filesystems such an opener is turned away if it could write to the file. Both may be
+//! `fs/ext4/inode.c`); on other filesystems such an opener is turned away if it could write to the file, also in the
+//! grace period ([`wait_until_opens_pass`] spares it that). Both may be
 //! under way when the next window of the inode is wanted, which therefore waits for the grace period. The keeper itself
 //! closes a window that is open for a second.
 //!
@@ -43,7 +44,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use self::message::{AFTER_OTHERS, GRACE_PERIOD, NO, Request, YES};
+use self::message::{AFTER_OTHERS, GRACE_PERIOD, LONGEST_WINDOW, NO, Request, YES};
 use crate::sys::file::inode::InodeId;
 use crate::sys::process;
 use crate::sys::seccomp::filter;
@@ -58,7 +59,7 @@ const STARTING: Duration = Duration::from_secs(20);
 const MAX_FAILURES: u32 = 5;
 
 static STATE: Mutex<State> =
-    Mutex::new(State { keeper: None, number: 0, failures: 0, closed: 0, last: None });
+    Mutex::new(State { keeper: None, number: 0, failures: 0, closed: Vec::new(), late: Vec::new() });
 
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -71,10 +72,10 @@ struct State {
     /// Of the keeper: another one knows nothing of earlier gates.
     number: u64,
     failures: u32,
-    /// How many gates are closed.
-    closed: usize,
-    /// When one was opened last.
-    last: Option<Instant>,
+    /// The gates that are closed; one for each window.
+    closed: Vec<InodeId>,
+    /// Those that were opened in the grace period, and the last one, in the order of time.
+    late: Vec<(InodeId, Instant)>,
 }
 
 /// The process that keeps the gates.
@@ -94,7 +95,7 @@ pub fn close(fd: BorrowedFd<'_>, inode: InodeId) -> Option<ClosedGate> {
         return None;
     }
     let answer = state.ask(Request::Close(inode), Some(fd)).ok().filter(|answer| *answer != NO)?;
-    state.closed += 1;
+    state.closed.push(inode);
     let closed = ClosedGate { inode, keeper: state.number };
     drop(state);
     if answer == AFTER_OTHERS {
@@ -108,13 +109,28 @@ pub fn close(fd: BorrowedFd<'_>, inode: InodeId) -> Option<ClosedGate> {
 ///
 /// To be called before the process ends, for its gates end with it.
 pub fn wait_for_late_openers() {
-    let last = state().last;
-    if let Some(last) = last {
+    let last = state().late.last().copied();
+    if let Some((_, last)) = last {
         std::thread::sleep(GRACE_PERIOD.saturating_sub(last.elapsed()));
     }
     let mut state = state();
-    if state.closed == 0 {
+    if state.closed.is_empty() {
         state.end();
+    }
+}
+
+/// Waits until whoever opens an inode is not taken any more for somebody who came in a window of this process.
+///
+/// `inode` is asked for only if there has been a window so shortly before.
+pub fn wait_until_opens_pass(inode: impl FnOnce() -> Option<InodeId>) {
+    if !state().is_late(None) {
+        return;
+    }
+    let Some(inode) = inode() else { return };
+    let begun = Instant::now();
+    // As long as the keeper leaves a window open.
+    while state().is_late(Some(inode)) && begun.elapsed() < LONGEST_WINDOW {
+        std::thread::sleep(GRACE_PERIOD / 10);
     }
 }
 
@@ -141,8 +157,11 @@ impl ClosedGate {
 impl Drop for ClosedGate {
     fn drop(&mut self) {
         let mut state = state();
-        state.closed -= 1;
-        state.last = Some(Instant::now());
+        if let Some(at) = state.closed.iter().position(|inode| *inode == self.inode) {
+            state.closed.swap_remove(at);
+        }
+        state.late.retain(|(_, opened)| opened.elapsed() < GRACE_PERIOD);
+        state.late.push((self.inode, Instant::now()));
         if state.number == self.keeper {
             let _ = state.send(Request::Open(self.inode), None);
         }
@@ -150,6 +169,13 @@ impl Drop for ClosedGate {
 }
 
 impl State {
+    /// Whether a gate, or the one of this inode, is closed or has been in the grace period.
+    fn is_late(&self, inode: Option<InodeId>) -> bool {
+        let is_asked_for = |closed: InodeId| inode.is_none_or(|inode| inode == closed);
+        self.closed.iter().any(|closed| is_asked_for(*closed))
+            || (self.late.iter()).any(|(late, opened)| is_asked_for(*late) && opened.elapsed() < GRACE_PERIOD)
+    }
+
     /// Whether there is a keeper; it is started if need be.
     fn start(&mut self) -> bool {
         if self.keeper.is_none() && self.failures < MAX_FAILURES {

@@ -13,7 +13,7 @@ use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::CapabilitySet;
 
-use super::message::{self, AFTER_OTHERS, GRACE_PERIOD, NO, Request, YES};
+use super::message::{self, AFTER_OTHERS, GRACE_PERIOD, LONGEST_WINDOW, NO, Request, YES};
 use crate::sys::file::inode::{Inode, InodeId};
 use crate::sys::file::metadata::Metadata;
 use crate::sys::file::traits;
@@ -23,16 +23,32 @@ use crate::sys::share::lease::Lease;
 /// Marks a group has before the other group takes the next ones, so that the first can forget its own.
 const MAX_MARKS: usize = 1024;
 
-/// A window that is open for so long is closed by the keeper: its owner has been stopped.
-const LONGEST_WINDOW: Duration = Duration::from_secs(1);
-
 /// Whoever opens, and of these whoever executes.
 const OPENERS: MaskFlags = MaskFlags::FAN_OPEN_PERM.union(MaskFlags::FAN_OPEN_EXEC_PERM);
 
 /// `FAN_PRE_ACCESS` of `linux/fanotify.h`: content is about to be read, written or cut off.
 const FAN_PRE_ACCESS: MaskFlags = MaskFlags::from_bits_retain(0x0010_0000);
-/// `truncate` and `truncate64` of 32-bit programs on both architectures; in 64-bit numbering these access no content.
-const TRUNCATE_32: [libc::c_long; 2] = [92, 193];
+
+/// A 32-bit program's system calls that open or truncate: `open`, `execve`, `truncate`, `truncate64`, and below, as they
+/// differ, `openat` and `open_by_handle_at`, `execveat` (`syscall_32.tbl` of the kernel's x86, `syscall.tbl` of its arm).
+///
+/// What has the same number in 64-bit programs neither opens a file nor accesses content, and the reverse: so the number
+/// alone tells which call it is.
+const OPEN_32: libc::c_long = 5;
+const EXECVE_32: libc::c_long = 11;
+const TRUNCATES_32: [libc::c_long; 2] = [92, 193];
+#[cfg(target_arch = "x86_64")]
+const OPENATS_32: [libc::c_long; 2] = [295, 342];
+#[cfg(target_arch = "x86_64")]
+const EXECVEAT_32: libc::c_long = 358;
+#[cfg(target_arch = "aarch64")]
+const OPENATS_32: [libc::c_long; 2] = [322, 371];
+#[cfg(target_arch = "aarch64")]
+const EXECVEAT_32: libc::c_long = 387;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+const OPENATS_32: [libc::c_long; 2] = [-1, -1];
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+const EXECVEAT_32: libc::c_long = -1;
 
 /// Keeps the gates of the process at the other end of `socket`, until that ends. In a process of its own, in which
 /// `program` is where its code is.
@@ -62,6 +78,8 @@ struct Keeper {
     processes: Option<Processes>,
     /// The inodes of open windows.
     windows: HashMap<InodeId, Window>,
+    /// When the last window of an inode was closed, for the grace period. The marks may stay for longer.
+    late: HashMap<InodeId, Instant>,
     /// When the last of those was let through who have to be out of the way of the next window.
     passed: HashMap<InodeId, Instant>,
 }
@@ -133,6 +151,7 @@ impl Keeper {
             mask,
             processes: Processes::open().ok(),
             windows: HashMap::new(),
+            late: HashMap::new(),
             passed: HashMap::new(),
         })
     }
@@ -176,8 +195,7 @@ impl Keeper {
     fn handle(&mut self, socket: &OwnedFd) -> io::Result<()> {
         match message::receive(socket)? {
             (Request::Close(inode), Some(file)) => {
-                let has_passed =
-                    self.passed.get(&inode).is_some_and(|passed| passed.elapsed() < GRACE_PERIOD);
+                let has_passed = is_recent(&self.passed, inode);
                 let answer = match self.close(file, inode) {
                     Err(_) => NO,
                     Ok(()) if has_passed => AFTER_OTHERS,
@@ -233,6 +251,7 @@ impl Keeper {
         if window.generations.is_empty()
             && let Some(window) = self.windows.remove(&inode)
         {
+            self.late.insert(inode, Instant::now());
             let is_as_before = window.waiting.is_empty() || window.is_as_before();
             self.answer_all(inode, window.waiting, is_as_before);
         }
@@ -267,7 +286,9 @@ impl Keeper {
 
     /// Removes the marks that nobody can need any more.
     fn forget(&mut self) {
-        self.passed.retain(|_, passed| passed.elapsed() < GRACE_PERIOD);
+        for times in [&mut self.late, &mut self.passed] {
+            times.retain(|_, time| time.elapsed() < GRACE_PERIOD);
+        }
         for (group, generation) in self.groups.iter().zip(&mut self.generations) {
             let over = generation.last.is_some_and(|last| last.elapsed() >= GRACE_PERIOD);
             if generation.open == 0 && generation.marks > 0 && over {
@@ -296,7 +317,10 @@ impl Keeper {
             (Verdict::Wait { .. }, Some(window)) if !window.is_as_before() => {
                 self.respond(group, file, Response::FAN_DENY);
             }
-            (Verdict::Wait { may_truncate }, _) => self.let_through(group, file, inode.id, may_truncate),
+            (Verdict::Wait { may_truncate }, window) => {
+                let came_in_window = window.is_some() || is_recent(&self.late, inode.id);
+                self.let_through(group, file, inode.id, may_truncate && came_in_window);
+            }
         }
     }
 
@@ -353,6 +377,11 @@ impl Window {
     }
 }
 
+/// Whether the time of this inode is within the grace period.
+fn is_recent(times: &HashMap<InodeId, Instant>, inode: InodeId) -> bool {
+    times.get(&inode).is_some_and(|time| time.elapsed() < GRACE_PERIOD)
+}
+
 /// Whether the filesystem looks at the immutable flag once more before it truncates an open file.
 fn asks_before_truncating(file: BorrowedFd<'_>) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|filesystem| filesystem.f_type == libc::EXT4_SUPER_MAGIC)
@@ -385,8 +414,12 @@ fn opening(call: SystemCall) -> Option<Opening> {
     let flags = match call.number {
         #[cfg(target_arch = "x86_64")]
         libc::SYS_open => call.arguments[1],
+        OPEN_32 => call.arguments[1],
         libc::SYS_openat | libc::SYS_open_by_handle_at => call.arguments[2],
-        libc::SYS_execve | libc::SYS_execveat => return Some(Opening::Executes),
+        number if OPENATS_32.contains(&number) => call.arguments[2],
+        libc::SYS_execve | libc::SYS_execveat | EXECVE_32 | EXECVEAT_32 => {
+            return Some(Opening::Executes);
+        }
         _ => return None,
     };
     let (access, truncate) = (libc::O_ACCMODE as u64, libc::O_TRUNC as u64);
@@ -396,7 +429,7 @@ fn opening(call: SystemCall) -> Option<Opening> {
 
 /// Whether a system call truncates a file that need not be open.
 fn truncates(call: SystemCall) -> bool {
-    call.number == libc::SYS_truncate || TRUNCATE_32.contains(&call.number)
+    call.number == libc::SYS_truncate || TRUNCATES_32.contains(&call.number)
 }
 
 #[cfg(test)]
@@ -415,6 +448,9 @@ mod tests {
             assert_eq!(openat(flags), Some(Opening::Writes), "{flags:o}");
         }
         assert_eq!(opening(call(libc::SYS_execve, [0; 6])), Some(Opening::Executes));
+        let openat_32 = |flags: i32| opening(call(OPENATS_32[0], [0, 0, flags as u64, 0, 0, 0]));
+        assert_eq!(openat_32(libc::O_RDONLY | libc::O_NOFOLLOW), Some(Opening::Reads));
+        assert_eq!(openat_32(libc::O_RDONLY | libc::O_TRUNC), Some(Opening::Writes));
         assert_eq!(opening(call(libc::SYS_openat2, [0; 6])), None);
         assert_eq!(opening(call(libc::SYS_io_uring_enter, [0; 6])), None);
     }

@@ -19,6 +19,9 @@ const LENGTH: usize = 17;
 /// How long an opener may take from the kernel's first question to the second.
 pub const GRACE_PERIOD: Duration = Duration::from_millis(50);
 
+/// A window that is open for so long is closed by the keeper: its owner has been stopped.
+pub const LONGEST_WINDOW: Duration = Duration::from_secs(1);
+
 /// An answer.
 pub const YES: u8 = b'+';
 /// An answer.
