@@ -194,10 +194,14 @@ static void remember(pid_t task)
 static void kill_all(void)
 {
 	int status;
+	pid_t task;
 	for (int i = 0; i < task_count; i++)
 		syscall(SYS_tkill, tasks[i], SIGKILL);
-	while (waitpid(-1, &status, __WALL) > 0 || errno == EINTR)
-		;
+	while ((task = waitpid(-1, &status, __WALL)) > 0 || errno == EINTR) {
+		/* A child that was only just made: it stops before its first call, and would do so for ever. */
+		if (task > 0 && WIFSTOPPED(status))
+			syscall(SYS_tkill, task, SIGKILL);
+	}
 }
 
 static void run_hook(char **hook)
