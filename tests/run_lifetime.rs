@@ -225,7 +225,9 @@ fn privileged_workers_killed_among_many_files_leave_them_in_order() {
     let failed: Vec<_> = said.lines().filter(|line| !line.ends_with(" done")).collect();
     println!("{failed:?} failed, with {} workers killed", killed.len());
     assert!(output.status.success() && said.lines().count() == FILES, "{}", text(&output));
-    assert!(failed.len() <= killed.len() && failed.iter().all(|line| line.ends_with("EPERM")));
+    // The worker may have been killed between its change of a name and its answer.
+    let is_expected = |line: &&str| line.ends_with(" EPERM") || line.ends_with(" ENOENT");
+    assert!(failed.len() <= killed.len() && failed.iter().all(is_expected));
     bed.assert_over();
     bed.recover();
     assert_in_order(&bed, &said);
