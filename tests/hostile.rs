@@ -281,17 +281,30 @@ fn privileged_a_filesystem_without_answer_in_a_directorys_place_stops_no_pass() 
     let silent = [farm.path("outside"), farm.path("g1/usr/lib/b")].map(|path| Silent::mounted_on(&path));
     fs::rename(farm.path("g1/usr/lib/a"), farm.path("g1/usr/lib/d")).unwrap();
     symlink(farm.path("outside"), farm.path("g1/usr/lib/a")).unwrap();
-    farm.both("usr/lib/c/new", "new");
-    let mut pass = farm.command(&["--scope", "all", "g1", "g2"]);
-    let mut pass = pass.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let begun = Instant::now();
-    while pass.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(60) {
-        std::thread::sleep(Duration::from_millis(50));
+    let mut silent = Some(silent);
+    for (name, more) in [("new", None), ("listed", Some("--changed"))] {
+        farm.both(&format!("usr/lib/c/{name}"), name);
+        for guest in ["g1", "g2"] {
+            let listed = ["a/shared", "b/shared", "c/listed"].map(|file| format!("/usr/lib/{file}\0"));
+            farm.write(&format!("{guest}/var/lib/cow-hooks/spool/changed"), listed.concat());
+        }
+        std::thread::sleep(Duration::from_millis(30));
+        let words: Vec<&str> = ["--scope", "all"].into_iter().chain(more).chain(["g1", "g2"]).collect();
+        let mut pass = farm.command(&words);
+        let mut pass = pass.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let begun = Instant::now();
+        while pass.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let hangs = pass.try_wait().unwrap().is_none();
+        if hangs {
+            silent = None;
+        }
+        let output = pass.wait_with_output().unwrap();
+        assert!(!hangs, "the pass waits for a filesystem that a guest has mounted: {}", text(&output));
+        assert!(output.status.success(), "{}", text(&output));
+        let is_shared = inode(&farm.path(&format!("g2/usr/lib/c/{name}"))).immutable;
+        assert!(is_shared, "{name}: {}", text(&output));
     }
-    let hangs = pass.try_wait().unwrap().is_none();
     drop(silent);
-    let output = pass.wait_with_output().unwrap();
-    assert!(!hangs, "the pass waits for a filesystem that a guest has mounted: {}", text(&output));
-    assert!(output.status.success(), "{}", text(&output));
-    assert!(inode(&farm.path("g2/usr/lib/c/new")).immutable, "{}", text(&output));
 }

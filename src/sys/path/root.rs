@@ -29,6 +29,8 @@ pub struct Root {
     fd: OwnedFd,
     path: PathBuf,
     borders: Vec<InodeId>,
+    /// What the kernel must not go through besides.
+    barred: ResolveFlags,
 }
 
 impl Root {
@@ -41,7 +43,7 @@ impl Root {
 
     /// A root that is open already; `path` is for messages.
     pub fn from_fd(fd: OwnedFd, path: &Path) -> Root {
-        Root { fd, path: path.to_path_buf(), borders: Vec::new() }
+        Root { fd, path: path.to_path_buf(), borders: Vec::new(), barred: ResolveFlags::empty() }
     }
 
     /// The same root without these directories and what is below them: a pool, other guests.
@@ -57,7 +59,19 @@ impl Root {
 
     /// The same root, once more.
     pub fn try_clone(&self) -> io::Result<Root> {
-        Ok(Root { fd: self.fd.try_clone()?, path: self.path.clone(), borders: self.borders.clone() })
+        Ok(Root {
+            fd: self.fd.try_clone()?,
+            path: self.path.clone(),
+            borders: self.borders.clone(),
+            barred: self.barred,
+        })
+    }
+
+    /// The same root, without what is mounted below it: a guest may have mounted a filesystem that does not answer.
+    ///
+    /// What is there is `EXDEV`.
+    pub fn without_mounts(self) -> Root {
+        Root { barred: ResolveFlags::NO_XDEV, ..self }
     }
 
     /// The path the root was opened by, for messages.
@@ -79,7 +93,7 @@ impl Root {
     pub fn open_at(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         let path = relative(path);
         if path.as_os_str().len() > MAX_PATH_IN_ONE_CALL {
-            return self.open_in_pieces(path, flags, ResolveFlags::empty());
+            return self.open_in_pieces(path, flags, self.barred);
         }
         // Out of its own root no process can be led.
         if !filter::permits(libc::SYS_openat2) && self.is_own() {
@@ -92,7 +106,8 @@ impl Root {
                 Mode::empty(),
             )?);
         }
-        open_beneath(&self.fd, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | self.barred;
+        open_beneath(&self.fd, path, flags, resolve)
     }
 
     /// Opens a path that a walk has found, beneath the root: no symlink was in it then, and no mount. If the guest has put
@@ -101,8 +116,13 @@ impl Root {
     /// # Errors
     /// `ELOOP` for a symlink, `ENOTDIR` for a mount.
     pub fn open_walked(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        self.open_unless_mounted(path, flags)?.ok_or(io::Error::from_raw_os_error(libc::ENOTDIR))
+    }
+
+    /// As [`Root::open_walked`]; `None` for a mount, or what is behind one.
+    pub(super) fn open_unless_mounted(&self, path: &Path, flags: OFlags) -> io::Result<Option<OwnedFd>> {
         if !filter::permits(libc::SYS_openat2) && self.is_own() {
-            return self.open_at(path, flags);
+            return self.open_at(path, flags).map(Some);
         }
         let path = relative(path);
         let opened = if path.as_os_str().len() > MAX_PATH_IN_ONE_CALL {
@@ -111,10 +131,10 @@ impl Root {
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
             open_beneath(&self.fd, path, flags, resolve)
         };
-        opened.map_err(|e| match e.raw_os_error() {
-            Some(libc::EXDEV) => io::Error::from_raw_os_error(libc::ENOTDIR),
-            _ => e,
-        })
+        match opened {
+            Err(e) if e.raw_os_error() == Some(libc::EXDEV) => Ok(None),
+            opened => opened.map(Some),
+        }
     }
 
     fn open_in_pieces(&self, path: &Path, flags: OFlags, more: ResolveFlags) -> io::Result<OwnedFd> {

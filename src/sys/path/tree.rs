@@ -12,6 +12,7 @@ use rustix::fs::{OFlags, RawDir, SeekFrom};
 use super::root::Root;
 use crate::sys::budget::{self, Exceeded};
 use crate::sys::file::inode::{Inode, Kind};
+use crate::sys::seccomp::filter;
 
 /// One entry of a directory.
 #[derive(Debug)]
@@ -61,14 +62,17 @@ pub fn walk(
     visit: &mut dyn FnMut(&TreeEntry<'_>) -> Descend,
     skipped: &mut dyn FnMut(&Path, Option<io::Error>),
 ) {
-    let start = root.open_dir(top).and_then(|fd| Ok((Inode::of(&fd)?, fd)));
-    let (home, fd) = match start {
-        Ok((inode, fd)) => (inode, fd),
+    let start = root.open_dir(top).and_then(|fd| {
+        let start = Start { root, home: Inode::of(&fd)?, top: Root::from_fd(fd.try_clone()?, top) };
+        Ok((start, fd))
+    });
+    let (start, fd) = match start {
+        Ok(start) => start,
         Err(e) => return skipped(top, Some(e)),
     };
     let mut waiting = Waiting { directories: vec![(top.to_path_buf(), Some(fd))], bytes: 0 };
     while let Some((path, fd)) = waiting.pop() {
-        let entered = fd.map_or_else(|| enter(root, &path, &home), |fd| Ok(Some(fd)));
+        let entered = fd.map_or_else(|| start.enter(&path), |fd| Ok(Some(fd)));
         let listed = match entered {
             Ok(Some(fd)) if path != top && root.is_border(&fd) => Ok(()),
             Ok(Some(fd)) => list(&path, &fd, &mut waiting, visit),
@@ -116,11 +120,29 @@ impl Waiting {
     }
 }
 
-/// Opens a directory found on the way, if it is on the filesystem and mount where the walk began.
-fn enter(root: &Root, path: &Path, home: &Inode) -> io::Result<Option<OwnedFd>> {
-    let fd = root.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
-    let inode = Inode::of(&fd)?;
-    Ok((inode.id.dev == home.id.dev && inode.mount == home.mount).then_some(fd))
+/// Where a walk begins.
+struct Start<'r> {
+    root: &'r Root,
+    top: Root,
+    home: Inode,
+}
+
+impl Start<'_> {
+    /// Opens a directory found on the way, if it is on the filesystem and mount where the walk began. Nothing that is
+    /// mounted is asked: it may be a filesystem that does not answer.
+    fn enter(&self, path: &Path) -> io::Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        // Without openat2(2) only the root itself knows how to open what is in it.
+        let opened = if filter::permits(libc::SYS_openat2) {
+            let below = path.strip_prefix(self.top.path()).unwrap_or(path);
+            self.top.open_unless_mounted(below, flags)?
+        } else {
+            Some(self.root.open_at(path, flags)?)
+        };
+        let Some(fd) = opened else { return Ok(None) };
+        let inode = Inode::of(&fd)?;
+        Ok((inode.id.dev == self.home.id.dev && inode.mount == self.home.mount).then_some(fd))
+    }
 }
 
 fn list(

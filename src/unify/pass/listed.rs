@@ -10,6 +10,7 @@ use crate::report::{Reason, Shown};
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::path::dirfd;
 use crate::sys::path::resolve::{Place, Resolver, is_absent};
+use crate::sys::path::root::Root;
 use crate::unify::eligible::line::Choice;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::identity;
@@ -57,11 +58,17 @@ impl<'p> ListedFiles<'p> {
         let mut part = Catalog::default();
         let mut last: Option<(PathBuf, DirIndex)> = None;
         let guest = &catalog[number];
-        let mut resolver = Resolver::new(&guest.root);
+        let root = match guest.root.try_clone() {
+            Ok(root) => root.without_mounts(),
+            Err(e) => return log::warn!("{}: {}", Shown(guest.root.path()), Reason(e)),
+        };
+        let mut resolver = Resolver::new(&root);
         for path in paths {
             let Place { dir, name } = match resolver.place(path) {
                 Ok(Some(place)) => place,
                 Ok(None) => continue,
+                // No file on a mount of the guest's is unified.
+                Err(e) if e.raw_os_error() == Some(libc::EXDEV) => continue,
                 Err(e) => {
                     log::warn!("{}: {}", Shown(path), Reason(e));
                     unseen.entry(guest.root.path().to_path_buf()).or_default().insert(path.to_path_buf());
@@ -77,11 +84,11 @@ impl<'p> ListedFiles<'p> {
                 continue;
             }
             if last.as_ref().is_none_or(|(open, _)| *open != dir) {
-                let Some(at) = open(guest, number, &dir, &mut part) else { continue };
+                let Some(at) = open(&root, guest, number, &dir, &mut part) else { continue };
                 last = Some((dir, at));
             }
             let Some((dir, at)) = &last else { continue };
-            match guest.root.open_dir(dir).and_then(|fd| Inode::at(fd, &name)) {
+            match root.open_dir(dir).and_then(|fd| Inode::at(fd, &name)) {
                 Ok(inode) if known.is_some_and(|index| pass.is_object(index, &inode)) => {
                     let quarantined = known.is_some_and(|index| index.is_quarantined(inode.id.ino));
                     *(if quarantined { &mut part.damaged } else { &mut part.shared }) += 1;
@@ -96,8 +103,14 @@ impl<'p> ListedFiles<'p> {
 }
 
 /// Adds a directory of a guest; `None` if it is none of it.
-fn open(guest: &GuestTree, number: GuestIndex, path: &Path, part: &mut Catalog) -> Option<DirIndex> {
-    let inode = Inode::of(guest.root.open_dir(path).ok()?).ok()?;
+fn open(
+    root: &Root,
+    guest: &GuestTree,
+    number: GuestIndex,
+    path: &Path,
+    part: &mut Catalog,
+) -> Option<DirIndex> {
+    let inode = Inode::of(root.open_dir(path).ok()?).ok()?;
     let ours = inode.id.dev == guest.inode.id.dev && inode.mount == guest.inode.mount;
     ours.then(|| {
         part.add_dir(Dir {
