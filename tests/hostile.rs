@@ -30,7 +30,7 @@ fn program() -> &'static Path {
 }
 
 /// One way of `support/hostile.c`, while it works.
-struct Hostile(Child);
+pub struct Hostile(Child);
 
 /// How often it tried, and succeeded.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ struct Tally {
 }
 
 impl Hostile {
-    fn starts(way: &str, path: &Path) -> Hostile {
+    pub fn starts(way: &str, path: &Path) -> Hostile {
         let mut command = Command::new(program());
         Hostile(command.arg(way).arg(path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
     }

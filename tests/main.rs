@@ -53,6 +53,7 @@ mod run_own;
 mod run_race;
 mod run_random;
 mod run_stopped;
+mod soak;
 mod status;
 mod supervised;
 mod support;
