@@ -29,7 +29,7 @@ const ADDED: [&str; 12] = [
     "mc",
     "vim",
     "iproute2",
-    "fonts-dejavu-core",
+    "hicolor-icon-theme",
     "xml-core",
     "emacsen-common",
     "git",
