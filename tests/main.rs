@@ -52,6 +52,7 @@ mod run_operations;
 mod run_own;
 mod run_race;
 mod run_random;
+mod run_rights;
 mod run_stopped;
 mod soak;
 mod status;

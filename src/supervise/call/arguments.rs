@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::ResolveFlags;
 
 use super::lookup::OwnedName;
+use super::rights::LARGEST_ATTRIBUTE;
 use super::waiting::WaitingCall;
 use crate::sys::seccomp::calls::{Follow, Shape, shape};
 
@@ -17,6 +18,9 @@ const UTIMENSAT_TIME64: u32 = 412;
 /// Size of `struct open_how` (`openat2(2)`), and what the kernel takes at most.
 const KNOWN: usize = 24;
 const PAGE: usize = 4096;
+
+/// Number of `setxattrat`, the same on all architectures.
+const SETXATTRAT: u32 = 463;
 
 /// Numbers of `lchown`, `fchown` and `chown` with ids of 16 bits for 32-bit programs.
 const CHOWN16: [u32; 3] = [16, 95, 182];
@@ -98,11 +102,41 @@ impl WaitingCall<'_> {
         Ok(parse_times(&times))
     }
 
-    /// Whether `chown(2)` and its like are to leave owner and group as they are.
-    pub(super) fn keeps_owner(&self, first: u8) -> bool {
+    /// The owner and the group that `chown(2)` and its like are to set, in the caller's numbering.
+    pub(super) fn new_owner(&self, first: u8) -> [Option<u32>; 2] {
         let is_narrow = self.call.audit == I386_AUDIT && CHOWN16.contains(&self.call.number);
-        let kept = |id: u64| if is_narrow { id as u16 == u16::MAX } else { id as u32 == u32::MAX };
-        self.call.arguments[usize::from(first)..].iter().take(2).all(|id| kept(*id))
+        [first, first + 1].map(|at| {
+            let id = self.call.arguments[usize::from(at)];
+            let (id, none) =
+                if is_narrow { (u32::from(id as u16), u32::from(u16::MAX)) } else { (id as u32, u32::MAX) };
+            (id != none).then_some(id)
+        })
+    }
+
+    /// The value, and the flags, that `setxattr(2)` and its like are to give the attribute whose name is this argument.
+    /// `None` for what the kernel refuses before it looks at the file.
+    pub(super) fn new_attribute(&self, name: u8) -> io::Result<Option<(Vec<u8>, i32)>> {
+        let after = |count: usize| self.call.arguments[usize::from(name) + count];
+        let (address, size, flags) = if self.call.number == SETXATTRAT {
+            // `struct xattr_args`: the value's address, its size, flags.
+            let mut bytes = [0; 16];
+            if self.task.memory(after(1), &mut bytes)? < bytes.len() {
+                return Ok(None);
+            }
+            let word =
+                |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+            let address = bytes.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+            (address, u64::from(word(8)), word(12) as i32)
+        } else {
+            (after(1), after(2), after(3) as i32)
+        };
+        let Some(size) = usize::try_from(size).ok().filter(|size| *size <= LARGEST_ATTRIBUTE) else {
+            return Ok(None);
+        };
+        let mut value = vec![0; size];
+        let complete = size == 0 || self.task.memory(address, &mut value)? == size;
+        let known = flags & !(libc::XATTR_CREATE | libc::XATTR_REPLACE) == 0;
+        Ok((complete && known).then_some((value, flags)))
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom, flock};
 use rustix::io::Errno;
 
+use super::rights::READ;
 use super::waiting::WaitingCall;
 use super::windows::may_be_shared;
 use crate::detach::guarded;
@@ -77,8 +78,8 @@ impl WaitingCall<'_> {
         if filesystem::is_read_only(file)? {
             return Ok(ControlFlow::Break(Response::Failed(Errno::ROFS)));
         }
-        if self.removes_nothing(right, file)? {
-            return Ok(ControlFlow::Break(Response::Failed(Errno::NODATA)));
+        if let Some(answer) = self.change_of_nothing(right, file, &inode)? {
+            return Ok(ControlFlow::Break(answer));
         }
         Ok(ControlFlow::Continue(self.private_copy(file, &inode, number)?))
     }
@@ -116,14 +117,18 @@ impl WaitingCall<'_> {
         }
         let before = self.supervisor.processes.reopen(file, OFlags::RDONLY);
         let before = before.and_then(|file| Ok(rustix::fs::ioctl_getflags(file)?.bits()));
+        let mut bytes = vec![0; call.size()];
+        self.task.memory(self.call.arguments[usize::from(argument)], &mut bytes)?;
+        let mut flags = FlagsArgument::new(call, bytes);
+        // The kernel changes nothing then, and says so.
+        if before.is_ok_and(|before| flags.equals(before)) {
+            return Ok(Response::Continue);
+        }
         let private = match self.privatize(file, Right::Own, number)? {
             ControlFlow::Break(answer) => return Ok(answer),
             ControlFlow::Continue(private) => private,
         };
-        let mut bytes = vec![0; call.size()];
-        self.task.memory(self.call.arguments[usize::from(argument)], &mut bytes)?;
-        let mut flags = FlagsArgument::new(call, bytes);
-        if before.is_ok_and(|before| flags.equals(before)) || !flags.clear_immutable() {
+        if !flags.clear_immutable() {
             return Ok(Response::Continue);
         }
         let file = self.supervisor.processes.reopen(&private, OFlags::RDONLY)?;
@@ -290,6 +295,7 @@ impl WaitingCall<'_> {
     fn replace_descriptors(&self, shared: &Inode, private: &OwnedFd, in_use: Option<i32>) -> io::Result<()> {
         let is_shared = |fd: OwnedFd| Inode::of(fd).is_ok_and(|inode| inode.id == shared.id);
         let mut found: Vec<(i32, OpenFile, usize)> = Vec::new();
+        let status = self.task.status()?;
         for number in self.task.descriptors()? {
             if !self.task.descriptor(number).is_ok_and(is_shared) {
                 continue;
@@ -297,7 +303,7 @@ impl WaitingCall<'_> {
             let open = self.task.open_file(number)?;
             let flags = OFlags::from_bits_truncate(open.flags);
             let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR) && !flags.contains(OFlags::PATH);
-            if flags.contains(OFlags::PATH) && !self.may_read(shared)? {
+            if flags.contains(OFlags::PATH) && !self.has_access(&status, private, shared, READ) {
                 continue;
             }
             if !writes && (open.lock != FileLock::Other || in_use == Some(number)) {

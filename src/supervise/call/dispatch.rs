@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::arguments::Times;
 use super::waiting::WaitingCall;
+use super::windows::may_be_shared;
 use crate::sys::file::flags::FlagsCall;
 use crate::sys::file::inode::Inode;
 use crate::sys::seccomp::Response;
@@ -94,7 +95,20 @@ impl WaitingCall<'_> {
         }
         let (dir, path) = self.path(at, 0)?;
         let file = self.lookup.file(dir, &path, !has(libc::O_NOFOLLOW), resolve)?;
-        self.make_private(&file, Right::Write, None)
+        let only_writes = flags & libc::O_ACCMODE as u64 == libc::O_WRONLY as u64;
+        let right = if only_writes { Right::Write } else { Right::ReadAndWrite };
+        if has(libc::O_NOATIME) {
+            let inode = Inode::of(&file)?;
+            // Who is not to leave a time of access must own the file; that is asked last.
+            if may_be_shared(&inode) && !self.owns(&self.task.status()?, &inode) {
+                let denial = if inode.immutable { self.denial(right, &file, &inode)? } else { None };
+                return Ok(denial.unwrap_or(Response::Continue));
+            }
+        }
+        if has(libc::O_CREAT) && self.is_kept_from_creating(&file)? {
+            return Ok(Response::Continue);
+        }
+        self.make_private(&file, right, None)
     }
 
     /// An opener whose flags are in memory would be turned away shortly after a window of the file.

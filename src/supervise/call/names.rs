@@ -9,14 +9,14 @@ use std::rc::Rc;
 
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
-use rustix::thread::CapabilitySet;
 
 use super::lookup::OwnedName;
+use super::rights::{SEARCH, WRITE};
 use super::waiting::WaitingCall;
 use super::windows::{Tried, persist};
 use crate::report::{Reason, Shown};
 use crate::sys::file::inode::{Inode, Kind};
-use crate::sys::file::layer;
+use crate::sys::file::{filesystem, layer};
 use crate::sys::path::resolve::Place;
 use crate::sys::seccomp::Response;
 use crate::sys::share::swap::{Name, SHARED_LOCK_TIMEOUT, Shared};
@@ -130,6 +130,14 @@ impl WaitingCall<'_> {
         if is_one || flags.contains(RenameFlags::EXCHANGE) {
             return Ok(Tried::Answered(Response::Continue));
         }
+        if !self.is_privileged() {
+            let status = self.task.status()?;
+            for entry in [from, to] {
+                if let Some(errno) = self.denial_of_name(&status, entry)? {
+                    return Ok(Tried::Answered(Response::Failed(errno)));
+                }
+            }
+        }
         let file = from.name().open()?;
         self.private_copy(&file, &inode, None)?;
         Ok(Tried::Again)
@@ -156,7 +164,9 @@ impl WaitingCall<'_> {
         };
         let within =
             is_directory(&replaced) && is_within(from, to)? || is_directory(&moved) && is_within(to, from)?;
-        Ok(moved.is_none() || slash || crosses || taken || within)
+        let alone = RenameFlags::NOREPLACE | RenameFlags::WHITEOUT;
+        let invalid = !(alone | RenameFlags::EXCHANGE).contains(flags) || exchange && flags.intersects(alone);
+        Ok(moved.is_none() || slash || crosses || taken || within || invalid)
     }
 
     /// Gives a shared file one more name. `source` is the one that the caller has told, unless that was a descriptor.
@@ -176,14 +186,13 @@ impl WaitingCall<'_> {
         }
         if !self.is_privileged() {
             let (status, dir) = (self.task.status()?, Inode::of(&to.dir)?);
-            // What `protected_hardlinks` of proc_sys_fs(5) lets everybody link.
-            let is_safe = inode.mode & 0o4000 == 0 && inode.mode & 0o2010 != 0o2010;
-            let owns = status.uid == inode.uid || self.may(&status, CapabilitySet::FOWNER);
-            let may = owns || is_safe && status.may_write(&inode);
-            if !may || dir.mount != inode.mount {
+            if dir.mount != inode.mount || dir.immutable || !self.may_link(&status, from, &inode) {
                 return Ok(Response::Continue);
             }
-            if !self.may_write(&status, &to.dir, &dir) {
+            if filesystem::is_read_only(&*to.dir)? {
+                return Ok(Response::Failed(Errno::ROFS));
+            }
+            if !self.has_access(&status, &to.dir, &dir, WRITE | SEARCH) {
                 return Ok(Response::Failed(Errno::ACCESS));
             }
             self.private_copy(from, &inode, None)?;

@@ -4,7 +4,8 @@ use std::io;
 
 use rustix::thread::CapabilitySet;
 
-use crate::sys::file::inode::{Inode, Kind};
+use super::acl;
+use crate::sys::file::inode::Inode;
 use crate::sys::procfs;
 
 /// The part of `/proc/PID/status` that we need.
@@ -58,23 +59,27 @@ impl Status {
         read().ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Whether the permission bits of `inode` let it write, or change names in a directory. Access control lists are not
-    /// looked at.
-    pub fn may_write(&self, inode: &Inode) -> bool {
-        let wanted = if inode.kind == Kind::Directory { 3 } else { 2 };
-        self.bits(inode) & wanted == wanted
+    /// Whether permissions give it these bits of `inode`; `list` is asked for the access control list only if that counts
+    /// (`acl_permission_check` of `fs/namei.c`). Capabilities are not looked at.
+    pub fn has_access(&self, inode: &Inode, wanted: u32, list: impl FnOnce() -> Option<Vec<u8>>) -> bool {
+        // The bits of the group are the list's mask.
+        let list = if self.uid != inode.uid && inode.mode & 0o070 != 0 { list() } else { None };
+        match list {
+            Some(list) => acl::allows(&list, self, inode, wanted),
+            None => self.bits(inode) & wanted == wanted,
+        }
     }
 
-    /// Whether the permission bits of `inode` let it read. Access control lists are not looked at.
-    pub fn may_read(&self, inode: &Inode) -> bool {
-        self.bits(inode) & 4 != 0
+    /// Whether a group is among its own.
+    pub fn is_in_group(&self, group: u32) -> bool {
+        self.gid == group || self.groups.contains(&group)
     }
 
     /// Those permission bits of `inode` that count for it, as the lowest three.
     fn bits(&self, inode: &Inode) -> u32 {
         if self.uid == inode.uid {
             inode.mode >> 6
-        } else if self.gid == inode.gid || self.groups.contains(&inode.gid) {
+        } else if self.is_in_group(inode.gid) {
             inode.mode >> 3
         } else {
             inode.mode
@@ -123,5 +128,31 @@ mod tests {
         assert_eq!((status.process, status.uid, status.gid), (7, 4, 8));
         assert_eq!((status.groups.as_slice(), status.process_in.as_slice()), (&[9, 10][..], &[7, 1][..]));
         assert!(status.thread_in.is_empty());
+    }
+
+    #[test]
+    fn an_access_control_list_counts_before_the_permission_bits() {
+        let status = Status::parse(CONTENT.as_bytes()).unwrap();
+        let here = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+        let inode = Inode { mode: 0o664, uid: 1, gid: 2, ..Inode::of(here).unwrap() };
+        let list = |entries: &[(u16, u16, u32)]| {
+            let mut list = vec![2, 0, 0, 0];
+            for (tag, bits, id) in entries {
+                list.extend([tag.to_le_bytes(), bits.to_le_bytes()].concat());
+                list.extend(id.to_le_bytes());
+            }
+            move || Some(list)
+        };
+        let (owner, group, mask, other) = ((1, 6, 0), (4, 4, 0), (0x10, 6, 0), (0x20, 4, 0));
+        let may = |entries: &[(u16, u16, u32)], wanted| status.has_access(&inode, wanted, list(entries));
+        assert!(status.has_access(&inode, 4, || None) && !status.has_access(&inode, 2, || None));
+        assert!(may(&[owner, (2, 6, 4), group, mask, other], 6), "the user");
+        assert!(!may(&[owner, (2, 6, 4), group, (0x10, 4, 0), other], 6), "the mask takes it away");
+        assert!(!may(&[owner, (2, 0, 4), group, mask, other], 4), "the user may do less than others");
+        assert!(may(&[owner, group, (8, 6, 9), mask, other], 6), "a group");
+        assert!(!may(&[owner, group, (8, 0, 10), mask, other], 4), "a group that may do less than others");
+        assert!(may(&[owner, group, mask, other], 4) && !may(&[owner, group, mask, other], 2));
+        let no_group = Inode { mode: 0o604, ..inode };
+        assert!(status.has_access(&no_group, 4, || panic!("the kernel does not look at the list")));
     }
 }

@@ -161,6 +161,16 @@ impl Processes {
         Ok(rustix::fs::readlinkat(&self.proc, format!("{pid}/exe"), Vec::new())?.into_bytes())
     }
 
+    /// A setting of the kernel for files, a number, by its name below `fs/` (`proc_sys_fs(5)`).
+    pub(crate) fn file_setting(&self, name: &str) -> io::Result<u32> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.proc, format!("sys/fs/{name}"), flags, Mode::empty())?;
+        let mut digits = [0; 16];
+        let length = rustix::io::read(&fd, &mut digits)?;
+        let number = std::str::from_utf8(&digits[..length]).ok().and_then(|text| text.trim().parse().ok());
+        number.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
     /// The program that the process runs, open for reading.
     pub fn program(&self, pid: i32) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;

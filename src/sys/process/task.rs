@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::CapabilitySet;
 
+use super::numbers::Numbers;
 use super::status::Status;
 use super::table::Processes;
 use crate::sys::file::inode::{Inode, InodeId};
@@ -132,6 +133,16 @@ impl Task {
     /// Its user namespace.
     pub fn user_namespace(&self) -> io::Result<InodeId> {
         Ok(Inode::behind(&self.dir, "ns/user")?.id)
+    }
+
+    /// The users whom its user namespace has numbers for.
+    pub fn users(&self) -> io::Result<Numbers> {
+        Ok(Numbers::parse(&self.read("uid_map")?))
+    }
+
+    /// The groups, likewise.
+    pub fn groups(&self) -> io::Result<Numbers> {
+        Ok(Numbers::parse(&self.read("gid_map")?))
     }
 
     /// Its effective capabilities (`capget(2)`), in its own user namespace.

@@ -83,10 +83,14 @@ pub enum Follow {
 pub enum Right {
     /// Permission to write.
     Write,
+    /// Permission to read and write.
+    ReadAndWrite,
     /// To own the file.
     Own,
-    /// To own the file, unless the owner and group that begin at this argument are those it has.
-    OwnOrKeep(u8),
+    /// To own the file, whose mode is to be the one in this argument.
+    Mode(u8),
+    /// What `chown(2)` asks for, whose owner and group begin at this argument.
+    Owner(u8),
     /// To own the file; permission to write is enough if the times that this argument points to are now.
     OwnOrTouch(u8),
     /// Permission to write for the attributes of users, which the string in this argument names; else to own the file.
@@ -122,13 +126,13 @@ const RENAME: Shape = Shape::Rename { at: false, flags: None };
 const RENAMEAT: Shape = Shape::Rename { at: AT, flags: None };
 const RENAMEAT2: Shape = Shape::Rename { at: AT, flags: Some(4) };
 const TRUNCATE: Shape = change(false, Follow::Yes, Right::Write);
-const CHMOD: Shape = change(false, Follow::Yes, Right::Own);
-const CHOWN: Shape = change(false, Follow::Yes, Right::OwnOrKeep(1));
-const LCHOWN: Shape = change(false, Follow::No, Right::OwnOrKeep(1));
-const FCHMOD: Shape = change_open(Right::Own);
-const FCHOWN: Shape = change_open(Right::OwnOrKeep(1));
-const FCHMODAT: Shape = change(AT, Follow::Yes, Right::Own);
-const FCHOWNAT: Shape = change(AT, Follow::Flags(4), Right::OwnOrKeep(2));
+const CHMOD: Shape = change(false, Follow::Yes, Right::Mode(1));
+const CHOWN: Shape = change(false, Follow::Yes, Right::Owner(1));
+const LCHOWN: Shape = change(false, Follow::No, Right::Owner(1));
+const FCHMOD: Shape = change_open(Right::Mode(1));
+const FCHOWN: Shape = change_open(Right::Owner(1));
+const FCHMODAT: Shape = change(AT, Follow::Yes, Right::Mode(2));
+const FCHOWNAT: Shape = change(AT, Follow::Flags(4), Right::Owner(2));
 const UTIME: Shape = change(false, Follow::Yes, Right::OwnOrTouch(1));
 const FUTIMESAT: Shape = change(AT, Follow::Yes, Right::OwnOrTouch(2));
 const UTIMENSAT: Shape = change(AT, Follow::Flags(3), Right::OwnOrTouch(2));
@@ -141,7 +145,7 @@ const FREMOVEXATTR: Shape = change_open(Right::OwnOrRemove(1));
 
 const IO_URING_SETUP: (u32, Shape) = (425, Shape::Absent);
 const OPENAT2: (u32, Shape) = (437, Shape::Openat2);
-const FCHMODAT2: (u32, Shape) = (452, change(AT, Follow::Flags(3), Right::Own));
+const FCHMODAT2: (u32, Shape) = (452, change(AT, Follow::Flags(3), Right::Mode(2)));
 const SETXATTRAT: (u32, Shape) = (463, change(AT, Follow::Flags(2), Right::OwnOrAttribute(3)));
 const REMOVEXATTRAT: (u32, Shape) = (466, change(AT, Follow::Flags(2), Right::OwnOrRemove(3)));
 const FILE_SETATTR: (u32, Shape) = (469, Shape::FileSetattr);

@@ -365,7 +365,7 @@ impl Keeper {
         status.is_some_and(|status| {
             status.capabilities.contains(CapabilitySet::DAC_OVERRIDE)
                 || inode.mode & 0o022 != 0
-                || status.may_write(inode)
+                || status.has_access(inode, 2, || None)
         })
     }
 }
