@@ -1,8 +1,9 @@
 //! Random sequences of operations on shared files under cow-run give what they give on private files.
 //!
 //! `COW_TESTS_SEQUENCES` says how many; 100000 in a while. `COW_TESTS_SEED` is the first one's seed, `COW_TESTS_STEPS`
-//! their length. `COW_TESTS_ON=ext4/static` tries one filesystem and build alone, and `COW_TESTS_WITHOUT="places pairs"`
-//! leaves out these of what `cowops -x` can, instead of what is known to differ.
+//! their length. `COW_TESTS_ON=ext4/static` tries one filesystem and build alone, `COW_TESTS_AS_NOBODY=1` makes all
+//! calls those of a user, and `COW_TESTS_WITHOUT="places pairs"` leaves out these of what `cowops -x` can, instead of what
+//! is known to differ.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -46,7 +47,10 @@ fn by_seed(told: &str) -> BTreeMap<u64, String> {
 /// What is wrong with these sequences, and how many differ.
 fn batch(kind: &str, build: &str, first: u64, count: u64, steps: &str) -> (Vec<String>, usize) {
     let options = left_out(LIMITS);
-    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let mut options: Vec<&str> = options.iter().map(String::as_str).collect();
+    if from_environment("COW_TESTS_AS_NOBODY", 0) != 0 {
+        options.push("-n");
+    }
     let field = Field::new(kind, build);
     let planted = field.plant("all", count as usize, &options);
     // All trees are equal files of one guest.

@@ -2,7 +2,8 @@
 //! supervised call, by a user and by root without capabilities, tells what it tells on private files.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+use std::path::Path;
 use std::process::Command;
 
 use super::support::bed::{Bed, FIRST, file, start};
@@ -101,7 +102,25 @@ tell('chown none', os.chown, path, -1, -1)
 tell('utimensat omit', system('utimensat', AT_FDCWD, name, omit + omit, 0))
 tell('setxattr same', attribute('user.plain', b'value'))
 tell('fsetxattr same', by_descriptor(os.O_RDONLY, lambda fd: os.setxattr(fd, 'user.plain', b'value')))
-tell('flags same', flags(0))
+# Whoever may set the immutable flag, which a shared file has, wants it to be set.
+effective = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('CapEff'))
+if not int(effective, 16) >> 9 & 1:
+    tell('flags same', flags(0))
+tell('truncate below nothing', system('truncate', name, ctypes.c_long(-1)))
+now = os.stat(path)
+tell('times same', lambda: os.utime(path, ns=(now.st_atime_ns, now.st_mtime_ns)))
+changed = now.st_mtime_ns // 10**9, now.st_mtime_ns % 10**9
+changed = b''.join(part.to_bytes(8, 'little') for part in changed)
+tell('times same or omit', system('utimensat', AT_FDCWD, name, omit + changed, 0))
+tell('times nonsense', system('utimensat', AT_FDCWD, name, omit + b'\0' * 8 + (10**9).to_bytes(8, 'little'), 0))
+try:
+    LIST = os.getxattr(path, 'system.posix_acl_access')
+except OSError:
+    def entry(tag, shift):
+        return bytes([tag, 0, mode >> shift & 7, 0, 255, 255, 255, 255])
+    LIST = b'\2\0\0\0' + entry(1, 6) + entry(4, 3) + entry(32, 0)
+    tell('acl none', os.removexattr, path, 'system.posix_acl_access')
+tell('acl same', attribute('system.posix_acl_access', LIST))
 tell('setxattr there', lambda: os.setxattr(path, 'user.plain', b'other', os.XATTR_CREATE))
 tell('setxattr missing', lambda: os.setxattr(path, 'user.none', b'other', os.XATTR_REPLACE))
 tell('setxattr nonsense', lambda: os.setxattr(path, 'user.plain', b'other', 8))
@@ -190,6 +209,49 @@ for number, call in enumerate(calls):
         print(number, os.strerror(e.errno))
 "#;
 
+/// Goes to a file by ways that the kernel closes to a user, and by ways that it does not; tells what came of each call.
+const WAYS: &str = r#"
+import os, sys
+directory, closed, open_ = sys.argv[1:4]
+os.chdir(directory)
+root = os.getpid()
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+inside = os.open('.', os.O_PATH)
+
+def tell(what, call, *arguments):
+    try:
+        call(*arguments)
+        told = 'done'
+    except OSError as e:
+        told = os.strerror(e.errno)
+    print(f'{what}: {told}'.replace(directory, '').replace(str(root), 'ROOT'))
+
+def attempt(way):
+    tell(f'{way} open', lambda: os.close(os.open(way, os.O_RDWR)))
+    tell(f'{way} truncate', os.truncate, way, 1)
+    tell(f'{way} chmod same', os.chmod, way, 0o644)
+    tell(f'{way} chmod', os.chmod, way, 0o600)
+    tell(f'{way} chown same', os.chown, way, 65534, 65534)
+    tell(f'{way} touch', os.utime, way)
+    tell(f'{way} setxattr', os.setxattr, way, 'user.x', b'1')
+
+for way in (f'closed/{closed}', f'./closed/../{closed}', f'{directory}/closed/{closed}', f'behind/{closed}',
+            f'/proc/{root}/cwd/{closed}', f'/proc/{root}/root{directory}/{closed}'):
+    attempt(way)
+    tell(f'{way} unlink', os.unlink, way)
+    tell(f'{way} rmdir', os.rmdir, way)
+    tell(f'{way} rename', os.rename, way, 'common/new')
+    tell(f'{way} rename here', os.rename, f'common/{closed}', way)
+    tell(f'{way} link', os.link, way, 'common/new')
+attempt('common/link')
+for way in f'{directory}/{open_}', f'/proc/self/cwd/{open_}', f'/proc/self/fd/{inside}/{open_}', 'common/own':
+    attempt(way)
+"#;
+
 /// Shared files in the first guest, and private ones like them in `private`.
 fn bed() -> Bed {
     let bed = Bed::new(FILES.len());
@@ -260,6 +322,55 @@ fn privileged_nobody_gets_more_of_a_shared_file_than_of_a_private_one() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     bed.assert_over();
     assert!(litter(bed.filesystem.path()).is_empty());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn privileged_a_shared_file_is_left_alone_by_whom_the_kernel_keeps_from_the_way_to_it() {
+    let bed = Bed::new(2);
+    let (closed, open) = (file(0), file(1));
+    let private = bed.first("private");
+    fs::create_dir(&private).unwrap();
+    for name in [&closed, &open] {
+        let shared = bed.second(name);
+        set_immutable(&shared, false);
+        chown(&shared, Some(NOBODY), Some(NOBODY)).unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o644)).unwrap();
+        run(Command::new("cp").arg("-a").arg(&shared).arg(private.join(name)));
+    }
+    for dir in [bed.first(""), private] {
+        for (name, mode) in [("closed", 0o700), ("common", 0o1777)] {
+            fs::create_dir(dir.join(name)).unwrap();
+            fs::set_permissions(dir.join(name), fs::Permissions::from_mode(mode)).unwrap();
+            fs::hard_link(dir.join(&closed), dir.join(name).join(&closed)).unwrap();
+        }
+        symlink("closed", dir.join("behind")).unwrap();
+        // The kernel may let its owner alone follow one that is in a directory of many.
+        for (name, target, owner) in [("link", &closed, 1), ("own", &open, NOBODY)] {
+            let link = dir.join("common").join(name);
+            symlink(Path::new("..").join(target), &link).unwrap();
+            lchown(link, Some(owner), Some(owner)).unwrap();
+        }
+    }
+    for name in [&closed, &open] {
+        set_immutable(&bed.second(name), true);
+    }
+    let told = |dir: &str, run: &[&str]| {
+        let words = [run, &["python3", "-c", WAYS, dir, &closed, &open]].concat();
+        let output = start(&mut bed.command(&words)).done();
+        assert!(output.status.success(), "{}", text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let before = seen(&bed.second(&closed));
+    let private = told(&format!("{FIRST}/private"), &[]);
+    let shared = told(FIRST, &[super::support::program("cow-run")]);
+    assert_eq!(private, shared);
+    println!("{} calls", shared.lines().count());
+    let is_open = fs::read_to_string("/proc/sys/fs/protected_symlinks").unwrap().trim() == "0";
+    assert!(is_open || !bed.is_private(&closed));
+    assert!(bed.is_private(&open));
+    assert_eq!(before, seen(&bed.second(&closed)));
+    bed.assert_over();
 }
 
 #[test]

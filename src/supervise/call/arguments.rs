@@ -1,14 +1,18 @@
 //! What the arguments of a call say.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::ResolveFlags;
 
 use super::lookup::OwnedName;
-use super::rights::LARGEST_ATTRIBUTE;
 use super::waiting::WaitingCall;
+use crate::sys::file::inode::Time;
 use crate::sys::seccomp::calls::{Follow, Shape, shape};
+
+/// The largest value of an attribute (`XATTR_SIZE_MAX`, `linux/limits.h`).
+pub(super) const LARGEST_ATTRIBUTE: usize = 1 << 16;
 
 /// `AUDIT_ARCH_I386` of `linux/audit.h`.
 const I386_AUDIT: u32 = 0x4000_0003;
@@ -22,6 +26,9 @@ const PAGE: usize = 4096;
 /// Number of `setxattrat`, the same on all architectures.
 const SETXATTRAT: u32 = 463;
 
+/// Number of `truncate64` for 32-bit programs.
+const TRUNCATE64: u32 = 193;
+
 /// Numbers of `lchown`, `fchown` and `chown` with ids of 16 bits for 32-bit programs.
 const CHOWN16: [u32; 3] = [16, 95, 182];
 
@@ -30,10 +37,21 @@ const CHOWN16: [u32; 3] = [16, 95, 182];
 pub(crate) enum Times {
     /// Both become the time of the call.
     Now,
-    /// They are in the arguments.
-    Given,
+    /// Time of access and time of change, if the arguments of this call are read.
+    Given([Moment; 2]),
     /// Nothing: they stay, or the kernel will refuse them.
     Kept,
+}
+
+/// What becomes of one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// It stays.
+    Kept,
+    /// It is set to this.
+    At(Time),
+    /// It is set, to what is not known here.
+    Unknown,
 }
 
 impl WaitingCall<'_> {
@@ -59,7 +77,7 @@ impl WaitingCall<'_> {
         if path.is_empty() && flags & libc::AT_EMPTY_PATH != 0 {
             return Ok((self.task.descriptor(dir)?, Some(dir)));
         }
-        Ok((self.lookup.file(dir, &path, follow, ResolveFlags::empty())?, None))
+        Ok((self.file(dir, &path, follow, ResolveFlags::empty())?, None))
     }
 
     /// What a descriptor is open on; `None` for a place only (`O_PATH`), which calls on descriptors refuse.
@@ -93,13 +111,23 @@ impl WaitingCall<'_> {
             return Ok(Times::Now);
         }
         if !is_utimensat {
-            return Ok(Times::Given);
+            return Ok(Times::Given([Moment::Unknown; 2]));
         }
         // Two pairs of seconds and nanoseconds, of 32 bits each in the older of the calls of 32-bit x86.
         let size = if self.call.audit == I386_AUDIT && self.call.number != UTIMENSAT_TIME64 { 8 } else { 16 };
         let mut times = vec![0; 2 * size];
         self.task.memory(address, &mut times)?;
         Ok(parse_times(&times))
+    }
+
+    /// Whether `truncate(2)` is to give a file less than nothing.
+    pub(super) fn is_length_negative(&self) -> bool {
+        let [_, length, upper_half, ..] = self.call.arguments;
+        match (self.call.audit, self.call.number) {
+            (I386_AUDIT, TRUNCATE64) => (upper_half as i32) < 0,
+            (I386_AUDIT, _) => (length as i32) < 0,
+            _ => (length as i64) < 0,
+        }
     }
 
     /// The owner and the group that `chown(2)` and its like are to set, in the caller's numbering.
@@ -156,13 +184,26 @@ pub(crate) fn parse_how(how: &[u8]) -> Option<(u64, ResolveFlags)> {
 pub(crate) fn parse_times(pairs: &[u8]) -> Times {
     const NOW: u32 = libc::UTIME_NOW as u32;
     const OMIT: u32 = libc::UTIME_OMIT as u32;
+    const VALID: Range<u32> = 0..1_000_000_000;
     let size = pairs.len() / 2;
     let nanoseconds =
         |at: usize| pairs[at..].first_chunk().map_or(u32::MAX, |&bytes| u32::from_ne_bytes(bytes));
+    let seconds = |at: usize| match pairs[at..at + size / 2] {
+        [a, b, c, d] => i32::from_ne_bytes([a, b, c, d]).into(),
+        [a, b, c, d, e, f, g, h] => i64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+        _ => 0,
+    };
+    let moment = |at: usize| match nanoseconds(at + size / 2) {
+        OMIT => Moment::Kept,
+        nanos if VALID.contains(&nanos) => Moment::At(Time { secs: seconds(at), nanos }),
+        _ => Moment::Unknown,
+    };
     match [nanoseconds(size / 2), nanoseconds(size + size / 2)] {
         [NOW, NOW] => Times::Now,
         [OMIT, OMIT] => Times::Kept,
-        pair if pair.iter().all(|time| matches!(*time, 0..1_000_000_000 | NOW | OMIT)) => Times::Given,
+        pair if pair.iter().all(|time| VALID.contains(time) || [NOW, OMIT].contains(time)) => {
+            Times::Given([0, size].map(moment))
+        }
         _ => Times::Kept,
     }
 }

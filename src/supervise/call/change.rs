@@ -120,15 +120,16 @@ impl WaitingCall<'_> {
         let mut bytes = vec![0; call.size()];
         self.task.memory(self.call.arguments[usize::from(argument)], &mut bytes)?;
         let mut flags = FlagsArgument::new(call, bytes);
-        // The kernel changes nothing then, and says so.
-        if before.is_ok_and(|before| flags.equals(before)) {
+        let are_same = before.is_ok_and(|before| flags.equals(before));
+        // Whoever may not set the flag asks for no change; the kernel says so.
+        if are_same && !self.is_privileged() {
             return Ok(Response::Continue);
         }
         let private = match self.privatize(file, Right::Own, number)? {
             ControlFlow::Break(answer) => return Ok(answer),
             ControlFlow::Continue(private) => private,
         };
-        if !flags.clear_immutable() {
+        if are_same || !flags.clear_immutable() {
             return Ok(Response::Continue);
         }
         let file = self.supervisor.processes.reopen(&private, OFlags::RDONLY)?;

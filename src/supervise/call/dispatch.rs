@@ -94,7 +94,7 @@ impl WaitingCall<'_> {
             return Ok(Response::Continue);
         }
         let (dir, path) = self.path(at, 0)?;
-        let file = self.lookup.file(dir, &path, !has(libc::O_NOFOLLOW), resolve)?;
+        let file = self.file(dir, &path, !has(libc::O_NOFOLLOW), resolve)?;
         let only_writes = flags & libc::O_ACCMODE as u64 == libc::O_WRONLY as u64;
         let right = if only_writes { Right::Write } else { Right::ReadAndWrite };
         if has(libc::O_NOATIME) {
@@ -130,6 +130,9 @@ impl WaitingCall<'_> {
             return Ok(Response::Continue);
         }
         let follow = follow != Follow::No && flags & libc::AT_SYMLINK_NOFOLLOW == 0;
+        if right == Right::Write && self.is_length_negative() {
+            return Ok(Response::Continue);
+        }
         let nameless = at && self.call.arguments[1] == 0;
         if nameless && (matches!(right, Right::OwnOrTouch(_)) || flags & libc::AT_EMPTY_PATH != 0) {
             return match right {
@@ -151,7 +154,7 @@ impl WaitingCall<'_> {
             };
         }
         let (dir, path) = self.path(false, 0)?;
-        let file = self.lookup.file(dir, &path, follow, ResolveFlags::empty())?;
+        let file = self.file(dir, &path, follow, ResolveFlags::empty())?;
         self.make_private(&file, right, None)
     }
 
@@ -167,7 +170,7 @@ impl WaitingCall<'_> {
             }
             (self.task.descriptor(dir)?, None, self.lookup.entry(new.0, &new.1)?)
         } else if flags & libc::AT_SYMLINK_FOLLOW != 0 {
-            let from = self.lookup.file(dir, &path, true, ResolveFlags::empty())?;
+            let from = self.file(dir, &path, true, ResolveFlags::empty())?;
             (from, None, self.lookup.entry(new.0, &new.1)?)
         } else {
             match self.lookup.entries((dir, &path), (new.0, &new.1))? {

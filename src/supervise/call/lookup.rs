@@ -3,7 +3,7 @@
 //! One `openat2(2)` does it, unless the path passes through `/proc`: there the kernel would show us our own
 //! descriptors instead of theirs, so such paths are walked name by name.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,6 +32,8 @@ pub struct Lookup<'a> {
     pub task: &'a Task,
     /// Its root directory, which is that of our thread, too.
     root: Arc<OwnedFd>,
+    /// Whether the kernel did not go some way for us that it may go for the caller.
+    by_steps: Cell<bool>,
 }
 
 /// A name in an open directory, which may name nothing.
@@ -43,6 +45,24 @@ pub struct OwnedName {
     pub name: OsString,
     /// A slash says that it names a directory, or is to.
     pub is_directory: bool,
+    /// How the caller has named the directory: the descriptor that the path begins at, and the path. `None` if it has not.
+    pub way: Option<(i32, Vec<u8>)>,
+}
+
+/// A step on the way to what a path leads to, that the kernel asks rights for.
+#[derive(Clone, Copy, Debug)]
+pub enum Step<'s> {
+    /// Looks up a name in a directory.
+    Search(&'s OwnedFd),
+    /// Follows a symlink, which is in a directory.
+    Follow {
+        /// The directory.
+        dir: &'s OwnedFd,
+        /// The symlink.
+        link: &'s OwnedFd,
+    },
+    /// Follows a magic link of `/proc` in a directory there, to what a process has.
+    FollowMagic(&'s OwnedFd),
 }
 
 /// An open directory.
@@ -63,7 +83,7 @@ impl OwnedName {
     /// The name `name` in `dir`.
     pub fn new(dir: OwnedFd, name: OsString) -> OwnedName {
         let dir = Rc::new(OpenDir { fd: dir, path: OnceCell::new() });
-        OwnedName { dir, name, is_directory: false }
+        OwnedName { dir, name, is_directory: false, way: None }
     }
 
     /// As the operations on names take it.
@@ -81,7 +101,7 @@ impl OwnedName {
 impl<'a> Lookup<'a> {
     /// For `task`, to whose `root` the calling thread was moved.
     pub fn new(task: &'a Task, root: Arc<OwnedFd>) -> Lookup<'a> {
-        Lookup { task, root }
+        Lookup { task, root, by_steps: Cell::new(false) }
     }
 
     /// Its root directory, once more.
@@ -96,6 +116,26 @@ impl<'a> Lookup<'a> {
         self.resolve(dir, path, if follow { OFlags::empty() } else { OFlags::NOFOLLOW }, resolve)
     }
 
+    /// Whether the kernel has gone all ways for us.
+    pub(super) fn is_by_kernel(&self) -> bool {
+        !self.by_steps.get()
+    }
+
+    /// As [`Lookup::file`], step by step: `judge` fails at one that the caller may not take. Of the restrictions only
+    /// `RESOLVE_IN_ROOT` counts.
+    pub(super) fn file_by_steps(
+        &self,
+        (dir, path): (i32, &[u8]),
+        follow: bool,
+        resolve: ResolveFlags,
+        judge: &mut dyn FnMut(Step<'_>) -> io::Result<()>,
+    ) -> io::Result<OwnedFd> {
+        let in_root = resolve.contains(ResolveFlags::IN_ROOT);
+        let base = self.base(dir, path, resolve.intersects(ResolveFlags::BENEATH) || in_root)?;
+        let root = if in_root { Arc::clone(&base) } else { Arc::clone(&self.root) };
+        self.walk(base, &root, path, if follow { OFlags::empty() } else { OFlags::NOFOLLOW }, judge)
+    }
+
     fn resolve(&self, dir: i32, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> io::Result<OwnedFd> {
         let confined = ResolveFlags::BENEATH | ResolveFlags::IN_ROOT;
         let base = self.base(dir, path, resolve.intersects(confined))?;
@@ -105,7 +145,8 @@ impl<'a> Lookup<'a> {
             ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS | confined | ResolveFlags::NO_XDEV;
         match opened {
             Err(e) if !resolve.intersects(plain) && self.may_pass_through_proc(&base, path, &e) => {
-                self.walk(base, path, flags)
+                self.by_steps.set(true);
+                self.walk(base, &self.root, path, flags, &mut |_| Ok(()))
             }
             opened => opened,
         }
@@ -116,8 +157,9 @@ impl<'a> Lookup<'a> {
     /// `None` where the path does not end in a name.
     pub fn entry(&self, dir: i32, path: &[u8]) -> io::Result<Option<OwnedName>> {
         let Some((parent, name, is_directory)) = parts(path) else { return Ok(None) };
-        let dir = self.resolve(dir, parent, OFlags::DIRECTORY, ResolveFlags::empty())?;
-        Ok(Some(OwnedName { is_directory, ..OwnedName::new(dir, name) }))
+        let fd = self.resolve(dir, parent, OFlags::DIRECTORY, ResolveFlags::empty())?;
+        let way = Some((dir, parent.to_vec()));
+        Ok(Some(OwnedName { is_directory, way, ..OwnedName::new(fd, name) }))
     }
 
     /// As [`Lookup::entry`], for two paths, which often lead to the same directory.
@@ -126,7 +168,7 @@ impl<'a> Lookup<'a> {
         let Some((parent, name, is_directory)) = parts(other.1) else { return Ok(None) };
         let is_same = one.0 == other.0 && parts(one.1).is_some_and(|(first, ..)| first == parent);
         let second = if is_same {
-            Some(OwnedName { dir: Rc::clone(&first.dir), name, is_directory })
+            Some(OwnedName { dir: Rc::clone(&first.dir), name, is_directory, way: first.way.clone() })
         } else {
             self.entry(other.0, other.1)?
         };
@@ -142,10 +184,11 @@ impl<'a> Lookup<'a> {
         base.map(Arc::new)
     }
 
-    /// Whether a path that leads nowhere may do so only because `/proc/self` is ourselves.
+    /// Whether a path that leads nowhere may do so only because we are ourselves, in `/proc/self` and else.
     fn may_pass_through_proc(&self, base: &OwnedFd, path: &[u8], error: &io::Error) -> bool {
         match error.raw_os_error() {
-            Some(libc::ELOOP) => true,
+            // `protected_symlinks` keeps us from following what its owner may follow.
+            Some(libc::ELOOP | libc::EACCES) => true,
             Some(libc::ENOENT | libc::ENOTDIR) => {
                 let (parent, name) = split(path);
                 let parent: &[u8] = if path.starts_with(b"/") && parent.is_empty() {
@@ -166,13 +209,24 @@ impl<'a> Lookup<'a> {
     }
 
     /// Goes to `path` name by name, and through the magic links of `/proc` as the waiting thread would.
-    fn walk(&self, base: Arc<OwnedFd>, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+    fn walk(
+        &self,
+        base: Arc<OwnedFd>,
+        root: &OwnedFd,
+        path: &[u8],
+        flags: OFlags,
+        judge: &mut dyn FnMut(Step<'_>) -> io::Result<()>,
+    ) -> io::Result<OwnedFd> {
         let (follow, mut at) = (!flags.contains(OFlags::NOFOLLOW), base.try_clone()?);
         let mut links_left = MAX_SYMLINKS;
         // The next name last.
         let mut rest: Vec<Vec<u8>> = names_reversed(path).collect();
         while let Some(name) = rest.pop() {
             let at_end = rest.is_empty();
+            judge(Step::Search(&at))?;
+            if name == b".." && is_one(&at, root)? {
+                continue;
+            }
             if name == b"." || name == b".." {
                 at = open(&at, &name, OFlags::DIRECTORY, ResolveFlags::empty())?;
                 continue;
@@ -187,12 +241,14 @@ impl<'a> Lookup<'a> {
             }
             links_left -= 1;
             let Some(target) = self.target(&at, &name, &child)? else {
+                judge(Step::FollowMagic(&at))?;
                 // A magic link leads to a file, not to a path.
                 at = open(&at, &name, OFlags::empty(), ResolveFlags::empty())?;
                 continue;
             };
+            judge(Step::Follow { dir: &at, link: &child })?;
             if target.starts_with(b"/") {
-                at = self.root.try_clone()?;
+                at = root.try_clone()?;
             }
             rest.extend(names_reversed(&target));
         }
@@ -237,7 +293,12 @@ fn open(dir: &OwnedFd, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> io:
     Ok(patient::openat2(dir, OsStr::from_bytes(path), flags | OFlags::PATH, resolve)?)
 }
 
-fn is_proc(dir: impl AsFd) -> bool {
+fn is_one(dir: &OwnedFd, other: &OwnedFd) -> io::Result<bool> {
+    let [dir, other] = [Inode::of(dir)?, Inode::of(other)?];
+    Ok((dir.id, dir.mount) == (other.id, other.mount))
+}
+
+pub(super) fn is_proc(dir: impl AsFd) -> bool {
     rustix::fs::fstatfs(dir).is_ok_and(|stat| stat.f_type == PROC_MAGIC)
 }
 

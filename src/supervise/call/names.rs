@@ -189,6 +189,11 @@ impl WaitingCall<'_> {
             if dir.mount != inode.mount || dir.immutable || !self.may_link(&status, from, &inode) {
                 return Ok(Response::Continue);
             }
+            let reaches_source =
+                || source.as_ref().map_or(Ok(true), |source| self.reaches_directory(&status, source));
+            if !reaches_source()? || !self.reaches_directory(&status, to)? {
+                return Ok(Response::Failed(Errno::ACCESS));
+            }
             if filesystem::is_read_only(&*to.dir)? {
                 return Ok(Response::Failed(Errno::ROFS));
             }

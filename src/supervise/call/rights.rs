@@ -7,13 +7,13 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
-use super::arguments::Times;
+use super::arguments::{LARGEST_ATTRIBUTE, Moment, Times};
 use super::lookup::OwnedName;
 use super::waiting::WaitingCall;
 use super::windows::may_be_shared;
 use crate::sys::file::filesystem;
-use crate::sys::file::inode::Inode;
-use crate::sys::process::Status;
+use crate::sys::file::inode::{Inode, Kind, Time};
+use crate::sys::process::{AccessList, Status};
 use crate::sys::seccomp::Response;
 use crate::sys::seccomp::calls::Right;
 
@@ -21,8 +21,6 @@ use crate::sys::seccomp::calls::Right;
 const ACCESS_LIST: &str = "system.posix_acl_access";
 /// The attribute that holds a program's capabilities (`capabilities(7)`).
 const CAPABILITIES: &str = "security.capability";
-/// The largest value of an attribute (`XATTR_SIZE_MAX`, `linux/limits.h`).
-pub(super) const LARGEST_ATTRIBUTE: usize = 1 << 16;
 
 /// Permission bits.
 pub(super) const READ: u32 = 4;
@@ -31,7 +29,7 @@ pub(super) const SEARCH: u32 = 1;
 
 const SET_USER_ID: u32 = 0o4000;
 const SET_GROUP_ID: u32 = 0o2000;
-const STICKY: u32 = 0o1000;
+pub(super) const STICKY: u32 = 0o1000;
 const GROUP_EXECUTES: u32 = 0o010;
 
 /// Who may set an attribute, and who judges that (`xattr(7)`).
@@ -63,6 +61,11 @@ fn kind_of(name: &[u8]) -> Attribute {
     }
 }
 
+/// Whether a time becomes what it is.
+fn is_at(moment: Moment, now: Time) -> bool {
+    moment == Moment::Kept || moment == Moment::At(now)
+}
+
 fn is(error: &io::Error, errno: Errno) -> bool {
     Errno::from_io_error(error) == Some(errno)
 }
@@ -79,7 +82,7 @@ impl WaitingCall<'_> {
     }
 
     /// Whether the caller has a capability here.
-    fn may(&self, status: &Status, capability: CapabilitySet) -> bool {
+    pub(super) fn may(&self, status: &Status, capability: CapabilitySet) -> bool {
         status.capabilities.contains(capability) && self.is_here()
     }
 
@@ -101,7 +104,8 @@ impl WaitingCall<'_> {
     pub(super) fn has_access(&self, status: &Status, file: impl AsFd, inode: &Inode, wanted: u32) -> bool {
         let list = || self.attribute(&file, ACCESS_LIST.as_bytes()).ok();
         self.may_with(status, CapabilitySet::DAC_OVERRIDE, inode)
-            || wanted == READ && self.may_with(status, CapabilitySet::DAC_READ_SEARCH, inode)
+            || (wanted == READ || inode.kind == Kind::Directory && wanted & WRITE == 0)
+                && self.may_with(status, CapabilitySet::DAC_READ_SEARCH, inode)
             || status.has_access(inode, wanted, list)
     }
 
@@ -218,19 +222,28 @@ impl WaitingCall<'_> {
                 });
                 same && !self.loses_set_id(&status, inode) && !self.has_capabilities(file)
             }
-            Right::OwnOrAttribute(name) => return self.answer_for_attribute(file, name),
-            Right::OwnOrRemove(name) => return self.answer_for_removal(file, name),
+            Right::OwnOrTouch(times) => match self.times(times)? {
+                Times::Given([accessed, changed]) => {
+                    is_at(accessed, inode.atime) && is_at(changed, inode.mtime)
+                }
+                Times::Now | Times::Kept => false,
+            },
+            Right::OwnOrAttribute(name) => return self.answer_for_attribute(file, inode, name),
+            Right::OwnOrRemove(name) => return self.answer_for_removal(file, inode, name),
             _ => false,
         };
         Ok(nothing.then_some(Response::Done(0)))
     }
 
     /// What the kernel would answer to a call that gives an attribute the value that it has, or that it refuses to give one.
-    fn answer_for_attribute(&self, file: &OwnedFd, at: u8) -> io::Result<Option<Response>> {
+    fn answer_for_attribute(&self, file: &OwnedFd, inode: &Inode, at: u8) -> io::Result<Option<Response>> {
         const CREATE: i32 = libc::XATTR_CREATE;
         const REPLACE: i32 = libc::XATTR_REPLACE;
         let name = self.task.string(self.call.arguments[usize::from(at)])?;
         let Some((value, flags)) = self.new_attribute(at)? else { return Ok(Some(Response::Continue)) };
+        if name == ACCESS_LIST.as_bytes() {
+            return self.answer_for_list(file, inode, &value);
+        }
         // These are not kept as they are given.
         if matches!(kind_of(&name), Attribute::System | Attribute::Label) {
             return Ok(None);
@@ -249,14 +262,38 @@ impl WaitingCall<'_> {
         })
     }
 
+    /// What the kernel would answer to a call that sets the access control list that is there, or none that can be. As the
+    /// kernel, it does not look at the flags.
+    fn answer_for_list(&self, file: &OwnedFd, inode: &Inode, value: &[u8]) -> io::Result<Option<Response>> {
+        // Users and groups have other numbers in other user namespaces; and the kernel may take the bit from the file.
+        if !self.is_here()
+            || inode.mode & SET_GROUP_ID != 0 && !self.keeps_set_group(&self.task.status()?, inode)
+        {
+            return Ok(None);
+        }
+        let new = AccessList::parse(value);
+        let is_there = match self.attribute(file, ACCESS_LIST.as_bytes()) {
+            Ok(now) => new.is_some() && new == AccessList::parse(&now),
+            Err(e) if is(&e, Errno::NODATA) => {
+                value.is_empty() || new.is_some_and(|new| new.is_mode(inode.mode))
+            }
+            Err(_) => false,
+        };
+        Ok(is_there.then_some(Response::Done(0)))
+    }
+
     /// What the kernel would answer to a call that removes what is not there: rpm removes the capabilities of each program
     /// that it replaces.
-    fn answer_for_removal(&self, file: &OwnedFd, at: u8) -> io::Result<Option<Response>> {
+    fn answer_for_removal(&self, file: &OwnedFd, inode: &Inode, at: u8) -> io::Result<Option<Response>> {
         let name = self.task.string(self.call.arguments[usize::from(at)])?;
-        if matches!(kind_of(&name), Attribute::System | Attribute::Label) {
+        let is_list = name == ACCESS_LIST.as_bytes();
+        if matches!(kind_of(&name), Attribute::System | Attribute::Label) && !is_list {
             return Ok(None);
         }
         let missing = self.attribute(file, &name).err();
+        if is_list && missing.as_ref().is_some_and(|e| is(e, Errno::NODATA)) {
+            return self.answer_for_list(file, inode, &[]);
+        }
         let errno = [Errno::NODATA, Errno::NOTSUP, Errno::RANGE].into_iter();
         let mut errno = errno.filter(|errno| missing.as_ref().is_some_and(|e| is(e, *errno)));
         Ok(errno.next().map(Response::Failed))
@@ -309,6 +346,9 @@ impl WaitingCall<'_> {
 
     /// What the kernel would answer to a caller who may not change a name.
     pub(super) fn denial_of_name(&self, status: &Status, entry: &OwnedName) -> io::Result<Option<Errno>> {
+        if !self.reaches_directory(status, entry)? {
+            return Ok(Some(Errno::ACCESS));
+        }
         if filesystem::is_read_only(&*entry.dir)? {
             return Ok(Some(Errno::ROFS));
         }

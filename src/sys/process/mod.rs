@@ -14,6 +14,7 @@ pub mod task;
 pub mod thread_root;
 pub mod unconfined;
 
+pub use self::acl::AccessList;
 pub use self::end::{has_ended, kill_child, open_pidfd, wait_for_end};
 pub use self::numbers::Numbers;
 pub use self::own::{

@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::thread::CapabilitySet;
 
-use super::acl;
+use super::acl::AccessList;
 use crate::sys::file::inode::Inode;
 use crate::sys::procfs;
 
@@ -65,7 +65,9 @@ impl Status {
         // The bits of the group are the list's mask.
         let list = if self.uid != inode.uid && inode.mode & 0o070 != 0 { list() } else { None };
         match list {
-            Some(list) => acl::allows(&list, self, inode, wanted),
+            Some(list) => AccessList::parse(&list).is_some_and(|list| {
+                list.allows(self.uid, |group| self.is_in_group(group), inode.gid, wanted)
+            }),
             None => self.bits(inode) & wanted == wanted,
         }
     }

@@ -194,7 +194,7 @@ static int append_line(const char *path)
 
 static int usage(void)
 {
-    fputs("usage: cowops [-C DIR] [-x pairs|places|children|times]... list | op NAME | random SEED STEPS COUNT | fixture DIR\n"
+    fputs("usage: cowops [-n] [-C DIR] [-x pairs|places|children|times]... list | op NAME | random SEED STEPS COUNT | fixture DIR\n"
           "         | farm PRISTINE COUNT DIR ROOT | copies COUNT DIR ROOT | dump DIR | dumps COUNT DIR | sum DIR\n"
           "         | check PRISTINE DIR | shared PRISTINE TREE | enter ROOT COMMAND...\n", stderr);
     return 2;
@@ -234,11 +234,13 @@ static int run_command(int number, char **words)
 int main(int argc, char **argv)
 {
     int option, code;
-    while ((option = getopt(argc, argv, "+x:C:")) != -1) {
+    while ((option = getopt(argc, argv, "+nx:C:")) != -1) {
         if (option == 'C') {
             if (chdir(optarg))
                 die(optarg);
-        } else if (option != 'x')
+        } else if (option == 'n')
+            always_nobody = true;
+        else if (option != 'x')
             return usage();
         else if (!strcmp(optarg, "pairs"))
             without_pairs = true;

@@ -60,6 +60,8 @@ struct time64 {
 #endif
 
 /* What `-x` leaves out. */
+/* Whether every step of a random sequence is nobody's. */
+extern bool always_nobody;
 extern bool without_pairs, without_places, without_children, without_directory_times;
 
 /* Ends the program: something failed that is no part of what is tried. */

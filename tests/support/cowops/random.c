@@ -6,6 +6,8 @@
 #include <sys/time.h>
 #include <sys/xattr.h>
 
+bool always_nobody;
+
 static uint64_t state;
 
 static uint64_t next_number(void)
@@ -442,7 +444,7 @@ static void run_step(void)
         step_descriptor, step_descriptor, step_descriptor, step_descriptor, step_descriptor,
     };
     void (*step)(void) = ONE_OF(steps);
-    bool nobody = once_in(8);
+    bool nobody = once_in(8) || always_nobody;
     /* The kernel's view of this thread alone is changed, and back again. */
     if (nobody && (sys(setresgid, -1, NOBODY, -1) || sys(setresuid, -1, NOBODY, -1)))
         die("setresuid");
