@@ -161,8 +161,12 @@ impl Bed {
     /// Kills the process that answers, once there is one that is none of these.
     pub fn kill_worker(&self, before: &[i32]) -> i32 {
         let fresh = || self.worker().filter(|pid| !before.contains(pid));
-        wait_for("a worker", || fresh().is_some());
-        let worker = fresh().unwrap();
+        let mut found = None;
+        wait_for("a worker", || {
+            found = fresh();
+            found.is_some()
+        });
+        let worker = found.unwrap();
         send(worker, Signal::SIGKILL);
         worker
     }
