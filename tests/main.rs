@@ -54,6 +54,7 @@ mod run_race;
 mod run_random;
 mod run_rights;
 mod run_stopped;
+mod settle_calls;
 mod soak;
 mod status;
 mod supervised;

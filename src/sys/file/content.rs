@@ -6,25 +6,29 @@ use std::os::fd::AsFd;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-/// Whether two open files hold the same bytes. Holes that both have cost nothing.
-pub fn same_content(a: impl AsFd, b: impl AsFd) -> io::Result<bool> {
-    let mut buffers = (vec![0; 1 << 17], vec![0; 1 << 17]);
+/// Bytes of each file that are compared at a time.
+const BYTES_PER_COMPARISON: u64 = 1 << 17;
+
+/// Whether two open files that both had `size` bytes hold the same ones. Holes that both have cost nothing.
+///
+/// `false` if one of them is shorter by now. Whether one has grown is the caller's to see.
+pub fn same_content(a: impl AsFd, b: impl AsFd, size: u64) -> io::Result<bool> {
+    let room = size.min(BYTES_PER_COMPARISON) as usize;
+    let mut buffers = (vec![0; room], vec![0; room]);
     let mut at = 0;
-    loop {
-        let got = (fill(&a, &mut buffers.0, at)?, fill(&b, &mut buffers.1, at)?);
-        if buffers.0[..got.0] != buffers.1[..got.1] {
+    while at < size {
+        let want = (size - at).min(BYTES_PER_COMPARISON) as usize;
+        let (first, second) = (&mut buffers.0[..want], &mut buffers.1[..want]);
+        if fill(&a, first, at)? < want || fill(&b, second, at)? < want || first != second {
             return Ok(false);
         }
-        if got.0 == 0 {
-            return Ok(true);
-        }
-        at += got.0 as u64;
-        if got.0 == buffers.0.len() {
-            // The end is read in any case: it shows the lengths.
-            let ends = rustix::fs::fstat(&a)?.st_size.min(rustix::fs::fstat(&b)?.st_size) as u64;
-            at = at.max(next_data(&a, at)?.min(next_data(&b, at)?).min(ends.saturating_sub(1)));
+        at += want as u64;
+        if at < size {
+            // The last byte is read in any case: it shows that none is shorter.
+            at = at.max(next_data(&a, at)?.min(next_data(&b, at)?).min(size - 1));
         }
     }
+    Ok(true)
 }
 
 /// Where data begins, from `at` on; the largest number if all that follows is a hole.

@@ -424,8 +424,14 @@ impl<'fd> Window<'fd> {
 
 /// Removes a name of an inode that others share; one that is not there is no error.
 ///
-/// Any user of a guest may hold the lock on the inode for ever: after [`SHARED_LOCK_TIMEOUT`] it is done without.
+/// The lock on the inode is only asked for if a window is needed. Any user of a guest may hold it for ever: after
+/// [`SHARED_LOCK_TIMEOUT`] it is done without.
 pub fn unlink_shared(name: Name<'_>, patience: Duration) -> Result<SwapReport, Error> {
+    match name.unlink() {
+        Ok(()) | Err(Errno::NOENT) => return Ok(SwapReport::default()),
+        Err(Errno::PERM) => {}
+        Err(e) => return Err(io::Error::from(e).into()),
+    }
     match Shared::try_lock_at(name.dir, name.name, patience) {
         Ok(shared) => shared.persist(|| name.unlink()),
         Err(e) if is_absent(&e) => Ok(SwapReport::default()),

@@ -284,8 +284,9 @@ impl Linker<'_> {
         }
         let mut shelf = self.publisher.open_shelf(&object)?;
         let mut shared = self.publisher.lock(&shelf, &object)?;
-        let mut held = second::is_there(&shelf, &object, shared.inode()?.id)?;
-        if !self.publisher.protection.protects(&shared, held)? {
+        let mut inode = shared.inode()?;
+        let mut held = second::is_there(&shelf, &object, inode.id)?;
+        if !self.publisher.protection.protects(&shared, &inode, held)? {
             if !fresh {
                 // Who knows what it is by now: nobody gets it before it has been read again.
                 *done = inodes.len();
@@ -322,11 +323,12 @@ impl Linker<'_> {
                 object: &object,
                 shared: &shared,
                 shelf: &shelf,
-                inode: shared.inode()?,
+                inode,
                 held,
                 attributes: xattr::read(&shared)?,
                 adoption: &job.adoption,
                 fresh,
+                unread: job.work.unread,
                 unfinished: Cell::new(false),
             };
             let settled = link.chunk(chunk, &own, number, dirs, linked)?;
@@ -334,13 +336,17 @@ impl Linker<'_> {
             fresh = true;
             number += chunk[..settled].iter().map(|names| names.len() as u64).sum::<u64>();
             *done += settled;
+            if *done == inodes.len() {
+                break;
+            }
             if settled < chunk.len() {
                 (object, _) = self.publisher.successor(&object, &shared.as_fd().try_clone_to_owned()?)?;
                 shelf = self.publisher.open_shelf(&object)?;
                 shared = self.publisher.lock(&shelf, &object)?;
-                held = second::is_there(&shelf, &object, shared.inode()?.id)?;
                 linked.objects += 1;
             }
+            inode = shared.inode()?;
+            held = second::is_there(&shelf, &object, inode.id)?;
         }
         if let Adoption::Adopted(adopted) = &job.adoption {
             self.let_be(adopted)?;

@@ -19,6 +19,8 @@ pub struct Work {
     pub existing: Option<Object>,
     /// The names; those of one inode side by side.
     pub names: Vec<FileIndex>,
+    /// Nothing is known of the files but their metadata: what they are compared by before they are linked.
+    pub unread: Option<Limits>,
 }
 
 impl Work {
@@ -95,6 +97,20 @@ impl Planner<'_> {
         self.watch.end();
     }
 
+    /// The files for which the pool has only one object of their metadata: it is enough to compare them with that.
+    pub fn unread_works(&self, catalog: &Catalog, index: &ObjectIndex) -> Vec<Work> {
+        let mut works = Vec::new();
+        for group in groups(catalog, &by_key(catalog)) {
+            let Some(object) = index.only(catalog[group[0]].key) else { continue };
+            for names in inodes(catalog, group).filter(|names| !index.holds(catalog[names[0]].ino)) {
+                let (names, unread) = (names.to_vec(), Some(self.limits));
+                works.push(Work { object: object.name, existing: Some(object), names, unread });
+            }
+        }
+        works.sort_by_cached_key(|work| first_path(catalog, work));
+        works
+    }
+
     /// Puts together what is equal, and wants to be one inode.
     pub fn works(&self, catalog: &Catalog, index: &ObjectIndex) -> Vec<Work> {
         let mut works = Vec::new();
@@ -135,7 +151,12 @@ impl Planner<'_> {
             let existing = index.newest(&name);
             let names: Vec<FileIndex> = same.iter().flat_map(|(_, names)| names.iter().copied()).collect();
             if self.wants(catalog, &names, existing.is_some()) {
-                works.push(Work { object: existing.map_or(name, |object| object.name), existing, names });
+                works.push(Work {
+                    object: existing.map_or(name, |object| object.name),
+                    existing,
+                    names,
+                    unread: None,
+                });
             }
         }
     }

@@ -15,13 +15,14 @@ use super::linker::Linker;
 use crate::report::{Reason, Shown};
 use crate::sys::file::content;
 use crate::sys::file::inode::Inode;
+use crate::sys::file::traits::Traits;
 use crate::sys::file::xattr;
 use crate::sys::share::swap::{self, Name, SHARED_LOCK_TIMEOUT, Shared};
 use crate::unify::pool::identity::{self, Digest};
 use crate::unify::pool::object::ObjectName;
 use crate::unify::pool::run::{kept, temporary};
 use crate::unify::scan::catalog::FileIndex;
-use crate::unify::scan::digest::{OpenDirs, Quiet, is_gone, is_same, take_lease};
+use crate::unify::scan::digest::{Limits, OpenDirs, Quiet, is_gone, is_same, take_lease};
 use crate::unify::scan::not_unified::NotUnified;
 use crate::unify::{FailedPath, SharedError};
 
@@ -72,6 +73,8 @@ pub(super) struct LinkWindow<'l> {
     pub adoption: &'l Adoption,
     /// It was made, or compared with a file of equal digests, in this run.
     pub fresh: bool,
+    /// Nothing is known of the guest's file but its metadata: these are the limits that it has not been looked at by.
+    pub unread: Option<Limits>,
     /// A name could not be given back: that is left to recovery.
     pub unfinished: Cell<bool>,
 }
@@ -160,10 +163,16 @@ impl LinkWindow<'_> {
             return Ok(Err(NotUnified::Changed));
         }
         let attributes = xattr::read(own)?;
-        let equal = identity::same_metadata(&before, &self.inode, self.linker.pool().settings.mtime)
-            && attributes == self.attributes
-            && (*compared || self.has_content_of(own)?);
-        if !equal {
+        let same_metadata = identity::same_metadata(&before, &self.inode, self.linker.pool().settings.mtime)
+            && attributes == self.attributes;
+        if let Some(limits) = self.unread {
+            if let Some(kept) = self.keeps(names[0], own, &attributes, limits, dirs)? {
+                return Ok(Err(kept));
+            }
+            if !same_metadata || !self.has_content_of(own)? {
+                return Ok(Err(NotUnified::Different));
+            }
+        } else if !same_metadata || !*compared && !self.has_content_of(own)? {
             return Err(io::Error::other(ObjectError::Damaged).into());
         }
         *compared = true;
@@ -178,6 +187,27 @@ impl LinkWindow<'_> {
             });
         }
         Ok(Ok(Ready { names: targets, own, quiet, before, attributes }))
+    }
+
+    /// What keeps a file as it is that has not been read, but for its content.
+    fn keeps(
+        &self,
+        at: FileIndex,
+        own: &OwnedFd,
+        attributes: &xattr::Xattrs,
+        limits: Limits,
+        dirs: &mut OpenDirs<'_>,
+    ) -> io::Result<Option<NotUnified>> {
+        let file = &self.linker.catalog[at];
+        if let Some(kept) = limits.keep(file, attributes) {
+            return Ok(Some(kept));
+        }
+        let traits = Traits::of(own)?;
+        if !limits.allow_project(traits, || dirs.handed_on(file))? {
+            return Ok(Some(NotUnified::Project));
+        }
+        let is_other = identity::digest_xattrs(attributes, traits) != self.object.digest.xattrs;
+        Ok(is_other.then_some(NotUnified::Different))
     }
 
     /// Links the names of every inode that is ready. Fails as a whole only if the object needs a window.
@@ -311,9 +341,11 @@ impl LinkWindow<'_> {
 
     /// Whether the object has the content of a guest's file. Of an error it says whose it is.
     fn has_content_of(&self, own: &OwnedFd) -> io::Result<bool> {
-        content::same_content(own, self.shared).map_err(|e| match Digest::of_quiet(self.shared) {
-            Err(of_object) => io::Error::other(ObjectError::Unreadable(of_object)),
-            Ok(_) => e,
+        content::same_content(own, self.shared, self.inode.size).map_err(|e| {
+            match Digest::of_quiet(self.shared) {
+                Err(of_object) => io::Error::other(ObjectError::Unreadable(of_object)),
+                Ok(_) => e,
+            }
         })
     }
 

@@ -1,7 +1,7 @@
 //! Unifying from inside a guest, if the pool is within reach: what its package manager has just unpacked need not wait for
 //! the host.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -17,10 +17,33 @@ use crate::unify::Error;
 use crate::unify::eligible::rules::Rules;
 use crate::unify::eligible::scope::Scope;
 use crate::unify::pool::directory::Pool;
+use crate::unify::pool::object::ObjectIndex;
 use crate::unify::pool::protection::PoolProtection;
-use crate::unify::scan::catalog::GuestIndex;
+use crate::unify::pool::settings::Sharing;
+use crate::unify::scan::catalog::{Catalog, GuestIndex};
 use crate::unify::scan::guest::GuestTree;
 use crate::unify::scan::marks;
+
+/// As many names of objects are read in the time that it takes to read a file for its digest and to find its object.
+const NAMES_PER_FILE: usize = 32;
+/// The directories of the pool take as long to read as so many names of objects, if they are empty.
+const NAMES_PER_POOL: usize = 4096;
+
+/// The objects that have the metadata of these files; `None` if it is cheaper to read all files.
+///
+/// A file whose object is known is read once, to be compared with it, and a file that has no object is not read at all.
+fn by_metadata(pool: &Pool, catalog: &Catalog, threads: usize) -> Result<Option<ObjectIndex>, Error> {
+    if pool.settings.share != Sharing::Hardlink {
+        return Ok(None);
+    }
+    let free = catalog.files.iter().filter(|file| file.not_unified.is_none());
+    let tags: HashSet<u64> = free.map(|file| file.key).collect();
+    let most = tags.len().saturating_mul(NAMES_PER_FILE);
+    if most < NAMES_PER_POOL || pool.estimate()?.saturating_add(NAMES_PER_POOL) > most {
+        return Ok(None);
+    }
+    pool.tagged(&tags, threads).map(Some)
+}
 
 /// Makes these files of the guest names of objects the pool has. The caller holds the guest's lock.
 ///
@@ -78,8 +101,18 @@ pub fn unify(
     let mut catalog = listed.catalog;
     marks::mark_linked_elsewhere(&mut catalog);
     let planner = pass.planner();
-    planner.read(&mut catalog, |_| true);
-    let mut works = planner.works(&catalog, &found(&pool, &catalog)?);
+    let mut works = match by_metadata(&pool, &catalog, options.threads)? {
+        Some(index) => {
+            let mut works = planner.unread_works(&catalog, &index);
+            planner.read(&mut catalog, |key| index.knows_several(key));
+            works.extend(planner.works(&catalog, &index));
+            works
+        }
+        None => {
+            planner.read(&mut catalog, |_| true);
+            planner.works(&catalog, &found(&pool, &catalog)?)
+        }
+    };
     // What the pool does not have yet is the host's to decide: it sees the other guests.
     works.retain(|work| work.existing.is_some());
     let mut passed = Passed::default();

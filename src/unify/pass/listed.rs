@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use super::Pass;
@@ -56,7 +57,7 @@ impl<'p> ListedFiles<'p> {
     pub(super) fn add<'n>(&mut self, number: GuestIndex, paths: impl Iterator<Item = &'n Path>) {
         let ListedFiles { pass, catalog, known, seen, unseen } = self;
         let mut part = Catalog::default();
-        let mut last: Option<(PathBuf, DirIndex)> = None;
+        let mut last: Option<(PathBuf, DirIndex, OwnedFd)> = None;
         let guest = &catalog[number];
         let root = match guest.root.try_clone() {
             Ok(root) => root.without_mounts(),
@@ -83,12 +84,12 @@ impl<'p> ListedFiles<'p> {
             if !wanted || !seen.insert((number, PathKey::of(&path))) {
                 continue;
             }
-            if last.as_ref().is_none_or(|(open, _)| *open != dir) {
-                let Some(at) = open(&root, guest, number, &dir, &mut part) else { continue };
-                last = Some((dir, at));
+            if last.as_ref().is_none_or(|(open, ..)| *open != dir) {
+                let Some((at, fd)) = open(&root, guest, number, &dir, &mut part) else { continue };
+                last = Some((dir, at, fd));
             }
-            let Some((dir, at)) = &last else { continue };
-            match root.open_dir(dir).and_then(|fd| Inode::at(fd, &name)) {
+            let Some((dir, at, fd)) = &last else { continue };
+            match Inode::at(fd, &name) {
                 Ok(inode) if known.is_some_and(|index| pass.is_object(index, &inode)) => {
                     let quarantined = known.is_some_and(|index| index.is_quarantined(inode.id.ino));
                     *(if quarantined { &mut part.damaged } else { &mut part.shared }) += 1;
@@ -109,17 +110,13 @@ fn open(
     number: GuestIndex,
     path: &Path,
     part: &mut Catalog,
-) -> Option<DirIndex> {
-    let inode = Inode::of(root.open_dir(path).ok()?).ok()?;
+) -> Option<(DirIndex, OwnedFd)> {
+    let fd = root.open_dir(path).ok()?;
+    let inode = Inode::of(&fd).ok()?;
     let ours = inode.id.dev == guest.inode.id.dev && inode.mount == guest.inode.mount;
     ours.then(|| {
-        part.add_dir(Dir {
-            guest: number,
-            path: path.to_path_buf(),
-            ino: inode.id.ino,
-            ctime: 0,
-            fresh: false,
-        })
+        let dir = Dir { guest: number, path: path.to_path_buf(), ino: inode.id.ino, ctime: 0, fresh: false };
+        (part.add_dir(dir), fd)
     })
 }
 

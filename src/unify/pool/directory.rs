@@ -21,10 +21,11 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use rustix::fs::OFlags;
+use rustix::process::{Resource, getrlimit};
 
 use super::object::{Object, ObjectIndex, ObjectName, PoolFile};
 use super::protection::PoolProtection;
@@ -47,11 +48,18 @@ const OBJECTS: &str = "objects";
 const RUNS: &str = "runs";
 const QUARANTINE: &str = "quarantine";
 
+/// One directory of objects stays open for so many descriptors that this process may have.
+const DESCRIPTORS_PER_SHELF: u64 = 8;
+
 /// An open pool.
 #[derive(Debug)]
 pub struct Pool {
     root: Root,
     objects: OwnedFd,
+    /// Directories of objects that were opened to link: none is ever removed.
+    shelves: [OnceLock<Arc<OwnedFd>>; 256],
+    /// How many of these may stay open.
+    kept_shelves: usize,
     runs: OwnedFd,
     inode: Inode,
     pub settings: PoolSettings,
@@ -155,7 +163,10 @@ impl Pool {
         let open = |name: &str| root.open_dir(Path::new(name)).at(&path.join(name));
         let (objects, runs) = (open(OBJECTS)?, open(RUNS)?);
         let unlisted = Mutex::default();
-        Ok(Some(Pool { objects, runs, inode, settings, unlisted, root }))
+        let shelves = [const { OnceLock::new() }; 256];
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let kept_shelves = usize::try_from(descriptors / DESCRIPTORS_PER_SHELF).unwrap_or(usize::MAX);
+        Ok(Some(Pool { objects, shelves, kept_shelves, runs, inode, settings, unlisted, root }))
     }
 
     /// The path the pool was opened by.
@@ -222,6 +233,20 @@ impl Pool {
         }
     }
 
+    /// The directory an object lies in, or is to lie in. It stays open for the next one, if there are descriptors for it.
+    pub(super) fn open_shelf(&self, shelf: u8) -> io::Result<Arc<OwnedFd>> {
+        let known = &self.shelves[usize::from(shelf)];
+        if let Some(open) = known.get() {
+            return Ok(Arc::clone(open));
+        }
+        let opened = Arc::new(self.shelf(shelf, true)?.ok_or(io::ErrorKind::NotFound)?);
+        if usize::from(shelf) < self.kept_shelves {
+            // Another thread may have been faster.
+            drop(known.set(Arc::clone(&opened)));
+        }
+        Ok(opened)
+    }
+
     /// Reads the names of one directory of objects. What is no object's name is passed over.
     pub(super) fn read_shelf(&self, shelf: u8) -> Result<Shelf, Error> {
         let path = || self.path().join(OBJECTS).join(format!("{shelf:02x}"));
@@ -255,6 +280,29 @@ impl Pool {
             }
         }
         Ok(found)
+    }
+
+    /// About how many objects there are, by those in one directory: digests are spread evenly.
+    pub(crate) fn estimate(&self) -> Result<usize, Error> {
+        Ok(self.read_shelf(0)?.objects.len() * self.shelves.len())
+    }
+
+    /// The objects whose metadata have one of these tags, but those that are kept apart by path.
+    pub(crate) fn tagged(&self, tags: &HashSet<u64>, threads: usize) -> Result<ObjectIndex, Error> {
+        let shelves: Vec<u8> = (0..=255).collect();
+        let read = parallel::map(threads, &shelves, |&number| {
+            let mut found = Vec::new();
+            let Some(dir) = self.shelf(number, false)? else { return Ok(found) };
+            tree::entries(&dir, &mut tree::listing_buffer(), |name, _, ino| {
+                let is_wanted = |file: &&str| ObjectName::tag_of(file).is_some_and(|tag| tags.contains(&tag));
+                let name = name.to_str().filter(is_wanted).and_then(|file| ObjectName::parse(number, file));
+                found.extend(name.filter(|name| name.salt == 0).map(|name| Object { name, ino }));
+            })?;
+            Ok(found)
+        });
+        let objects = read.into_iter().collect::<io::Result<Vec<_>>>().at(self.path())?.concat();
+        let quarantined = dirfd::inode_numbers(&self.quarantine()?).at(self.path())?;
+        Ok(ObjectIndex::new(objects, quarantined))
     }
 
     /// Reads the names of all objects.

@@ -38,10 +38,11 @@ pub fn same_metadata(a: &Inode, b: &Inode, mtime: Mtime) -> bool {
 
 /// Whether two open regular files may be one inode: metadata, every extended attribute, inode flags, every byte.
 pub fn same(a: impl AsFd, b: impl AsFd, mtime: Mtime) -> io::Result<bool> {
-    Ok(same_metadata(&Inode::of(&a)?, &Inode::of(&b)?, mtime)
+    let (of_a, of_b) = (Inode::of(&a)?, Inode::of(&b)?);
+    Ok(same_metadata(&of_a, &of_b, mtime)
         && xattr::read(&a)? == xattr::read(&b)?
         && Traits::of(&a)? == Traits::of(&b)?
-        && content::same_content(a, b)?)
+        && content::same_content(a, b, of_a.size)?)
 }
 
 /// A digest of what [`same_metadata`] compares. Equal files have equal tags; the reverse wants a second look.
@@ -86,18 +87,18 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// Reads an open file of `size` bytes.
+    /// Reads an open file of `size` bytes, which has these attributes and traits.
     ///
     /// `go_on` is asked after each piece; if it says no, or if the file is shorter, there is no digest. Whether it
     /// has grown is the caller's to see.
     pub fn of(
         file: impl AsFd,
         size: u64,
-        xattrs: &Xattrs,
+        (xattrs, traits): (&Xattrs, Traits),
         go_on: impl Fn() -> bool,
     ) -> io::Result<Option<Digest>> {
         let content = Content::default().of(&file, size, &go_on)?;
-        let xattrs = digest_xattrs(xattrs, Traits::of(&file)?.number());
+        let xattrs = digest_xattrs(xattrs, traits);
         Ok(content.map(|content| Digest { content, xattrs }))
     }
 
@@ -112,7 +113,7 @@ impl Digest {
             return Ok(true);
         }
         let (xattrs, traits) = (xattr::read(&file)?, Traits::of(&file)?);
-        let either = |noatime| digest_xattrs(&xattrs, traits.with_noatime(noatime).number()) == named.xattrs;
+        let either = |noatime| digest_xattrs(&xattrs, traits.with_noatime(noatime)) == named.xattrs;
         Ok(either(true) || either(false))
     }
 
@@ -122,7 +123,8 @@ impl Digest {
     /// `UnexpectedEof` if somebody does.
     pub(crate) fn of_quiet(file: impl AsFd) -> io::Result<(Inode, Digest)> {
         let inode = Inode::of(&file)?;
-        let digest = Digest::of(&file, inode.size, &xattr::read(&file)?, || true)?;
+        let attributes = (&xattr::read(&file)?, Traits::of(&file)?);
+        let digest = Digest::of(&file, inode.size, attributes, || true)?;
         Ok((inode, digest.ok_or(io::ErrorKind::UnexpectedEof)?))
     }
 }
@@ -197,8 +199,13 @@ impl Content {
     }
 }
 
+/// What is [`Digest::xattrs`] of a file that has these attributes and traits.
+pub(crate) fn digest_xattrs(xattrs: &Xattrs, traits: Traits) -> u64 {
+    digest_attributes(xattrs, traits.number())
+}
+
 /// Each name and value with its length before it, so that no two sets are written alike.
-fn digest_xattrs(xattrs: &Xattrs, traits: u64) -> u64 {
+fn digest_attributes(xattrs: &Xattrs, traits: u64) -> u64 {
     if xattrs.is_empty() && traits == 0 {
         return 0;
     }
@@ -338,7 +345,7 @@ mod tests {
     #[test]
     fn attributes_are_told_apart_by_where_one_ends() {
         let set = |pairs: &[(&std::ffi::CStr, &[u8])]| {
-            digest_xattrs(
+            digest_attributes(
                 &pairs.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect(),
                 0,
             )
@@ -346,14 +353,15 @@ mod tests {
         assert_eq!(set(&[]), 0);
         assert_ne!(set(&[(c"user.a", b"bc")]), set(&[(c"user.ab", b"c")]));
         assert_ne!(set(&[(c"user.a", b"")]), 0);
-        assert_ne!(digest_xattrs(&Xattrs::new(), 1), 0);
-        assert_ne!(digest_xattrs(&Xattrs::new(), 1), digest_xattrs(&Xattrs::new(), 2));
+        assert_ne!(digest_attributes(&Xattrs::new(), 1), 0);
+        assert_ne!(digest_attributes(&Xattrs::new(), 1), digest_attributes(&Xattrs::new(), 2));
     }
 
     #[test]
     fn a_writer_stops_the_reading() {
         let file: OwnedFd = file(&vec![1; 1 << 20]).into();
-        assert_eq!(Digest::of(&file, 1 << 20, &Xattrs::new(), || false).unwrap(), None);
-        assert_eq!(Digest::of(&file, 2 << 20, &Xattrs::new(), || true).unwrap(), None);
+        let attributes = (&Xattrs::new(), Traits::of(&file).unwrap());
+        assert_eq!(Digest::of(&file, 1 << 20, attributes, || false).unwrap(), None);
+        assert_eq!(Digest::of(&file, 2 << 20, attributes, || true).unwrap(), None);
     }
 }

@@ -67,6 +67,11 @@ impl ObjectName {
         (parsed.to_string() == name).then_some(parsed)
     }
 
+    /// The tag in the name of an object's file, without a look at the rest.
+    pub(super) fn tag_of(name: &str) -> Option<u64> {
+        number(name.split('-').nth(1)?)
+    }
+
     /// Reads what [`ObjectName::whole`] wrote.
     pub(crate) fn parse_whole(name: &OsStr) -> Option<ObjectName> {
         let name = name.to_str()?;
@@ -201,8 +206,24 @@ impl ObjectIndex {
 
     /// Whether there is any object with this key.
     pub fn knows(&self, key: u64) -> bool {
-        let at = self.objects.partition_point(|object| object.name.key() < key);
-        self.objects.get(at).is_some_and(|object| object.name.key() == key)
+        !self.with_key(key).is_empty()
+    }
+
+    /// The newest inode of the only object with this key; `None` if there is none, or another.
+    pub(crate) fn only(&self, key: u64) -> Option<Object> {
+        let (first, last) = (self.with_key(key).first()?, self.with_key(key).last()?);
+        first.name.same_object(&last.name).then_some(*last)
+    }
+
+    /// Whether there are several objects with this key.
+    pub(crate) fn knows_several(&self, key: u64) -> bool {
+        !self.with_key(key).is_empty() && self.only(key).is_none()
+    }
+
+    fn with_key(&self, key: u64) -> &[Object] {
+        let begin = self.objects.partition_point(|object| object.name.key() < key);
+        let length = self.objects[begin..].partition_point(|object| object.name.key() == key);
+        &self.objects[begin..begin + length]
     }
 
     /// The newest inode of the object `name`, whatever its index.
@@ -242,6 +263,9 @@ mod tests {
         assert_eq!(index.newest(&name(3, 0, 0, 0)), None);
         assert_eq!(index.newest(&name(1, 0, 8, 0)), None);
         assert!(index.knows(1) && !index.knows(3));
+        assert!(index.knows_several(1) && index.only(1).is_none());
+        assert_eq!(index.only(2).map(|object| object.name.index), Some(4));
+        assert!(!index.knows_several(3) && index.only(3).is_none());
         assert!(index.holds(1) && index.holds(99) && !index.holds(77));
         assert!(index.is_quarantined(99) && !index.is_quarantined(1));
     }

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -93,8 +94,8 @@ impl Publisher<'_> {
     }
 
     /// The directory that an object lies in, or is to lie in.
-    pub(crate) fn open_shelf(&self, object: &ObjectName) -> io::Result<OwnedFd> {
-        self.pool.shelf(object.shelf(), true)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    pub(crate) fn open_shelf(&self, object: &ObjectName) -> io::Result<Arc<OwnedFd>> {
+        self.pool.open_shelf(object.shelf())
     }
 
     /// Opens an object, and locks it if no guest's user holds the lock for longer than we wait.

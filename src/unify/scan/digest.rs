@@ -44,6 +44,26 @@ pub struct Limits {
     pub project: Option<u32>,
 }
 
+impl Limits {
+    /// What keeps a file as it is that has these attributes.
+    pub(crate) fn keep(&self, file: &PrivateFile, xattrs: &Xattrs) -> Option<NotUnified> {
+        if !is_settled(file.ctime) {
+            return Some(NotUnified::Changed);
+        }
+        (has_capabilities(xattrs) && !self.allow_setid).then_some(NotUnified::Capabilities)
+    }
+
+    /// Whether a link can join a file that has these traits with what is in the pool and in the file's directory.
+    pub(crate) fn allow_project(
+        &self,
+        traits: Traits,
+        directory: impl FnOnce() -> io::Result<Option<u32>>,
+    ) -> io::Result<bool> {
+        let is_strange = |handed_on: Option<u32>| handed_on.is_some_and(|only| only != traits.project);
+        Ok(!self.links || !is_strange(self.project) && !is_strange(directory()?))
+    }
+}
+
 /// Reads files that are told by their place in `catalog.files`.
 pub(crate) fn digest(
     catalog: &Catalog,
@@ -60,12 +80,11 @@ pub(crate) fn digest(
             let file = &catalog[at];
             bytes += file.size;
             let result = dirs.file(file).and_then(|opened| {
-                let project = if limits.links { Traits::of(&opened)?.project } else { 0 };
-                let strange = |handed_on: Option<u32>| handed_on.is_some_and(|only| only != project);
-                if limits.links && (strange(limits.project) || strange(dirs.handed_on(file)?)) {
+                let traits = Traits::of(&opened)?;
+                if !limits.allow_project(traits, || dirs.handed_on(file))? {
                     return Ok(Err(NotUnified::Project));
                 }
-                read(&opened, file, limits.allow_setid)
+                read(&opened, file, traits, limits)
             });
             match result {
                 Ok(read) => read.map_err(Missed::NotUnified),
@@ -84,17 +103,19 @@ pub(crate) fn digest(
 /// Under a lease: it proves that there was no writer when the reading began. One who has come since and changed
 /// anything shows in the time of change, which is that of the scan or not; hence a file that has only just changed waits
 /// for the next run.
-fn read(opened: &OwnedFd, file: &PrivateFile, allow_setid: bool) -> io::Result<Result<Digest, NotUnified>> {
+fn read(
+    opened: &OwnedFd,
+    file: &PrivateFile,
+    traits: Traits,
+    limits: Limits,
+) -> io::Result<Result<Digest, NotUnified>> {
     let Some(lease) = take_lease(opened)? else { return Ok(Err(NotUnified::Writer)) };
-    if !is_settled(file.ctime) {
-        return Ok(Err(NotUnified::Changed));
-    }
     let xattrs = crate::sys::file::xattr::read(opened)?;
-    if has_capabilities(&xattrs) && !allow_setid {
-        return Ok(Err(NotUnified::Capabilities));
+    if let Some(kept) = limits.keep(file, &xattrs) {
+        return Ok(Err(kept));
     }
     // A writer that comes is not kept waiting for the end of a large file.
-    let Some(digest) = Digest::of(opened, file.size, &xattrs, || lease.holds())? else {
+    let Some(digest) = Digest::of(opened, file.size, (&xattrs, traits), || lease.holds())? else {
         return Ok(Err(NotUnified::Writer));
     };
     Ok(if is_same(&Inode::of(opened)?, file) { Ok(digest) } else { Err(NotUnified::Changed) })

@@ -42,6 +42,8 @@ pub enum NotUnified {
     Unprotected,
     /// The object it is equal to is damaged.
     Damaged,
+    /// The one object of its metadata has another content.
+    Different,
     /// Immutable, with names outside of what was looked at: an object of another pool.
     OtherPool,
 }
@@ -68,6 +70,7 @@ impl NotUnified {
             NotUnified::Encrypted => "in a directory that is encrypted in another way than the pool",
             NotUnified::Unreadable => "cannot be read",
             NotUnified::Damaged => "equal to an object of the pool that is damaged",
+            NotUnified::Different => "equal to no object of the pool",
             NotUnified::OtherPool => "immutable, and shared by another pool",
             NotUnified::Unprotected => {
                 "equal to an object of the pool that has lost its protection; the next run on the host \
