@@ -35,7 +35,7 @@ struct Problem {
     reason: String,
 }
 
-/// The arguments of this process; where there is nothing to run, help or an error has been printed.
+/// The arguments of this process; if there is nothing to run, help or an error has been printed.
 fn parse<A: clap::Parser>() -> Result<A, Exit> {
     parse_in_order().map(|(arguments, _)| arguments)
 }

@@ -44,7 +44,7 @@ pub fn lift_all(root: &Root, files: Vec<Found>, watch: &dyn Watch) -> Outcome {
     outcome
 }
 
-/// `false` where the name has another file by now.
+/// `false` if the name has another file by now.
 fn lift(root: &Root, found: &Found) -> io::Result<bool> {
     let dir = match root.open_dir(&found.place.dir) {
         Err(e) if is_absent(&e) => return Ok(false),

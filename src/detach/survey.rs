@@ -132,7 +132,7 @@ struct Surveyor<'a> {
     resolver: Resolver<'a>,
     /// The mount of the guest's root.
     home: Option<u64>,
-    /// What packages own, once that was asked; none where it cannot be known.
+    /// What packages own, once that was asked; none if it cannot be known.
     owners: OnceCell<Option<Owners>>,
     walked: HashSet<PathBuf>,
     looked_at: u64,
@@ -338,7 +338,7 @@ impl<'a> Surveyor<'a> {
         }
     }
 
-    /// Visits all below `top`, where packages' files are on another mount there as well; returns what was not entered.
+    /// Visits all below `top`, if packages' files are on another mount there as well; returns what was not entered.
     fn visit(
         &self,
         top: &Path,
@@ -397,7 +397,7 @@ impl<'a> Surveyor<'a> {
     ///
     /// Reads directories only. Whoever writes in place to one name of a file expects to see it under the others, so
     /// what is made private by hand stays one inode under all its names. Equal files that only unification has given
-    /// one inode are counted, to know who else has it, and stay as they are; where nobody knows which are which, all
+    /// one inode are counted, to know who else has it, and stay as they are; if nobody knows which are which, all
     /// are taken for names of one file.
     fn siblings(&mut self) {
         let mut known: HashMap<InodeId, u32> = HashMap::new();
@@ -433,7 +433,7 @@ impl<'a> Surveyor<'a> {
             )
         });
         let links = links.unwrap_or_default();
-        // Where nothing is known, the inode alone tells.
+        // If nothing is known, the inode alone tells.
         let file = |path: &Path, inode: &Inode| (inode.id, links.file(path).map(Path::to_path_buf));
         let asked: HashSet<_> =
             self.candidates.iter().map(|(place, inode)| file(&place.path(), inode)).collect();
@@ -594,7 +594,7 @@ fn is_changed_in_place(mode: u32, known: bool, is_written_by_scripts: impl FnOnc
 }
 
 fn is_read_only(root: &Root, dir: &Path) -> bool {
-    // Where it cannot be known, what comes next says why.
+    // If it cannot be known, what comes next says why.
     root.open_dir(dir).and_then(filesystem::is_read_only).unwrap_or(false)
 }
 

@@ -78,7 +78,7 @@ pub fn policy(root: &Root) -> Option<Policy> {
     any_policy(root).filter(|policy| policy.mode != Mode::Off)
 }
 
-/// The guest's policy, whatever its mode; the built-in one, with a warning, where its files make no sense.
+/// The guest's policy, whatever its mode; the built-in one, with a warning, if its files make no sense.
 pub fn any_policy(root: &Root) -> Option<Policy> {
     let policy = Policy::load(root).or_else(|e| {
         log::warn!("{e}; the built-in policy is used");

@@ -112,7 +112,7 @@ impl Ledger {
 
     /// Records a name whose original is about to go to the stash, while another file takes the name.
     ///
-    /// Not durable: where the machine dies the stash is emptied, and the name has its new file or the old one.
+    /// Not durable: if the machine dies the stash is emptied, and the name has its new file or the old one.
     pub fn record_replaced(&mut self, intent: &Intent) -> Result<Entry, Error> {
         self.change(false, |db| insert(db, intent, Stage::Detached))
     }

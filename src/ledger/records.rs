@@ -44,7 +44,7 @@ pub struct Intent {
     pub place: Place,
     /// The shared inode.
     pub original: InodeId,
-    /// Its file handle, where the filesystem has handles.
+    /// Its file handle, if the filesystem has handles.
     pub handle: Option<Vec<u8>>,
     /// It was immutable.
     pub immutable: bool,
@@ -61,7 +61,7 @@ pub struct Intent {
 pub struct PrivateCopy {
     /// Its inode number.
     pub ino: u64,
-    /// When its inode last changed; none where more of its names were to come.
+    /// When its inode last changed; none if more of its names were to come.
     pub ctime: Option<Time>,
 }
 
@@ -98,7 +98,7 @@ pub struct Window {
     pub owner: ProcessId,
     /// The inode.
     pub inode: InodeId,
-    /// Its file handle, where the filesystem has handles.
+    /// Its file handle, if the filesystem has handles.
     pub handle: Option<Vec<u8>>,
     /// A name it had.
     pub place: Place,

@@ -78,7 +78,7 @@ fn set_durable(db: &Connection, durable: bool) -> rusqlite::Result<()> {
     db.pragma_update(None, "synchronous", if durable { "FULL" } else { "NORMAL" })
 }
 
-/// Sets the connection up and makes the tables where there are none; returns the version of the tables.
+/// Sets the connection up and makes the tables if there are none; returns the version of the tables.
 pub fn prepare(db: &Connection) -> rusqlite::Result<i64> {
     db.busy_timeout(Duration::from_secs(10))?;
     db.pragma_update(None, "journal_mode", "WAL")?;

@@ -48,7 +48,7 @@ impl Error {
         matches!(self, Error::Unreadable { source, .. } if source.kind() == io::ErrorKind::Unsupported)
     }
 
-    /// What reading came to where a database of a kind that is not read is as good as none; that is said in the log.
+    /// What reading came to if a database of a kind that is not read is as good as none; that is said in the log.
     pub fn unless_unsupported(read: Result<bool, Error>, level: log::Level) -> Result<(), Error> {
         match read {
             Err(error) if error.is_unsupported() => {
@@ -119,7 +119,7 @@ pub trait Database {
     /// The guest's root.
     fn root(&self) -> &Root;
 
-    /// Shows all packages, in no order. `false` where there is no such database.
+    /// Shows all packages, in no order. `false` if there is no such database.
     fn each(&self, visit: &mut Visit<'_>) -> Result<bool, Error>;
 
     /// The files and directories of the guest whose inodes and times tell whether anything has changed.
@@ -161,7 +161,7 @@ impl<'r> Listing<'r> {
     }
 }
 
-/// Where a database is of a kind that is not read, little is known, and what waits is settled all the same.
+/// If a database is of a kind that is not read, little is known, and what waits is settled all the same.
 impl<D: Database> PackageManager for D {
     fn after_run(&self, since: i64) -> io::Result<Packages> {
         let mut listing = Listing::new(self.root());

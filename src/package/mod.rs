@@ -55,7 +55,7 @@ pub trait PackageManager {
 pub struct PackageId {
     /// The package's name, never qualified.
     pub name: String,
-    /// Its architecture; `all` where it has none of its own.
+    /// Its architecture; `all` if it has none of its own.
     pub arch: String,
 }
 

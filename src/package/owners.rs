@@ -19,7 +19,7 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// Reads the lists of all packages; of none where there is no database, or one of a kind that is not read.
+    /// Reads the lists of all packages; of none if there is no database, or one of a kind that is not read.
     pub fn load(database: &dyn Database) -> Result<Owners, Error> {
         let mut listing = Listing::new(database.root());
         let (mut owners, mut packages) = (Vec::new(), Vec::new());

@@ -25,7 +25,7 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// The file or directory `path`, where there is one.
+    /// The file or directory `path`, if there is one.
     ///
     /// An empty file is as good as none: whoever but looks into an SQLite database may leave an empty log beside it.
     pub fn of(root: &Root, path: &Path) -> io::Result<Option<Witness>> {

@@ -23,7 +23,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Starts a bar labelled `action`, counting to `files` where that is known. With `quiet`, nothing is
+    /// Starts a bar labelled `action`, counting to `files` if that is known. With `quiet`, nothing is
     /// drawn.
     pub fn new(action: &'static str, files: Option<u64>, quiet: bool) -> Progress {
         if quiet || !std::io::stderr().is_terminal() {

@@ -70,7 +70,7 @@ pub(crate) fn put_in_order(root: &Root, owner: ProcessId, patience: Duration) ->
 }
 
 impl From<Error> for io::Error {
-    /// Keeps the number of the system's error, where that is the reason.
+    /// Keeps the number of the system's error, if that is the reason.
     fn from(error: Error) -> io::Error {
         let number = match &error {
             Error::Io(e)

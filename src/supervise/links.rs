@@ -22,7 +22,7 @@ pub struct Links {
     root: Root,
     /// The names of each file that has, or had, several.
     files: Vec<BTreeSet<PathBuf>>,
-    /// Which of the files a name is, or last was; `None` where it has become one that has no other name.
+    /// Which of the files a name is, or last was; `None` if it has become one that has no other name.
     file: HashMap<PathBuf, Option<usize>>,
     /// Which of the files an inode was that has lost this name.
     former: HashMap<(InodeId, PathBuf), usize>,
@@ -200,7 +200,7 @@ impl Links {
         }
         let several = self.several.get_or_insert_with(|| several(&self.root));
         let found = several.get(&inode.id.ino).cloned().unwrap_or_default();
-        // Where no name is out of sight, other guests' are among them.
+        // If no name is out of sight, other guests' are among them.
         if (found.len() as u32) < inode.nlink { found } else { Vec::new() }
     }
 
@@ -238,7 +238,7 @@ const WRITE_PAUSE_FACTOR: u32 = 20;
 /// How many names are read at most; that takes some ten milliseconds.
 const MAX_NAMES: usize = 20_000;
 
-/// The inodes with several names, by their numbers; none at all where there are too many names.
+/// The inodes with several names, by their numbers; none at all if there are too many names.
 fn several(root: &Root) -> HashMap<u64, Vec<PathBuf>> {
     let mut names: HashMap<u64, Vec<PathBuf>> = HashMap::new();
     let mut seen = 0;

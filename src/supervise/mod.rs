@@ -7,7 +7,7 @@
 //! It makes things work, it does not make them safe: between our look and the kernel's a path may come to mean another
 //! file. The protection of the shared inodes is what keeps them unchanged then; the call fails.
 //!
-//! The supervisor is two processes: a *guardian*, which does nothing, and a *worker*. Where the worker dies, the guardian
+//! The supervisor is two processes: a *guardian*, which does nothing, and a *worker*. If the worker dies, the guardian
 //! has ended what that had begun, lets the calls go on that were waiting for it, and starts another. Both end with the
 //! last supervised process.
 

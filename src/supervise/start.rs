@@ -148,7 +148,7 @@ pub fn process(pid: i32, mut command: Command) -> Result<Supervised, Error> {
     unless_lost(|| Waiting::run(&mut command)?.listen(listen))
 }
 
-/// Begins, and once more where the listener is lost: the later filter is the one that is asked.
+/// Begins, and once more if the listener is lost: the later filter is the one that is asked.
 fn unless_lost(mut begin: impl FnMut() -> Result<Supervised, Error>) -> Result<Supervised, Error> {
     match begin() {
         Err(Error::Lost(_)) => begin(),
@@ -234,7 +234,7 @@ fn guard(socket: &OwnedFd, options: &Options) {
     process::close_all_but(&[socket.as_fd()], options.talk.is_some());
     let Ok(guardian) = Guardian::new() else { return };
     let answer = || rustix::io::write(socket, b"!");
-    // Nothing comes after the first where the filter could not be installed.
+    // Nothing comes after the first if the filter could not be installed.
     if receive(socket).is_err() || answer().is_err() {
         return;
     }

@@ -185,7 +185,7 @@ impl Worker<'_> {
         let mut found = None;
         if let Some(at) = known.iter().position(|known| known.task.tid == tid) {
             let met = known.remove(at);
-            // Where it has ended, its number is another's now, and it has no root any more.
+            // If it has ended, its number is another's now, and it has no root any more.
             found = thread_root.enter_root_of(&met.task).ok().map(|root| (met, root));
         }
         let (met, root) = match found {

@@ -67,7 +67,7 @@ fn open_locked(guarded_pool: &GuardedPool, pool: &Pool) -> bool {
             );
             true
         }
-        // Where no lock can be made, nobody else changes the pool either.
+        // If no lock can be made, nobody else changes the pool either.
         _ => open(pool),
     }
 }

@@ -1,4 +1,4 @@
-//! `cow-guard load`: loads the guard, or the other protection where it cannot be.
+//! `cow-guard load`: loads the guard, or the other protection if it cannot be.
 
 use std::path::PathBuf;
 

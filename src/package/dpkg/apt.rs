@@ -90,7 +90,7 @@ impl Stream {
     /// Reads a stream to its end.
     ///
     /// # Errors
-    /// Where the stream is not what apt writes; bytes that are not UTF-8 are no error.
+    /// If the stream is not what apt writes; bytes that are not UTF-8 are no error.
     pub fn read(reader: impl Read) -> Result<Stream, Error> {
         let mut data = Vec::new();
         reader.take(MAX_SIZE + 1).read_to_end(&mut data)?;
@@ -215,7 +215,7 @@ fn parse_action(at: usize, line: &[u8], version: u32) -> Result<AptAction, Error
     })
 }
 
-/// A version's columns; `None` where they cannot be understood, `Some(None)` where there is no such version.
+/// A version's columns; `None` if they cannot be understood, `Some(None)` if there is no such version.
 fn parse_side([number, arch, multi_arch]: [&[u8]; 3], version: u32) -> Option<Option<Version>> {
     let text = |word: &[u8]| String::from_utf8_lossy(word).into_owned();
     if number == b"-" {

@@ -1,7 +1,7 @@
 //! dpkg's command line: what a dpkg was told to do (dpkg(1); the rules of its option parser are in its
 //! `lib/dpkg/options.c`).
 //!
-//! Options end at the first other argument, so `dpkg -i a.deb -R` has two archives. Only where an option is
+//! Options end at the first other argument, so `dpkg -i a.deb -R` has two archives. Only if an option is
 //! unknown, and with it whether the next word is its value, are options looked for to the end.
 
 use std::ffi::{OsStr, OsString};

@@ -100,7 +100,7 @@ impl<'r> Database<'r> {
     /// Reads the packages of the database in `admindir`, that of the guest at `root`.
     ///
     /// # Errors
-    /// Where something is there that cannot be read.
+    /// If something is there that cannot be read.
     pub fn open(root: &'r Root, admindir: &Admindir) -> Result<Database<'r>, Error> {
         let Admindir { seen_from, path: dir, inside } = admindir;
         let at = |name: &str| dir.join(name);
@@ -155,7 +155,7 @@ impl<'r> Database<'r> {
         lists::list(&data).map_err(|source| Error { path: self.admindir.join("info"), source: source.into() })
     }
 
-    /// One of a package's control files in `info`, such as `md5sums`; `None` where it has none.
+    /// One of a package's control files in `info`, such as `md5sums`; `None` if it has none.
     pub(crate) fn control_file(&self, package: &Package, kind: &str) -> Result<Option<Vec<u8>>, Error> {
         self.in_info(package, kind, |info, name| read_at(info, name, budget::PACKAGE_LIST))
     }
@@ -202,7 +202,7 @@ impl<'r> Database<'r> {
         Ok(names.iter().map(|name| path.join(name)).collect())
     }
 
-    /// Does `action` with a package's file in `info`, whose name has the architecture where there may be several.
+    /// Does `action` with a package's file in `info`, whose name has the architecture if there may be several.
     fn in_info<T>(
         &self,
         package: &Package,

@@ -20,7 +20,7 @@ use crate::package::{PackageId, PackageSpec, sort_paths};
 use crate::parallel;
 use crate::sys::path::root::{Root, relative};
 
-/// dpkg's own temporary names beside a file it unpacks. They exist beforehand where a run was interrupted.
+/// dpkg's own temporary names beside a file it unpacks. They exist beforehand if a run was interrupted.
 const PAYLOAD_SUFFIXES: [&str; 2] = [".dpkg-tmp", ".dpkg-new"];
 
 /// What may lie beside a configuration file: dpkg's versions of it, the backups dpkg purges with it
@@ -54,7 +54,7 @@ pub struct Plan {
     pub paths: Vec<PathBuf>,
     /// Directories of which everything may be touched.
     pub trees: Vec<PathBuf>,
-    /// Those of `paths` that may become files. Where one is a directory now, dpkg removes all that is in it.
+    /// Those of `paths` that may become files. If one is a directory now, dpkg removes all that is in it.
     pub non_directories: Vec<PathBuf>,
     /// Those of `paths` whose owner and mode scripts may set in place, whatever package they belong to: those with a
     /// statoverride.
@@ -83,7 +83,7 @@ impl Plan {
     /// An archive that cannot be read is a warning: dpkg will refuse it.
     ///
     /// # Errors
-    /// Where the database cannot be read.
+    /// If the database cannot be read.
     pub fn new(database: &Database<'_>, changes: &[Change]) -> Result<Plan, Error> {
         if changes.is_empty() {
             return Ok(Plan::default());
@@ -164,7 +164,7 @@ impl Plan {
 
     fn add_trees(&mut self, root: &Root, payload: &[PathBuf]) {
         if self.packages.iter().any(|id| USRMERGE.contains(&id.name.as_str())) {
-            // Where they are symlinks all is merged already.
+            // If they are symlinks all is merged already.
             let unmerged = MERGED.map(Path::new).into_iter().filter(|path| is_directory(root, path));
             self.trees.extend(unmerged.map(Path::to_path_buf));
         }
@@ -267,7 +267,7 @@ fn configured_alone<'a>(
         .collect()
 }
 
-/// The packages a name stands for; where the architecture is none that is installed, all of the name.
+/// The packages a name stands for; if the architecture is none that is installed, all of the name.
 fn named<'a>(database: &'a Database<'_>, spec: &PackageSpec) -> Vec<&'a Package> {
     let exact: Vec<&Package> = database.find(&spec.name, spec.arch.as_deref()).collect();
     if exact.is_empty() { database.find(&spec.name, None).collect() } else { exact }
@@ -284,8 +284,8 @@ type ByName<'n> = HashMap<&'n str, BTreeSet<usize>>;
 
 /// The installed packages dpkg removes by itself, to make room for a new one they conflict with.
 ///
-/// As dpkg's `check_conflict`: either may name the other, or what it provides; the old one goes where the new one
-/// `Replaces` it or it is not wanted, or where neither is dispensable. Versions are ignored.
+/// As dpkg's `check_conflict`: either may name the other, or what it provides; the old one goes if the new one
+/// `Replaces` it or it is not wanted, or if neither is dispensable. Versions are ignored.
 fn removed_for<'a>(database: &'a Database<'_>, news: &[New]) -> Vec<&'a Package> {
     // Looked up by name: a guest may have thousands of packages with thousands of names in these fields.
     let (mut conflicting, mut providing) = (ByName::new(), ByName::new());

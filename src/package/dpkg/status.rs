@@ -54,7 +54,7 @@ const LATER: [&str; 7] =
 pub struct Package {
     /// Name and architecture.
     pub id: PackageId,
-    /// The installed version; empty where there is none.
+    /// The installed version; empty if there is none.
     pub version: String,
     /// Whether several architectures of it can be installed.
     pub(crate) multi_arch: MultiArch,

@@ -16,7 +16,7 @@ use crate::sys::path::root::Root;
 
 /// Where databases are: mostly in the first; in the second with Fedora and SUSE, where a symlink leads there.
 const DIRS: [&str; 2] = ["/var/lib/rpm", "/usr/lib/sysimage/rpm"];
-/// The file of headers, by its kind; rpm removes the others where it converts one.
+/// The file of headers, by its kind; rpm removes the others if it converts one.
 const KINDS: [(&str, Kind); 3] =
     [("rpmdb.sqlite", Kind::Sqlite), ("Packages.db", Kind::Ndb), ("Packages", Kind::Berkeley)];
 /// What SQLite writes beside it.

@@ -94,7 +94,7 @@ impl<'b> Header<'b> {
         Ok(texts(value).next().unwrap_or_default())
     }
 
-    /// When it was installed, in seconds since 1970; 0 where that is not known.
+    /// When it was installed, in seconds since 1970; 0 if that is not known.
     pub(crate) fn install_time(&self) -> io::Result<i64> {
         let (value, count) = self.value(INSTALLTIME, Type::Word)?;
         Ok(if count > 0 { i64::from(word(value, 0)) } else { 0 })
@@ -103,7 +103,7 @@ impl<'b> Header<'b> {
     /// The files it lists, directories included.
     ///
     /// # Errors
-    /// Where the lists that together tell of files do not fit.
+    /// If the lists that together tell of files do not fit.
     pub fn files(&self) -> io::Result<impl Iterator<Item = HeaderFile<'b>> + use<'b>> {
         let (names, count) = self.value(BASENAMES, Type::Texts)?;
         Exceeded::check_count(count, budget::PACKAGE_FILES, "files of one package")?;

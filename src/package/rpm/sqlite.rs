@@ -38,7 +38,7 @@ impl SqliteFile {
     /// Opens the database in `file`, with its write-ahead log if it has one.
     ///
     /// # Errors
-    /// Where it is no database. An empty file is one to SQLite, but to nobody else.
+    /// If it is no database. An empty file is one to SQLite, but to nobody else.
     pub fn open(file: OwnedFd, log: Option<OwnedFd>) -> io::Result<SqliteFile> {
         let size = checked_size(&file)?;
         let mut header = [0; HEADER];

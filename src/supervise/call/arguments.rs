@@ -71,7 +71,7 @@ impl WaitingCall<'_> {
         self.lookup.entry(dir, &path)
     }
 
-    /// What directory and path of a `*at` call lead to; with the descriptor, where `AT_EMPTY_PATH` makes that the file.
+    /// What directory and path of a `*at` call lead to; with the descriptor, if `AT_EMPTY_PATH` makes that the file.
     pub(super) fn subject(&self, flags: i32, follow: bool) -> io::Result<(OwnedFd, Option<i32>)> {
         let (dir, path) = self.path(true, 0)?;
         if path.is_empty() && flags & libc::AT_EMPTY_PATH != 0 {
@@ -90,7 +90,7 @@ impl WaitingCall<'_> {
 
     /// Flags and restrictions of `openat2(2)`; `None` for what the kernel will refuse, as far as we know.
     pub(super) fn how(&self) -> io::Result<Option<(u64, ResolveFlags)>> {
-        // A longer structure is a newer one: known, where all that we do not know of it is zero.
+        // A longer structure is a newer one: known, if all that we do not know of it is zero.
         let (mut how, size) = ([0; PAGE], self.call.arguments[3] as usize);
         if !(KNOWN..=PAGE).contains(&size)
             || self.task.memory(self.call.arguments[2], &mut how[..size])? < size

@@ -45,7 +45,7 @@ const KEPT: OFlags = OFlags::APPEND
 
 impl WaitingCall<'_> {
     /// Makes private what is open as `file`, if it is shared and the caller may change it. `number` is the caller's
-    /// own descriptor, where the call uses that.
+    /// own descriptor, if the call uses that.
     pub(super) fn make_private(
         &mut self,
         file: &OwnedFd,
@@ -58,7 +58,7 @@ impl WaitingCall<'_> {
         })
     }
 
-    /// As [`WaitingCall::make_private`]; goes on with the private file, where there is one to be made.
+    /// As [`WaitingCall::make_private`]; goes on with the private file, if there is one to be made.
     pub(super) fn privatize(
         &mut self,
         file: &OwnedFd,

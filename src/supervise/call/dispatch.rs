@@ -18,7 +18,7 @@ impl WaitingCall<'_> {
     /// Does what the call needs.
     ///
     /// # Errors
-    /// Where its arguments lead nowhere: the kernel will say so to the caller.
+    /// If its arguments lead nowhere: the kernel will say so to the caller.
     pub fn answer(&mut self, shape: Shape) -> io::Result<Response> {
         match shape {
             Shape::Open { at, flags } => self.open(at, self.number(flags) as u64, ResolveFlags::empty()),

@@ -154,7 +154,7 @@ impl<'a> Lookup<'a> {
 
     /// The directory that holds the last name of `path`, and that name.
     ///
-    /// `None` where the path does not end in a name.
+    /// `None` if the path does not end in a name.
     pub fn entry(&self, dir: i32, path: &[u8]) -> io::Result<Option<OwnedName>> {
         let Some((parent, name, is_directory)) = parts(path) else { return Ok(None) };
         let fd = self.resolve(dir, parent, OFlags::DIRECTORY, ResolveFlags::empty())?;
@@ -278,7 +278,7 @@ impl<'a> Lookup<'a> {
     fn own_numbers(&self, thread: bool, link: &OwnedFd) -> io::Result<Vec<u8>> {
         let status = self.task.status()?;
         let ours = rustix::fs::readlinkat(link, "", Vec::new()).map(|own| own.into_bytes());
-        // Where the link leads to nothing for us, we are not in that namespace: it is the innermost of theirs.
+        // If the link leads to nothing for us, we are not in that namespace: it is the innermost of theirs.
         let (process, tid) = if ours.is_ok_and(|own| !own.is_empty()) {
             (Some(status.process), Some(self.task.tid))
         } else {
@@ -304,7 +304,7 @@ pub(super) fn is_proc(dir: impl AsFd) -> bool {
 
 /// The directory that holds the last name of a path, that name, and whether a slash follows it.
 ///
-/// `None` where the path does not end in a name.
+/// `None` if the path does not end in a name.
 pub(crate) fn parts(path: &[u8]) -> Option<(&[u8], OsString, bool)> {
     let bare = without_slashes(path);
     let (parent, name) = split(bare);

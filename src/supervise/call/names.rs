@@ -111,7 +111,7 @@ impl WaitingCall<'_> {
         Ok(tried)
     }
 
-    /// Moves a name over another of the same inode. For the kernel these are one file, and it does nothing; where they
+    /// Moves a name over another of the same inode. For the kernel these are one file, and it does nothing; if they
     /// only are equal files, the one that moves gets a private copy first.
     fn rename_within(&mut self, from: &OwnedName, to: &OwnedName, flags: RenameFlags) -> io::Result<Tried> {
         let locked = Shared::try_lock_at(from.dir.as_fd(), &from.name, SHARED_LOCK_TIMEOUT)?;
@@ -230,7 +230,7 @@ impl WaitingCall<'_> {
         Ok(answer)
     }
 
-    /// What callers get who may not do all that we may: for them the files are made private, where the directories are
+    /// What callers get who may not do all that we may: for them the files are made private, if the directories are
     /// theirs to change. Files in layers are made private for everybody: the kernel does the rest. `None` for others; the
     /// call is to be carried out for them.
     fn answer_without_windows(

@@ -115,7 +115,7 @@ impl WaitingCall<'_> {
         status.uid == inode.uid || status.capabilities.contains(CapabilitySet::FOWNER) && may()
     }
 
-    /// What the kernel would answer to a caller who may not change a private file; `None` where it may.
+    /// What the kernel would answer to a caller who may not change a private file; `None` if it may.
     pub(super) fn denial(&self, right: Right, file: &OwnedFd, inode: &Inode) -> io::Result<Option<Response>> {
         let status = self.task.status()?;
         let unless = |allowed: bool, answer: Response| Ok((!allowed).then_some(answer));

@@ -71,7 +71,7 @@ impl WaitingCall<'_> {
         Ok(entry.dir.path.get_or_init(path).clone())
     }
 
-    /// Opens and locks the inode that the entry names; `None` where that is not `inode` any more.
+    /// Opens and locks the inode that the entry names; `None` if that is not `inode` any more.
     fn lock(&self, entry: &OwnedName, inode: InodeId) -> io::Result<Option<Shared>> {
         let known = self.supervisor.recent().take(inode);
         let (locked, named) = match known {

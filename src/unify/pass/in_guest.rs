@@ -47,7 +47,7 @@ fn by_metadata(pool: &Pool, catalog: &Catalog, threads: usize) -> Result<Option<
 
 /// Makes these files of the guest names of objects the pool has. The caller holds the guest's lock.
 ///
-/// Returns the paths that are names of objects now; none where the pool is out of reach.
+/// Returns the paths that are names of objects now; none if the pool is out of reach.
 pub fn unify(
     root: &Root,
     state_dir: impl AsFd,

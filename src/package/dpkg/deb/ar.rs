@@ -23,7 +23,7 @@ pub struct ArMember<R> {
 /// Only what deb(5) allows before it is passed over: `debian-binary`, `_`-members, and the control member.
 ///
 /// # Errors
-/// `InvalidData` where this is no .deb, or has no such member at its place.
+/// `InvalidData` if this is no .deb, or has no such member at its place.
 pub fn member<R: Read>(mut reader: R, prefix: &str) -> io::Result<ArMember<R>> {
     let mut magic = [0; MAGIC.len()];
     reader.read_exact(&mut magic)?;

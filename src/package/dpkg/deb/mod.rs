@@ -1,4 +1,4 @@
-//! What a .deb holds (deb(5)): the control member, and, where that does not tell, the payload's names.
+//! What a .deb holds (deb(5)): the control member, and, if that does not tell, the payload's names.
 
 mod ar;
 mod members;

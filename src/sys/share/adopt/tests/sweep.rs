@@ -156,7 +156,7 @@ impl Map {
         if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Map(at as usize)) }
     }
 
-    /// By the kernel, which fails where a file has become too short.
+    /// By the kernel, which fails if a file has become too short.
     fn write(&self, byte: u8) -> io::Result<()> {
         let own = [byte];
         let local = libc::iovec { iov_base: own.as_ptr() as *mut _, iov_len: 1 };
