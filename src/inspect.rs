@@ -123,7 +123,7 @@ impl Verdict {
     }
 }
 
-/// Judges a file of which `names_here` names are known to be in this guest.
+/// Judges a file that is known to have `names_here` names in this guest.
 ///
 /// What the guard protects is unified wherever its names are: nobody can change it.
 pub fn inspect(

@@ -34,7 +34,7 @@ pub fn map<T: Sync, R: Send>(threads: usize, items: &[T], work: impl Fn(&T) -> R
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Does `work` on so many threads at the same time, of which the calling one is the first; what each of them returns.
+/// Does `work` on so many threads at the same time; the calling one is the first. What each of them returns.
 ///
 /// A panic of any of them goes on in the calling thread.
 pub fn on_each<R: Send>(threads: usize, work: impl Fn() -> R + Sync) -> Vec<R> {

@@ -476,7 +476,7 @@ impl Detacher<'_> {
     }
 }
 
-/// The inodes some names of which have their copies, while others have failed.
+/// The inodes that have names with a copy and names that have failed.
 ///
 /// These may be names of one file, which would be two files then.
 fn split(swapped: &[(&Job, Result<Swapped, Unswapped>)]) -> HashSet<InodeId> {

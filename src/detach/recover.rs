@@ -122,12 +122,12 @@ enum IntentState {
 #[derive(Default)]
 struct Taken {
     files: HashSet<InodeId>,
-    /// Numbers of the shared inodes some names of which could not be looked at.
+    /// Numbers of the shared inodes that have names which could not be looked at.
     unseen: HashSet<u64>,
 }
 
 impl Taken {
-    /// Looks at all names of the inodes of which some names are to be ended.
+    /// Looks at all names of each inode that has names to be ended.
     fn look(root: &Root, entries: &[Entry], pending: &[&Entry]) -> Taken {
         let shared: HashSet<u64> = pending.iter().map(|entry| entry.intent.original.ino).collect();
         let mut taken = Taken::default();

@@ -211,7 +211,7 @@ impl<D: Database> PackageManager for D {
     }
 }
 
-/// Whether a time in seconds, of which the fraction is not known, may be `since` or later, in nanoseconds.
+/// Whether a time in seconds, with an unknown fraction, may be `since` or later, in nanoseconds.
 pub(super) fn may_be_since(seconds: i64, since: i64) -> bool {
     seconds >= since.div_euclid(1_000_000_000)
 }

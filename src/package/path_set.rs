@@ -1,7 +1,7 @@
 //! Sets of paths that take little memory: a guest may list millions.
 //!
-//! A path is kept as 96 bits of its digest. Two paths that are not equal have the same with a probability of 10^-16, in a
-//! set of three million of which as many are asked for.
+//! A path is kept as 96 bits of its digest. If a set has three million paths and three million others are looked up,
+//! two of these are taken for each other with a probability of 10^-16.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -26,7 +26,7 @@ impl PathKey {
         }
     }
 
-    /// That of a directory, of which the names in it make theirs.
+    /// That of a directory: keys of the names in it are made from it.
     fn of_directory(path: &[u8]) -> PathKey {
         PathKey::new(&[path])
     }

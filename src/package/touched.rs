@@ -13,7 +13,7 @@ pub struct Touched {
     pub non_directories: Vec<PathBuf>,
     /// Those of `paths` that are followed if they are symlinks: what they lead to may be changed.
     pub followed: Vec<PathBuf>,
-    /// Directories of which everything may be touched.
+    /// Directories in which everything may be touched.
     pub trees: Vec<PathBuf>,
     /// Those of `paths` whose files are changed in place: they do not only lose their names.
     pub in_place: Vec<PathBuf>,

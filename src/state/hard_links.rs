@@ -72,7 +72,7 @@ impl HardLinks {
         change(root, true, |links| links.set(files, others))
     }
 
-    /// As [`HardLinks::note`], in a guest of which all was written down: only who has seen all of it can say that what is
+    /// As [`HardLinks::note`], if all of the guest was written down: only who has seen all of it can say that what is
     /// not there is a file of its own.
     pub fn follow(root: &Root, files: &[BTreeSet<PathBuf>], others: &[PathBuf]) -> io::Result<()> {
         if files.is_empty() && others.is_empty() {

@@ -92,7 +92,7 @@ pub struct Journal {
     owner: ProcessId,
     patience: Duration,
     announced: HashSet<InodeId>,
-    /// Directories of which one inode was announced.
+    /// Directories in which one inode was announced.
     seen: HashSet<InodeId>,
     /// Filesystems that windows were opened on.
     filesystems: HashMap<u64, OwnedFd>,

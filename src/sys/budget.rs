@@ -30,11 +30,11 @@ pub const OVERRIDES: usize = 4 * MIB;
 pub const HEADER: usize = 32 * MIB;
 /// Files of one package, if its list is kept: five times as many as the largest packages have.
 pub const PACKAGE_FILES: usize = 500_000;
-/// Bytes of a file of rpm's database, of which one page is in memory at a time: 10 000 packages take 400 MiB.
+/// Bytes of a file of rpm's database: 10 000 packages take 400 MiB. One page at a time is in memory.
 pub const RPM_DATABASE: u64 = 1 << 30;
 /// Pages of rpm's database, and of its write-ahead log: [`RPM_DATABASE`] in pages of 4 KiB, which is what rpm makes.
 pub const RPM_PAGES: usize = 1 << 18;
-/// Packages of one guest. Debian has 65 000 in all, of which many exclude each other.
+/// Packages of one guest. Debian has 65 000 in all, and many of them exclude each other.
 pub const PACKAGES: usize = 50_000;
 /// Paths that the packages of one guest list, directories included: a million files with their directories are 1.5
 /// million. 12 bytes of each are kept.

@@ -80,7 +80,7 @@ impl Change {
     }
 }
 
-/// The named packages, or, with `--pending`, all of which `awaits` is true.
+/// The named packages; with `--pending`, all for which `awaits` is true.
 fn select(
     invocation: &Invocation,
     names: &[PackageSpec],

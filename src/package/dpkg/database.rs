@@ -126,7 +126,7 @@ impl<'r> Database<'r> {
         self.root
     }
 
-    /// All packages of which something is installed, configuration files at least, sorted.
+    /// All packages that are installed or have left configuration files, sorted.
     pub fn packages(&self) -> &[Package] {
         &self.packages
     }

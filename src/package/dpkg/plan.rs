@@ -52,7 +52,7 @@ const MERGED: [&str; 7] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libo32
 pub struct Plan {
     /// Names that may be replaced, removed or changed; of directories, the name alone.
     pub paths: Vec<PathBuf>,
-    /// Directories of which everything may be touched.
+    /// Directories in which everything may be touched.
     pub trees: Vec<PathBuf>,
     /// Those of `paths` that may become files. If one is a directory now, dpkg removes all that is in it.
     pub non_directories: Vec<PathBuf>,
@@ -246,7 +246,7 @@ fn involved<'a>(
     packages.into_iter().map(|package| (&package.id, package)).collect()
 }
 
-/// The packages that are configured and no new version of which is unpacked.
+/// The packages that are configured and have no new version unpacked.
 fn configured_alone<'a>(
     database: &'a Database<'_>,
     changes: &[Change],

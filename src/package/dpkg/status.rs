@@ -157,9 +157,9 @@ fn parse_status(value: &[u8]) -> (Want, PackageState) {
     (want, state)
 }
 
-/// The packages of a status file and of the journal entries after it, each of which supersedes what was there before.
+/// The packages of a status file and of the journal entries after it; each entry supersedes what was there before.
 ///
-/// Sorted; packages of which nothing is installed are left out.
+/// Sorted; packages that have nothing installed are left out.
 ///
 /// # Errors
 /// If there are more than [`budget::PACKAGES`].

@@ -1,4 +1,4 @@
-//! Several patterns, of which any may match.
+//! Several patterns; a file matches if one of them does.
 
 use std::path::Path;
 

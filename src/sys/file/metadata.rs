@@ -28,7 +28,7 @@ impl Metadata {
         self.inode.same_content_as(&other.inode) && self.xattrs == other.xattrs
     }
 
-    /// Gives it to an open file, of which `present` tells what it has.
+    /// Gives it to an open file; `present` tells what that has already.
     pub fn write(&self, fd: impl AsFd, present: &Metadata) -> io::Result<()> {
         let Metadata { inode: present, xattrs } = present;
         let Inode { uid, gid, mode, atime, mtime, .. } = self.inode;

@@ -144,7 +144,7 @@ impl Verifier<'_> {
         }
     }
 
-    /// Reads objects, and sets aside those that are not what their names say. Returns those of which nobody knows.
+    /// Reads objects, and sets aside those that are not what their names say. Returns those that nobody knows of.
     fn read_all(
         &self,
         mut objects: Vec<&PoolFile>,

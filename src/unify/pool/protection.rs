@@ -65,7 +65,8 @@ impl PoolProtection {
         mark::is_set(file)
     }
 
-    /// Whether an open file, of which `inode` was just seen, is protected in this way; `held` says whether it has more than one name whatever guests do.
+    /// Whether an open file is protected in this way; `inode` was just seen of it, and `held` says whether it has more than
+    /// one name whatever guests do.
     pub(in crate::unify) fn protects(self, file: impl AsFd, inode: &Inode, held: bool) -> io::Result<bool> {
         let marked = self == PoolProtection::Guard && mark::is_set(&file)?;
         Ok(self.is_given(inode, marked, held))

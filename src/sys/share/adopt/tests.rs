@@ -233,7 +233,7 @@ fn privileged_what_others_have_open_for_writing_or_mapped_is_refused() {
     for (protection, kind) in [(libc::PROT_READ, libc::MAP_PRIVATE), (libc::PROT_WRITE, libc::MAP_SHARED)] {
         let house = House::new(&[1; PAGE]);
         let file = OpenOptions::new().read(true).write(kind == libc::MAP_SHARED).open(&house.guest).unwrap();
-        // SAFETY: a new mapping, of which one byte is read.
+        // SAFETY: a new mapping; one byte of it is read.
         let map = unsafe {
             let map = libc::mmap(std::ptr::null_mut(), PAGE, protection, kind, file.as_raw_fd(), 0);
             if protection == libc::PROT_READ {

@@ -68,7 +68,7 @@ pub(super) fn keep(socket: &OwnedFd, program: &[(usize, usize)]) {
     }
 }
 
-/// Two groups of marks, of which one can be emptied while the other takes new ones.
+/// Two groups of marks: one can be emptied while the other takes new ones.
 #[derive(Debug)]
 struct Keeper {
     groups: [Fanotify; 2],
