@@ -123,8 +123,8 @@ impl HookRun<'_> {
             begun.outcome.failed.iter().map(|f| format!("{}: {}", Shown(&f.path), f.reason)).collect();
         self.refuse(
             &reasons,
-            "end the processes that use these files, then run the command again; \
-            `cow-status FILE` explains each file",
+            "free some space if none is left, else end the processes that use these files; then run the command \
+            again; `cow-status FILE` explains each file",
         )
     }
 
