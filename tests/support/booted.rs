@@ -36,9 +36,9 @@ pub struct Booted {
 const BOOT: &str = r#"
 echo $$ >"$3/cgroup.procs" &&
 exec unshare --mount --propagation private --pid --fork --kill-child --cgroup --net --mount-proc sh -ec '
-# The filesystems of other tests would live on here.
+# The filesystems of other tests would live on here. What is mounted inside of another goes first.
 awk -v root="$2/" "index(\$2, \"/var/tmp/\") == 1 && index(root, \$2 \"/\") != 1 { print \$2 }" /proc/self/mounts |
-    xargs -r umount --quiet --lazy
+    tac | xargs -r umount --quiet --lazy
 umount --lazy /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs tmpfs /run
