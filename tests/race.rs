@@ -9,12 +9,16 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use cow_hooks::sys::file::inode::Time;
+use cow_hooks::sys::file::inode::{Inode, Time};
 use cow_hooks::sys::share::gate;
 use cow_hooks::sys::share::swap::{Name, Shared, SwapReport};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timestamps, XattrFlags};
 
-use crate::support::{FILESYSTEMS, Filesystem, Seen, note_left_out, run, seen, set_immutable, set_mtime};
+use crate::support::{
+    FILESYSTEMS, Filesystem, Seen, note_left_out, run, seen, set_immutable, set_mtime, text,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -191,5 +195,63 @@ fn privileged_nobody_changes_a_shared_inode_in_its_window() {
             assert_eq!(field.before, seen(&field.path("pool")), "{kind} {what}: {tally:?}");
             assert_eq!((tally.leaked, tally.failed), (0, 0), "{kind} {what}: {tally:?}");
         }
+    }
+}
+
+/// The children of this process that keep its gates. The kernel's own lists of children may leave some out
+/// (`proc_pid_task(5)`).
+fn keepers() -> Vec<Pid> {
+    let parent = format!("PPid:\t{}", std::process::id());
+    let is_keeper = |pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.starts_with("Name:\tcow-gate\n") && status.lines().any(|line| line == parent)
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let found: Vec<Pid> = pids.filter(is_keeper).map(Pid::from_raw).collect();
+    assert!(!found.is_empty(), "no keeper");
+    found
+}
+
+fn send(keepers: &[Pid], signal: Signal) {
+    keepers.iter().for_each(|keeper| kill(*keeper, signal).unwrap());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn privileged_a_keeper_that_is_late_turns_nobody_away_who_has_waited_for_the_window_to_pass() {
+    const ALONE: &str = "COW_TESTS_ALONE";
+    // In a process of its own: this one's other tests need the keeper.
+    if std::env::var_os(ALONE).is_none() {
+        let name =
+            "race::privileged_a_keeper_that_is_late_turns_nobody_away_who_has_waited_for_the_window_to_pass";
+        let mut test = Command::new(std::env::current_exe().unwrap());
+        let said = text(&run(test.args(["--include-ignored", "--exact", name]).env(ALONE, "1")));
+        assert!(said.contains(" 1 passed;"), "{said}");
+        return;
+    }
+    for kind in FILESYSTEMS {
+        let field = Field::new(kind);
+        let path = field.path("pool");
+        let file = File::open(&path).unwrap();
+        let inode = Inode::of(&file).unwrap().id;
+        for _ in 0..20 {
+            let closed = gate::close(file.as_fd(), inode).unwrap();
+            let keepers = keepers();
+            send(&keepers, Signal::SIGSTOP);
+            drop(closed);
+            gate::wait_until_opens_pass(|| Some(inode));
+            let opened = std::thread::scope(|scope| {
+                let opener = scope.spawn(|| {
+                    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+                    rustix::fs::openat2(CWD, &path, flags, Mode::empty(), ResolveFlags::empty()).map(drop)
+                });
+                std::thread::sleep(Duration::from_millis(10));
+                send(&keepers, Signal::SIGCONT);
+                opener.join().unwrap()
+            });
+            assert_eq!(opened, Ok(()), "{kind}");
+        }
+        gate::wait_for_late_openers();
     }
 }

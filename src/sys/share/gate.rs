@@ -83,6 +83,8 @@ struct State {
 struct Keeper {
     socket: OwnedFd,
     process: OwnedFd,
+    /// From when on it and its owner count the time.
+    begun: Instant,
 }
 
 /// Closes the gate of an open inode, until some time after the result is dropped.
@@ -161,9 +163,12 @@ impl Drop for ClosedGate {
             state.closed.swap_remove(at);
         }
         state.late.retain(|(_, opened)| opened.elapsed() < GRACE_PERIOD);
-        state.late.push((self.inode, Instant::now()));
-        if state.number == self.keeper {
-            let _ = state.send(Request::Open(self.inode), None);
+        let now = Instant::now();
+        state.late.push((self.inode, now));
+        if state.number == self.keeper
+            && let Some(begun) = state.keeper.as_ref().map(|keeper| keeper.begun)
+        {
+            let _ = state.send(Request::Open(self.inode, now - begun), None);
         }
     }
 }
@@ -242,11 +247,12 @@ impl Keeper {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         // Before: the lists of what is loaded may be locked by another thread, which is missing in there.
         let program = process::program_memory();
-        let pid = process::fork_among_threads(|| keeper::keep(&theirs, &program))?;
+        let begun = Instant::now();
+        let pid = process::fork_among_threads(|| keeper::keep(&theirs, &program, begun))?;
         let process = process::open_pidfd(pid)?;
         drop(theirs);
         match message::answered(&socket, STARTING) {
-            Ok(YES) => Ok(Keeper { socket, process }),
+            Ok(YES) => Ok(Keeper { socket, process, begun }),
             answer => {
                 process::kill_child(process);
                 answer.and(Err(io::ErrorKind::Unsupported.into()))

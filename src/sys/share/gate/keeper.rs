@@ -51,15 +51,15 @@ const OPENATS_32: [libc::c_long; 2] = [-1, -1];
 const EXECVEAT_32: libc::c_long = -1;
 
 /// Keeps the gates of the process at the other end of `socket`, until that ends. In a process of its own, in which
-/// `program` is where its code is.
-pub(super) fn keep(socket: &OwnedFd, program: &[(usize, usize)]) {
+/// `program` is where its code is; both count the time from `begun` on.
+pub(super) fn keep(socket: &OwnedFd, program: &[(usize, usize)], begun: Instant) {
     // In a session of its own it is not stopped with its owner from a terminal.
     let _ = nix::unistd::setsid();
     let _ = rustix::thread::set_name(c"cow-gate");
     let _ = SigSet::all().thread_block();
     let _ = rustix::process::chdir("/");
     process::close_all_but(&[socket.as_fd()], false);
-    let keeper = Keeper::new(program);
+    let keeper = Keeper::new(program, begun);
     let ready = if keeper.is_ok() { YES } else { NO };
     if message::answer(socket, ready).is_ok()
         && let Ok(mut keeper) = keeper
@@ -71,6 +71,7 @@ pub(super) fn keep(socket: &OwnedFd, program: &[(usize, usize)]) {
 /// Two groups of marks: one can be emptied while the other takes new ones.
 #[derive(Debug)]
 struct Keeper {
+    begun: Instant,
     groups: [Fanotify; 2],
     generations: [Generation; 2],
     current: usize,
@@ -126,7 +127,7 @@ enum Verdict {
 }
 
 impl Keeper {
-    fn new(program: &[(usize, usize)]) -> io::Result<Keeper> {
+    fn new(program: &[(usize, usize)], begun: Instant) -> io::Result<Keeper> {
         let group = || {
             let flags = InitFlags::FAN_CLASS_PRE_CONTENT
                 | InitFlags::FAN_CLOEXEC
@@ -145,6 +146,7 @@ impl Keeper {
             Err(_) => OPENERS,
         };
         Ok(Keeper {
+            begun,
             groups,
             generations: Default::default(),
             current: 0,
@@ -172,9 +174,10 @@ impl Keeper {
             for group in 0..self.groups.len() {
                 // The kernel itself turns away whom it cannot tell us of, and lets the read fail.
                 for event in self.groups[group].read_events().into_iter().flatten() {
-                    self.answer(group, event);
-                    // The owner waits for one asker at most, however many there are.
+                    // What the owner has said before somebody came counts for the answer; and the owner waits for one
+                    // asker at most, however many there are.
                     self.handle_all(socket)?;
+                    self.answer(group, event);
                 }
             }
             self.handle_all(socket)?;
@@ -208,8 +211,8 @@ impl Keeper {
                 let tried = self.windows.get(&inode).is_none_or(|window| window.tried);
                 message::answer(socket, if tried { YES } else { NO })
             }
-            (Request::Open(inode), _) => {
-                self.open(inode);
+            (Request::Open(inode, when), _) => {
+                self.open(inode, self.begun + when);
                 Ok(())
             }
         }
@@ -241,7 +244,8 @@ impl Keeper {
         Ok(())
     }
 
-    fn open(&mut self, inode: InodeId) {
+    /// The owner has set the flag again before `when`: its own time, as it waits by that for who comes late.
+    fn open(&mut self, inode: InodeId, when: Instant) {
         let Some(window) = self.windows.get_mut(&inode) else { return };
         if let Some(generation) = window.generations.pop() {
             let generation = &mut self.generations[generation];
@@ -251,7 +255,7 @@ impl Keeper {
         if window.generations.is_empty()
             && let Some(window) = self.windows.remove(&inode)
         {
-            self.late.insert(inode, Instant::now());
+            self.late.insert(inode, when);
             let is_as_before = window.waiting.is_empty() || window.is_as_before();
             self.answer_all(inode, window.waiting, is_as_before);
         }

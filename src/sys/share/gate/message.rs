@@ -1,4 +1,4 @@
-//! What a process asks the keeper of its gates, one message of 17 bytes each; an answer is one byte.
+//! What a process asks the keeper of its gates, one message of 25 bytes each; an answer is one byte.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -14,7 +14,7 @@ use rustix::net::{
 
 use crate::sys::file::inode::InodeId;
 
-const LENGTH: usize = 17;
+const LENGTH: usize = 25;
 
 /// How long an opener may take from the kernel's first question to the second.
 pub const GRACE_PERIOD: Duration = Duration::from_millis(50);
@@ -36,20 +36,22 @@ pub enum Request {
     Close(InodeId),
     /// Whether somebody was turned away from the inode. Answered.
     WasTried(InodeId),
-    /// Open the gate again. Not answered.
-    Open(InodeId),
+    /// Open the gate again, since that long after the keeper was started. Not answered.
+    Open(InodeId, Duration),
 }
 
 impl Request {
     fn encode(self) -> [u8; LENGTH] {
-        let (kind, inode) = match self {
-            Request::Close(inode) => (0, inode),
-            Request::WasTried(inode) => (1, inode),
-            Request::Open(inode) => (2, inode),
+        let (kind, inode, when) = match self {
+            Request::Close(inode) => (0, inode, Duration::ZERO),
+            Request::WasTried(inode) => (1, inode, Duration::ZERO),
+            Request::Open(inode, when) => (2, inode, when),
         };
+        let when = u64::try_from(when.as_nanos()).unwrap_or(u64::MAX);
         let mut bytes = [kind; LENGTH];
-        bytes[1..9].copy_from_slice(&inode.dev.to_ne_bytes());
-        bytes[9..].copy_from_slice(&inode.ino.to_ne_bytes());
+        for (at, word) in [(1, inode.dev), (9, inode.ino), (17, when)] {
+            bytes[at..at + 8].copy_from_slice(&word.to_ne_bytes());
+        }
         bytes
     }
 
@@ -59,7 +61,7 @@ impl Request {
         match bytes[0] {
             0 => Some(Request::Close(inode)),
             1 => Some(Request::WasTried(inode)),
-            2 => Some(Request::Open(inode)),
+            2 => Some(Request::Open(inode, Duration::from_nanos(word(17)?))),
             _ => None,
         }
     }
@@ -149,7 +151,8 @@ mod tests {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .unwrap();
         let inode = InodeId { dev: 7 << 40, ino: u64::MAX - 1 };
-        for request in [Request::Close(inode), Request::WasTried(inode), Request::Open(inode)] {
+        let when = Duration::from_nanos(u64::MAX - 2);
+        for request in [Request::Close(inode), Request::WasTried(inode), Request::Open(inode, when)] {
             let file = matches!(request, Request::Close(_)).then(|| ours.as_fd());
             send(&ours, request, file).unwrap();
             let (received, with) = receive(&theirs).unwrap();
