@@ -13,6 +13,9 @@ use rustix::io::Errno;
 /// How long a lookup is tried. An honest path takes microseconds.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// How often it is tried at least, however long this process waits for a processor meanwhile.
+const MIN_TRIES: u32 = 8;
+
 /// Opens `path` from `dir`; tries again if renames disturb the lookup.
 ///
 /// # Errors
@@ -23,12 +26,16 @@ pub fn openat2(
     flags: OFlags,
     resolve: ResolveFlags,
 ) -> rustix::io::Result<OwnedFd> {
-    let mut deadline = None;
+    let (mut tries, mut deadline) = (0, None);
     loop {
-        match rustix::fs::openat2(&dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-            Err(Errno::AGAIN)
-                if Instant::now() < *deadline.get_or_insert_with(|| Instant::now() + PATIENCE) => {}
-            opened => return opened,
+        let opened = rustix::fs::openat2(&dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
+        if !matches!(opened, Err(Errno::AGAIN)) {
+            return opened;
+        }
+        tries += 1;
+        if Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + PATIENCE) && tries >= MIN_TRIES
+        {
+            return opened;
         }
     }
 }
