@@ -15,7 +15,7 @@
 //! - [`mod@file`]: what a file is, and the filesystem that it is on.
 //! - [`seccomp`]: system calls that wait for us, and those that a filter forbids this process.
 //! - [`budget`]: how much is read of what a guest holds.
-//! - `procfs`: the form that files of procfs have.
+//! - `procfs`: reads small files of procfs, and knows their form.
 
 #![allow(clippy::disallowed_methods)]
 

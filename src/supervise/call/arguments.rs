@@ -50,7 +50,7 @@ pub(crate) enum Moment {
     Kept,
     /// It is set to this.
     At(Time),
-    /// It is set, to what is not known here.
+    /// It is set to a time that is not known here.
     Unknown,
 }
 

@@ -134,7 +134,7 @@ impl WaitingCall<'_> {
         }
         let file = self.supervisor.processes.reopen(&private, OFlags::RDONLY)?;
         let may = self.is_privileged()
-            || self.task.status()?.uid == Inode::of(&file)?.uid
+            || self.status()?.uid == Inode::of(&file)?.uid
                 && rustix::fs::ioctl_getflags(&file).is_ok_and(|now| flags.needs_no_capability(now.bits()));
         // Of others the kernel judges.
         if !may {
@@ -296,7 +296,7 @@ impl WaitingCall<'_> {
     fn replace_descriptors(&self, shared: &Inode, private: &OwnedFd, in_use: Option<i32>) -> io::Result<()> {
         let is_shared = |fd: OwnedFd| Inode::of(fd).is_ok_and(|inode| inode.id == shared.id);
         let mut found: Vec<(i32, OpenFile, usize)> = Vec::new();
-        let status = self.task.status()?;
+        let status = self.status()?;
         for number in self.task.descriptors()? {
             if !self.task.descriptor(number).is_ok_and(is_shared) {
                 continue;
@@ -304,7 +304,7 @@ impl WaitingCall<'_> {
             let open = self.task.open_file(number)?;
             let flags = OFlags::from_bits_truncate(open.flags);
             let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR) && !flags.contains(OFlags::PATH);
-            if flags.contains(OFlags::PATH) && !self.has_access(&status, private, shared, READ) {
+            if flags.contains(OFlags::PATH) && !self.has_access(status, private, shared, READ) {
                 continue;
             }
             if !writes && (open.lock != FileLock::Other || in_use == Some(number)) {

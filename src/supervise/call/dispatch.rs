@@ -100,7 +100,7 @@ impl WaitingCall<'_> {
         if has(libc::O_NOATIME) {
             let inode = Inode::of(&file)?;
             // Who is not to leave a time of access must own the file; that is asked last.
-            if may_be_shared(&inode) && !self.owns(&self.task.status()?, &inode) {
+            if may_be_shared(&inode) && !self.owns(self.status()?, &inode) {
                 let denial = if inode.immutable { self.denial(right, &file, &inode)? } else { None };
                 return Ok(denial.unwrap_or(Response::Continue));
             }

@@ -1,8 +1,8 @@
 //! One call of a supervised thread: what it leads to, and what is to be done before it goes on.
 //!
 //! `dispatch` tells which file the `arguments` name, as `lookup` resolves them, and hands it to `change`, where the file
-//! gets a private copy, or to `names`, where the call is carried out in `windows`; `rights` are the
-//! caller's, and `reach` is whether it may go the way that its path describes.
+//! gets a private copy, or to `names`, where the call is carried out in `windows`; `rights` are the caller's, and `reach`
+//! is whether it may go the way that its path describes.
 
 pub(crate) mod arguments;
 mod change;

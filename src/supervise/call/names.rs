@@ -43,8 +43,7 @@ impl WaitingCall<'_> {
         let (dir, path) = self.path(at, 0)?;
         let Some(entry) = self.lookup.entry(dir, &path)? else { return Ok(Response::Continue) };
         let Some(_) = self.protected(&entry)? else { return Ok(Response::Continue) };
-        let denied =
-            if self.is_privileged() { None } else { self.denial_of_name(&self.task.status()?, &entry)? };
+        let denied = if self.is_privileged() { None } else { self.denial_of_name(self.status()?, &entry)? };
         Ok(Response::Failed(denied.unwrap_or(Errno::NOTDIR)))
     }
 
@@ -131,9 +130,9 @@ impl WaitingCall<'_> {
             return Ok(Tried::Answered(Response::Continue));
         }
         if !self.is_privileged() {
-            let status = self.task.status()?;
+            let status = self.status()?;
             for entry in [from, to] {
-                if let Some(errno) = self.denial_of_name(&status, entry)? {
+                if let Some(errno) = self.denial_of_name(status, entry)? {
                     return Ok(Tried::Answered(Response::Failed(errno)));
                 }
             }
@@ -185,19 +184,19 @@ impl WaitingCall<'_> {
             return Ok(Response::Continue);
         }
         if !self.is_privileged() {
-            let (status, dir) = (self.task.status()?, Inode::of(&to.dir)?);
-            if dir.mount != inode.mount || dir.immutable || !self.may_link(&status, from, &inode) {
+            let (status, dir) = (self.status()?, Inode::of(&to.dir)?);
+            if dir.mount != inode.mount || dir.immutable || !self.may_link(status, from, &inode) {
                 return Ok(Response::Continue);
             }
             let reaches_source =
-                || source.as_ref().map_or(Ok(true), |source| self.reaches_directory(&status, source));
-            if !reaches_source()? || !self.reaches_directory(&status, to)? {
+                || source.as_ref().map_or(Ok(true), |source| self.reaches_directory(status, source));
+            if !reaches_source()? || !self.reaches_directory(status, to)? {
                 return Ok(Response::Failed(Errno::ACCESS));
             }
             if filesystem::is_read_only(&*to.dir)? {
                 return Ok(Response::Failed(Errno::ROFS));
             }
-            if !self.has_access(&status, &to.dir, &dir, WRITE | SEARCH) {
+            if !self.has_access(status, &to.dir, &dir, WRITE | SEARCH) {
                 return Ok(Response::Failed(Errno::ACCESS));
             }
             self.private_copy(from, &inode, None)?;
@@ -245,9 +244,9 @@ impl WaitingCall<'_> {
         if is_privileged && !layered.contains(&true) {
             return Ok(None);
         }
-        let status = self.task.status()?;
+        let status = self.status()?;
         for entry in entries.iter().filter(|_| !is_privileged) {
-            if let Some(errno) = self.denial_of_name(&status, entry)? {
+            if let Some(errno) = self.denial_of_name(status, entry)? {
                 return Ok(Some(Response::Failed(errno)));
             }
         }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::ResolveFlags;
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
@@ -30,8 +30,7 @@ impl WaitingCall<'_> {
     ) -> io::Result<OwnedFd> {
         let file = self.lookup.file(dir, path, follow, resolve)?;
         let inode = Inode::of(&file)?;
-        if may_be_shared(&inode) && !self.reaches(&self.task.status()?, (dir, path), follow, resolve, &inode)
-        {
+        if may_be_shared(&inode) && !self.reaches(self.status()?, (dir, path), follow, resolve, &inode) {
             return Err(Errno::ACCESS.into());
         }
         Ok(file)
@@ -91,13 +90,7 @@ impl WaitingCall<'_> {
         if Inode::of(dir)?.uid == status.uid || self.may(status, CapabilitySet::SYS_PTRACE) {
             return Ok(true);
         }
-        let of = |path: &str| {
-            let file = rustix::fs::openat(dir, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-            let mut content = vec![0; 4096];
-            let length = rustix::io::read(&file, &mut content)?;
-            Status::parse(&content[..length])
-        };
-        let process = of("status").or_else(|_| of("../status"));
+        let process = Status::read_at(dir, "status").or_else(|_| Status::read_at(dir, "../status"));
         Ok(process.is_ok_and(|process| process.process == status.process))
     }
 }

@@ -117,20 +117,20 @@ impl WaitingCall<'_> {
 
     /// What the kernel would answer to a caller who may not change a private file; `None` if it may.
     pub(super) fn denial(&self, right: Right, file: &OwnedFd, inode: &Inode) -> io::Result<Option<Response>> {
-        let status = self.task.status()?;
+        let status = self.status()?;
         let unless = |allowed: bool, answer: Response| Ok((!allowed).then_some(answer));
         let denied = Response::Failed(Errno::ACCESS);
         // To everybody but those who may the kernel says what it says of a protected file.
         let refused = Response::Continue;
         match right {
-            Right::Write => unless(self.has_access(&status, file, inode, WRITE), denied),
-            Right::ReadAndWrite => unless(self.has_access(&status, file, inode, READ | WRITE), denied),
-            Right::Own | Right::Mode(_) => unless(self.owns(&status, inode), refused),
-            Right::Owner(first) => unless(self.may_change_owner(&status, inode, first)?, refused),
-            Right::OwnOrTouch(times) if !self.owns(&status, inode) && self.times(times)? == Times::Now => {
-                unless(self.has_access(&status, file, inode, WRITE), denied)
+            Right::Write => unless(self.has_access(status, file, inode, WRITE), denied),
+            Right::ReadAndWrite => unless(self.has_access(status, file, inode, READ | WRITE), denied),
+            Right::Own | Right::Mode(_) => unless(self.owns(status, inode), refused),
+            Right::Owner(first) => unless(self.may_change_owner(status, inode, first)?, refused),
+            Right::OwnOrTouch(times) if !self.owns(status, inode) && self.times(times)? == Times::Now => {
+                unless(self.has_access(status, file, inode, WRITE), denied)
             }
-            Right::OwnOrTouch(_) => unless(self.owns(&status, inode), refused),
+            Right::OwnOrTouch(_) => unless(self.owns(status, inode), refused),
             Right::OwnOrAttribute(at) | Right::OwnOrRemove(at) => {
                 let name = self.task.string(self.call.arguments[usize::from(at)])?;
                 let sets = matches!(right, Right::OwnOrAttribute(_));
@@ -138,9 +138,9 @@ impl WaitingCall<'_> {
                     return Ok(Some(refused));
                 }
                 if kind_of(&name) == Attribute::Users {
-                    return unless(self.has_access(&status, file, inode, WRITE), denied);
+                    return unless(self.has_access(status, file, inode, WRITE), denied);
                 }
-                unless(self.may_change_attribute(&status, inode, &name), refused)
+                unless(self.may_change_attribute(status, inode, &name), refused)
             }
         }
     }
@@ -208,11 +208,11 @@ impl WaitingCall<'_> {
         file: &OwnedFd,
         inode: &Inode,
     ) -> io::Result<Option<Response>> {
-        let status = self.task.status()?;
+        let status = self.status()?;
         let nothing = match right {
             Right::Mode(mode) => {
                 let same = self.call.arguments[usize::from(mode)] as u32 & 0o7777 == inode.mode;
-                same && (inode.mode & SET_GROUP_ID == 0 || self.keeps_set_group(&status, inode))
+                same && (inode.mode & SET_GROUP_ID == 0 || self.keeps_set_group(status, inode))
             }
             Right::Owner(first) => {
                 let new = self.new_owner_here(first)?;
@@ -220,7 +220,7 @@ impl WaitingCall<'_> {
                     owner.is_none_or(|owner| owner == inode.uid)
                         && group.is_none_or(|group| group == inode.gid)
                 });
-                same && !self.loses_set_id(&status, inode) && !self.has_capabilities(file)
+                same && !self.loses_set_id(status, inode) && !self.has_capabilities(file)
             }
             Right::OwnOrTouch(times) => match self.times(times)? {
                 Times::Given([accessed, changed]) => {
@@ -266,9 +266,7 @@ impl WaitingCall<'_> {
     /// kernel, it does not look at the flags.
     fn answer_for_list(&self, file: &OwnedFd, inode: &Inode, value: &[u8]) -> io::Result<Option<Response>> {
         // Users and groups have other numbers in other user namespaces; and the kernel may take the bit from the file.
-        if !self.is_here()
-            || inode.mode & SET_GROUP_ID != 0 && !self.keeps_set_group(&self.task.status()?, inode)
-        {
+        if !self.is_here() || inode.mode & SET_GROUP_ID != 0 && !self.keeps_set_group(self.status()?, inode) {
             return Ok(None);
         }
         let new = AccessList::parse(value);
@@ -327,7 +325,7 @@ impl WaitingCall<'_> {
             return Ok(false);
         }
         let inode = Inode::of(file)?;
-        if !may_be_shared(&inode) || inode.uid == self.task.status()?.uid {
+        if !may_be_shared(&inode) || inode.uid == self.status()?.uid {
             return Ok(false);
         }
         let Some((root, place)) = self.place_of(file, &inode)? else { return Ok(false) };

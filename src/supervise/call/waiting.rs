@@ -1,5 +1,6 @@
 //! A notified call, and what it takes to answer it.
 
+use std::cell::OnceCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use rustix::io::Errno;
 
 use super::lookup::Lookup;
 use crate::supervise::shared::Supervisor;
+use crate::sys::process::Status;
 use crate::sys::process::task::Task;
 use crate::sys::process::thread_root::ThreadRoot;
 use crate::sys::seccomp::Call;
@@ -20,6 +22,7 @@ pub struct WaitingCall<'a> {
     pub(super) task: &'a Task,
     pub(super) lookup: Lookup<'a>,
     pub(super) thread_root: &'a mut ThreadRoot,
+    status: OnceCell<Status>,
 }
 
 impl<'a> WaitingCall<'a> {
@@ -31,7 +34,17 @@ impl<'a> WaitingCall<'a> {
         root: Arc<OwnedFd>,
         thread_root: &'a mut ThreadRoot,
     ) -> WaitingCall<'a> {
-        WaitingCall { supervisor, call, task, lookup: Lookup::new(task, root), thread_root }
+        let (lookup, status) = (Lookup::new(task, root), OnceCell::new());
+        WaitingCall { supervisor, call, task, lookup, thread_root, status }
+    }
+
+    /// The caller's rights. Only a thread itself changes them (`commit_creds` of `kernel/cred.c`), and this one waits.
+    pub(super) fn status(&self) -> io::Result<&Status> {
+        if let Some(known) = self.status.get() {
+            return Ok(known);
+        }
+        let read = self.task.status()?;
+        Ok(self.status.get_or_init(|| read))
     }
 
     /// Whether the caller still waits: else all we know of it may be another's.

@@ -134,6 +134,7 @@ fn add_flags(file: impl AsFd, wanted: IFlags) -> io::Result<()> {
     }
     Ok(())
 }
+
 /// Sets or clears the immutable flag of an open file; its other flags stay.
 pub fn set_immutable(fd: impl AsFd, immutable: bool) -> io::Result<()> {
     let mut flags = rustix::fs::ioctl_getflags(&fd)?;

@@ -1,6 +1,7 @@
 //! Whose rights a thread has, and what stands in the way of tracing it (`proc_pid_status(5)`).
 
 use std::io;
+use std::os::fd::AsFd;
 
 use rustix::thread::CapabilitySet;
 
@@ -34,6 +35,11 @@ pub struct Status {
 }
 
 impl Status {
+    /// Reads it from a file below a directory of procfs.
+    pub fn read_at(dir: impl AsFd, path: &str) -> io::Result<Status> {
+        Status::parse(&procfs::read(dir, path)?)
+    }
+
     /// Reads the content of the file.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use super::status::Status;
 use crate::sys::budget::{self, Exceeded};
 use crate::sys::file::inode::Inode;
 use crate::sys::path::tree;
+use crate::sys::procfs;
 use crate::sys::seccomp::filter;
 
 /// A process, told from a later one of the same number by when it started.
@@ -163,11 +164,8 @@ impl Processes {
 
     /// A setting of the kernel for files, a number, by its name below `fs/` (`proc_sys_fs(5)`).
     pub(crate) fn file_setting(&self, name: &str) -> io::Result<u32> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.proc, format!("sys/fs/{name}"), flags, Mode::empty())?;
-        let mut digits = [0; 16];
-        let length = rustix::io::read(&fd, &mut digits)?;
-        let number = std::str::from_utf8(&digits[..length]).ok().and_then(|text| text.trim().parse().ok());
+        let digits = procfs::read(&self.proc, &format!("sys/fs/{name}"))?;
+        let number = std::str::from_utf8(&digits).ok().and_then(|text| text.trim().parse().ok());
         number.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 

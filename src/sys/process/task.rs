@@ -127,7 +127,7 @@ impl Task {
 
     /// Its rights.
     pub fn status(&self) -> io::Result<Status> {
-        Status::parse(&self.read("status")?)
+        Status::read_at(&self.dir, "status")
     }
 
     /// Its user namespace.
@@ -156,19 +156,7 @@ impl Task {
     }
 
     fn read(&self, file: &str) -> io::Result<Vec<u8>> {
-        let fd = rustix::fs::openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let mut content = vec![0; PAGE as usize];
-        let mut length = 0;
-        loop {
-            let got = rustix::io::read(&fd, &mut content[length..])?;
-            length += got;
-            // procfs gives as much as there is room for.
-            if length < content.len() {
-                content.truncate(length);
-                return Ok(content);
-            }
-            content.resize(2 * length, 0);
-        }
+        procfs::read(&self.dir, file)
     }
 
     /// The string at `address` of its memory, without its end.
