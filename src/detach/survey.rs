@@ -338,7 +338,7 @@ impl<'a> Surveyor<'a> {
         }
     }
 
-    /// Visits all below `top`, if packages' files are on another mount there as well; returns what was not entered.
+    /// Visits all below `top`, and other mounts there that hold packages' files; returns what was not entered.
     fn visit(
         &self,
         top: &Path,

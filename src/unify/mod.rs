@@ -5,7 +5,7 @@
 //! - [`pass`]: one pass over guests: scan, read, link, and remember what is left.
 //! - [`care`]: looks at the pool's protection, reads all of it, replaces what is damaged, removes what nobody has.
 //! - [`link`]: puts together what is equal, and makes it names of one object.
-//! - [`scan`]: finds the files that may be unified, and reads those that at least one other could be equal to.
+//! - [`scan`]: finds the files that may be unified, and reads those that could be equal to another.
 //! - [`pool`]: the host's directory of objects; what equal means; what was begun and not ended.
 //! - [`eligible`]: which files may be unified, by their paths alone.
 

@@ -267,7 +267,7 @@ fn configured_alone<'a>(
         .collect()
 }
 
-/// The packages a name stands for; if the architecture is none that is installed, all of the name.
+/// The packages that a name stands for: all of that name, if none with its architecture is installed.
 fn named<'a>(database: &'a Database<'_>, spec: &PackageSpec) -> Vec<&'a Package> {
     let exact: Vec<&Package> = database.find(&spec.name, spec.arch.as_deref()).collect();
     if exact.is_empty() { database.find(&spec.name, None).collect() } else { exact }

@@ -287,7 +287,7 @@ impl Pool {
         Ok(self.read_shelf(0)?.objects.len() * self.shelves.len())
     }
 
-    /// The objects whose metadata have one of these tags, but those that are kept apart by path.
+    /// The objects whose metadata have one of these tags, except those that are kept apart by path.
     pub(crate) fn tagged(&self, tags: &HashSet<u64>, threads: usize) -> Result<ObjectIndex, Error> {
         let shelves: Vec<u8> = (0..=255).collect();
         let read = parallel::map(threads, &shelves, |&number| {

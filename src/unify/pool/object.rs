@@ -209,15 +209,15 @@ impl ObjectIndex {
         !self.with_key(key).is_empty()
     }
 
-    /// The newest inode of the only object with this key; `None` if there is none, or another.
+    /// The newest inode of the only object with this key; `None` if there is none, or several.
     pub(crate) fn only(&self, key: u64) -> Option<Object> {
-        let (first, last) = (self.with_key(key).first()?, self.with_key(key).last()?);
-        first.name.same_object(&last.name).then_some(*last)
+        let found = self.with_key(key);
+        found.last().filter(|_| !are_several(found)).copied()
     }
 
     /// Whether there are several objects with this key.
     pub(crate) fn knows_several(&self, key: u64) -> bool {
-        !self.with_key(key).is_empty() && self.only(key).is_none()
+        are_several(self.with_key(key))
     }
 
     fn with_key(&self, key: u64) -> &[Object] {
@@ -239,6 +239,11 @@ impl ObjectIndex {
     pub fn objects(&self) -> &[Object] {
         &self.objects
     }
+}
+
+/// Whether inodes, in the order of their names, are of more than one object.
+fn are_several(inodes: &[Object]) -> bool {
+    matches!(inodes, [first, .., last] if !first.name.same_object(&last.name))
 }
 
 #[cfg(test)]
