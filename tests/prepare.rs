@@ -124,7 +124,7 @@ fn privileged_quiet_and_verbose_say_as_much_as_they_should() {
         out(&verbose),
         "/usr/bin/file-2\n/usr/bin/file-4\n/usr/bin/file-6\n\
          /usr/bin/own: left as it is: immutable but not shared: protected by the administrator\n\
-         5 files looked at, 3 made private (3.8 KiB copied), 1 left as they are\n"
+         5 files looked at, 3 made private (3.8 KiB copied), 1 left as it is\n"
     );
     let recovered = guests.prepare(&["--recover"]);
     assert_eq!((code(&recovered), text(&recovered).as_str()), (0, "nothing to recover\n"));
@@ -223,7 +223,7 @@ fn privileged_equal_files_that_nobody_asked_for_stay_unified() {
     let said = out(&guests.prepare(&["-n", "/usr/bin"]));
     assert!(
         said.ends_with(
-            "\n2 files looked at, 3 would be made private (15 B to copy), 1 of them other hard links of the files given\n"
+            "\n2 files looked at, 3 would be made private (15 B to copy), 1 of them another hard link of the files given\n"
         ),
         "{said}"
     );

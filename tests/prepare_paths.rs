@@ -54,7 +54,7 @@ fn privileged_each_kind_of_path_is_treated_as_what_it_is() {
     assert_eq!(code(&output), 0);
     assert_eq!(
         out(&output),
-        "/tmp/fifo: left as it is: not a regular file (FIFO)\n1 files looked at, 0 made private (0 B copied), 1 left as they are\n"
+        "/tmp/fifo: left as it is: not a regular file (FIFO)\n1 file looked at, 0 made private (0 B copied), 1 left as it is\n"
     );
 
     // The administrator's own is left, and stays protected.

@@ -143,7 +143,7 @@ fn privileged_a_program_is_found_by_its_path_when_its_file_was_linked() {
     let said = farm.unify(&[]);
     assert!(farm.is_shared());
     program.assert_replaced("linked");
-    assert!(said.contains("1 linked files are in use by 1 running programs"), "{said}");
+    assert!(said.contains("1 linked file is in use by 1 running program"), "{said}");
 }
 
 #[test]

@@ -75,7 +75,8 @@ fn privileged_every_run_finds_lost_protection_sets_it_again_and_says_so() {
             let said = farm.exits(1, words);
             assert!(!said.contains("all intact"), "{words:?}: {said}");
             if words != VERIFY {
-                let line = format!("{count} objects of the pool had lost their protection");
+                let (noun, their) = if count == 1 { ("object", "its") } else { ("objects", "their") };
+                let line = format!("{count} {noun} of the pool had lost {their} protection");
                 let lines: Vec<&str> = said.lines().filter(|said| said.contains(&line)).collect();
                 assert_eq!(lines.len(), 1, "{words:?}: {said}");
                 let example = objects[..count].iter().any(|path| lines[0].contains(path.to_str().unwrap()));
@@ -129,7 +130,7 @@ fn privileged_what_changed_without_protection_is_set_aside_or_repaired() {
         // The quarantine is looked after, too.
         set_immutable(&set_aside[0], false);
         let said = farm.exits(1, words);
-        assert!(said.contains("1 objects of the pool had lost their protection"), "{said}");
+        assert!(said.contains("1 object of the pool had lost its protection"), "{said}");
         assert_protected(&farm, "in quarantine");
 
         // A guest with copies comes.
@@ -275,7 +276,7 @@ fn privileged_a_damaged_file_that_stays_in_use_is_named_and_told_of_by_later_run
         assert!(said.contains("remedy: reinstall the packages"), "{words:?}: {said}");
         for words in [words, PASS, &["--dry-run", "--scope", "all", "g1", "g2"], words] {
             let said = farm.exits(1, words);
-            let lines = said.lines().filter(|line| line.contains("1 damaged files are still in use")).count();
+            let lines = said.lines().filter(|line| line.contains("1 damaged file is still in use")).count();
             assert_eq!(lines, 1, "{words:?}: {said}");
         }
         assert_eq!(farm.json(1, words)["still_seen"], 1);

@@ -19,7 +19,7 @@ use crate::package::touched::Touched;
 use crate::package::{Managers, files};
 use crate::policy::{PatternSet, Policy};
 use crate::report::{
-    Reason, Shown, size, tell_of_prevented_write, warn_of_missing_guard, warn_of_possible_write,
+    Reason, Shown, count, size, tell_of_prevented_write, warn_of_missing_guard, warn_of_possible_write, word,
 };
 use crate::sys::path::root::Root;
 use crate::transaction::{Begun, Guest, RunOptions};
@@ -192,8 +192,11 @@ fn recover(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<Exit> {
     } else {
         writeln!(
             out,
-            "{done} files completed, {undone} rolled back, {protected} protected again, {shared_again} shared \
-             again; {handed_over} wait for the host; {orphans} temporary files removed"
+            "{} completed, {undone} rolled back, {protected} protected again, {shared_again} shared again; \
+             {handed_over} {} for the host; {} removed",
+            count(done, "file"),
+            word(handed_over, "waits", "wait"),
+            count(orphans, "temporary file")
         )
     };
     Ok(exit)
@@ -270,16 +273,18 @@ fn print(out: &mut dyn Write, arguments: &Arguments, report: &Report) -> io::Res
     let (made, copied) = if report.dry_run { ("would be made", "to copy") } else { ("made", "copied") };
     write!(
         out,
-        "{} files looked at, {} {made} private ({} {copied})",
-        report.looked_at,
+        "{} looked at, {} {made} private ({} {copied})",
+        count(report.looked_at, "file"),
         report.detached.len(),
         size(report.bytes_copied)
     )?;
     if report.hard_links > 0 {
-        write!(out, ", {} of them other hard links of the files given", report.hard_links)?;
+        let links = word(report.hard_links, "another hard link", "other hard links");
+        write!(out, ", {} of them {links} of the files given", report.hard_links)?;
     }
     if !report.left.is_empty() {
-        write!(out, ", {} left as they are", report.left.len())?;
+        let left = report.left.len();
+        write!(out, ", {left} left as {}", word(left, "it is", "they are"))?;
     }
     if !report.failed.is_empty() {
         write!(out, ", {} failed", report.failed.len())?;

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::survey::Unseen;
-use crate::report::{Reason, Shown};
+use crate::report::{Reason, Shown, count, size};
 
 /// Why nothing was detached at all. The first file that needs it is named.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +38,11 @@ pub enum Error {
     },
     /// The copies would not fit.
     #[error(
-        "{}: not enough space for private copies of {files} files: {needed} bytes are needed, {available} are \
-         available",
-        Shown(path)
+        "{}: not enough space for private copies of {}: {} needed, {} available",
+        Shown(path),
+        count(*files, "file"),
+        size(*needed),
+        size(*available)
     )]
     Space {
         /// A file on the filesystem.
@@ -92,8 +94,8 @@ impl Error {
             Error::ReadOnly { .. } => "remount it for writing".into(),
             Error::Space { needed, available, .. } => {
                 format!(
-                    "free {} bytes, or lower `reserve` in cow-hooks.toml",
-                    needed.saturating_sub(*available)
+                    "free {}, or lower `reserve` in cow-hooks.toml",
+                    size(needed.saturating_sub(*available))
                 )
             }
             Error::Copy { source, .. } | Error::State { source, .. } if is_full(source) => {

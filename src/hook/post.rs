@@ -1,6 +1,6 @@
 //! When a package manager has run: settle. Nothing here ever fails the run.
 
-use crate::report::Reason;
+use crate::report::{Reason, count, word};
 use crate::transaction::Error;
 use crate::transaction::settle::Settled;
 
@@ -20,7 +20,8 @@ fn tell(settled: &Settled) {
         log::warn!("{problem}");
     }
     if settled.let_go.len() > SHOWN {
-        log::warn!("and {} more that stay as they are", settled.let_go.len() - SHOWN);
+        let more = settled.let_go.len() - SHOWN;
+        log::warn!("and {more} more that {}", word(more, "stays as it is", "stay as they are"));
     }
     let mut parts = Vec::new();
     if settled.restored > 0 {
@@ -29,13 +30,13 @@ fn tell(settled: &Settled) {
     if settled.unified > 0 {
         parts.push(format!("{} unified with the pool", settled.unified));
     }
-    match settled.new {
-        0 => {}
-        1 => parts.push("1 new file waits for the host".into()),
-        new => parts.push(format!("{new} new files wait for the host")),
+    if settled.new > 0 {
+        let wait = word(settled.new, "waits", "wait");
+        parts.push(format!("{} {wait} for the host", count(settled.new, "new file")));
     }
     if settled.postponed > 0 {
-        parts.push(format!("{} wait until their packages are configured", settled.postponed));
+        let wait = word(settled.postponed, "waits until its package is", "wait until their packages are");
+        parts.push(format!("{} {wait} configured", settled.postponed));
     }
     if !parts.is_empty() {
         log::info!("{}", parts.join(", "));

@@ -11,7 +11,8 @@ use crate::inspect::Verdict;
 use crate::package::PackageManager;
 use crate::policy::{Mode, Policy};
 use crate::report::{
-    Reason, Shown, Silent, size, tell_of_prevented_write, warn_of_missing_guard, warn_of_possible_write,
+    Reason, Shown, Silent, count, size, tell_of_prevented_write, warn_of_missing_guard,
+    warn_of_possible_write, word,
 };
 use crate::state::members::Member;
 use crate::supervise;
@@ -112,7 +113,8 @@ impl HookRun<'_> {
         match self.guest.finish(&done, manager) {
             Ok(settled) => {
                 let restored = settled.map_or(0, |settled| settled.restored);
-                log::info!("{restored} of the files made private are shared again");
+                let are = word(restored, "is", "are");
+                log::info!("{restored} of the files made private {are} shared again");
             }
             Err(e) => log::warn!("{e}"),
         }
@@ -139,7 +141,7 @@ impl HookRun<'_> {
         }
         let restored = begun.recovered.done + begun.recovered.undone;
         if restored > 0 {
-            log::info!("{restored} files of an interrupted run completed or rolled back");
+            log::info!("{} of an interrupted run completed or rolled back", count(restored, "file"));
         }
         begun.survey.unguarded.iter().for_each(|path| warn_of_missing_guard(path));
         for unseen in &begun.survey.unseen {
@@ -165,10 +167,10 @@ impl HookRun<'_> {
         for path in &begun.outcome.leaked {
             warn_of_possible_write(path);
         }
-        let count = begun.outcome.detached.len();
-        if count > 0 {
-            let files = if count == 1 { "file" } else { "files" };
-            log::info!("{count} {files} made private ({}) before {program} runs", size(begun.outcome.bytes));
+        let detached = begun.outcome.detached.len();
+        if detached > 0 {
+            let (files, bytes) = (count(detached, "file"), size(begun.outcome.bytes));
+            log::info!("{files} made private ({bytes}) before {program} runs");
         }
     }
 }

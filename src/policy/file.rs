@@ -192,10 +192,14 @@ pub(super) fn bytes<'de, D: Deserializer<'de>, T: From<u64>>(deserializer: D) ->
     deserializer.deserialize_str(SizeVisitor).map(T::from)
 }
 
-/// Reads a size as people write it, such as `16 MiB`.
+/// Reads a size as people write it, such as `16 MiB` or `4k`. All units are powers of 1024; a number without one is no
+/// size, because nobody could tell which was meant.
 pub fn size(text: &str) -> Result<u64, String> {
     parse_size(text).ok_or_else(|| {
-        format!("`{text}` is not a size, expected a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`")
+        format!(
+            "`{text}` is not a size, expected a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`, or \
+             `K`, `M`, `G`, `T` for short"
+        )
     })
 }
 
@@ -204,10 +208,10 @@ fn parse_size(text: &str) -> Option<u64> {
     let (number, unit) = text.split_at(digits);
     let shift = match unit.trim_start() {
         "B" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        "TiB" => 40,
+        "KiB" | "K" | "k" => 10,
+        "MiB" | "M" | "m" => 20,
+        "GiB" | "G" | "g" => 30,
+        "TiB" | "T" | "t" => 40,
         _ => return None,
     };
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
@@ -243,11 +247,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_a_whole_number_and_a_binary_unit() {
+    fn sizes_are_a_whole_number_and_a_binary_unit_or_its_letter() {
         assert_eq!(parse_size("16 MiB"), Some(16 << 20));
         assert_eq!(parse_size("16MiB"), Some(16 << 20));
         assert_eq!(parse_size("0 B"), Some(0));
-        for text in ["", "16", "MiB", "1.5 GiB", "-1 B", "16 MB", "16 mib", "99999999 TiB", "1 B "] {
+        for (text, bytes) in [
+            ("4k", 4 << 10),
+            ("4K", 4 << 10),
+            ("4 K", 4 << 10),
+            ("1M", 1 << 20),
+            ("1m", 1 << 20),
+            ("2G", 2 << 30),
+        ] {
+            assert_eq!(parse_size(text), Some(bytes), "{text}");
+        }
+        assert_eq!(parse_size("1 T"), parse_size("1TiB"));
+        for text in [
+            "",
+            "16",
+            "MiB",
+            "1.5 GiB",
+            "-1 B",
+            "16 MB",
+            "16 mib",
+            "16 kB",
+            "k",
+            "4kk",
+            "99999999 TiB",
+            "1 B ",
+        ] {
             assert_eq!(parse_size(text), None, "{text:?}");
         }
     }

@@ -142,7 +142,7 @@ fn a_bad_value_is_named_with_those_allowed() {
         ("last_link = 'keep'", "line 1, key `last_link`: unknown value `keep`, expected `leave` or `detach`"),
         (
             "reserve = '16 MB'",
-            "line 1, key `reserve`: `16 MB` is not a size, expected a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`",
+            "line 1, key `reserve`: `16 MB` is not a size, expected a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`, or `K`, `M`, `G`, `T` for short",
         ),
         (
             "reserve = 16",

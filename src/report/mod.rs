@@ -1,11 +1,13 @@
-//! How results are shown: sizes, paths, reasons, progress.
+//! How results are shown: numbers, sizes, paths, reasons, progress.
 
+mod count;
 mod path;
 mod progress;
 mod reason;
 mod size;
 mod writers;
 
+pub use count::{count, word};
 pub use path::{Shown, json_path};
 pub use progress::{Progress, Silent, Watch, without_progress};
 pub use reason::Reason;

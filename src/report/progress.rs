@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use super::size;
+use super::{count, size};
 
 /// The bar on the screen, so that a message can be printed around it.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
@@ -33,15 +33,19 @@ impl Progress {
         let bytes = Arc::new(AtomicU64::new(0));
         let progress = Progress { bar, bytes: Arc::clone(&bytes) };
         let template = match files {
-            Some(_) => "{msg} [{bar:30}] {pos}/{len} files, {size}",
-            None => "{spinner} {msg}: {pos} files, {size}",
+            Some(_) => "{msg} [{bar:30}] {pos}/{files}, {size}",
+            None => "{spinner} {msg}: {files}, {size}",
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
             let written = move |_: &ProgressState, out: &mut dyn Write| {
                 // A write to a string does not fail, and this signature could not say so.
                 let _ = out.write_str(&size(bytes.load(Ordering::Relaxed)));
             };
-            progress.bar.set_style(style.progress_chars("=> ").with_key("size", written));
+            let counted = |state: &ProgressState, out: &mut dyn Write| {
+                let _ = out.write_str(&count(state.len().unwrap_or(state.pos()), "file"));
+            };
+            let style = style.with_key("size", written).with_key("files", counted);
+            progress.bar.set_style(style.progress_chars("=> "));
         }
         progress.bar.set_message(action);
         // One large file is no reason to look dead.

@@ -13,7 +13,7 @@ use super::names_here::NamesHere;
 use super::options::Options;
 use super::recent::Recent;
 use crate::policy::LastLink;
-use crate::report::size;
+use crate::report::{count, size};
 use crate::sys::file::inode::{Inode, InodeId, Kind};
 use crate::sys::path::root::Root;
 use crate::sys::process::task::Task;
@@ -141,13 +141,13 @@ impl<'a> Supervisor<'a> {
     /// Says what all of it came to, to those who want to know everything.
     pub fn report(&self) {
         let Counts { calls, detached, bytes, names } = &self.counts;
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         log::debug!(
-            "{} files made private ({}), {} changes of names carried out, {} system calls inspected",
-            count(detached),
-            size(count(bytes)),
-            count(names),
-            count(calls)
+            "{} made private ({}), {} carried out, {} inspected",
+            count(value(detached), "file"),
+            size(value(bytes)),
+            count(value(names), "change") + " of names",
+            count(value(calls), "system call")
         );
     }
 }

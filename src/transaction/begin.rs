@@ -14,7 +14,7 @@ use crate::detach::{self, lift, preflight, survey};
 use crate::inspect::VisibleFence;
 use crate::ledger::Ledger;
 use crate::policy;
-use crate::report::{Reason, Watch};
+use crate::report::{Reason, Watch, count};
 use crate::state::hard_links;
 use crate::state::members::{Coverage, Member, Members};
 use crate::state::store::{STATE_DIR, Store};
@@ -100,7 +100,8 @@ impl Guest<'_> {
             return Ok(begun);
         }
         if begun.survey.guarded.files > 0 {
-            log::debug!("{} files stay shared: the host's guard protects them", begun.survey.guarded.files);
+            let files = count(begun.survey.guarded.files, "file");
+            log::debug!("{files} left shared: the host's guard is there");
         }
         if begun.survey.unified.is_empty() {
             if writes {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::pools::GuardedPool;
 use crate::parallel;
-use crate::report::{Reason, Shown};
+use crate::report::{Reason, Shown, count, word};
 use crate::unify;
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::protect::{Turn, Turned};
@@ -32,10 +32,10 @@ pub(super) fn close(pool: &Pool, exposed: bool) -> bool {
         Ok(turned) => {
             if turned.files > 0 {
                 log::warn!(
-                    "{}: {} objects are immutable now, because the guard does not protect them: packages cannot be \
-                     upgraded in its guests but with cow-hooks",
+                    "{}: {} immutable now, because the guard does not protect this pool: packages cannot be upgraded in \
+                     its guests but with cow-hooks",
                     Shown(pool.path()),
-                    turned.files
+                    are(turned.files)
                 );
             }
             is_whole(&turned)
@@ -85,9 +85,9 @@ fn open(pool: &Pool) -> bool {
         Ok(turned) => {
             if turned.files > 0 {
                 log::info!(
-                    "{}: the guard protects {} objects; they are no longer immutable",
+                    "{}: {} no longer immutable: the guard protects this pool",
                     Shown(pool.path()),
-                    turned.files
+                    are(turned.files)
                 );
             }
             is_whole(&turned)
@@ -98,6 +98,10 @@ fn open(pool: &Pool) -> bool {
 
 fn turn(pool: &Pool) -> Turn<'_> {
     Turn { pool, lock_timeout: LOCK_TIMEOUT, threads: parallel::processors() }
+}
+
+fn are(objects: u64) -> String {
+    format!("{} {}", count(objects, "object"), word(objects, "is", "are"))
 }
 
 fn is_whole(turned: &Turned) -> bool {

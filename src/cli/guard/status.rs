@@ -12,7 +12,7 @@ use crate::cli::failed;
 use crate::exit::Exit;
 use crate::guard::{kernel, loader, pins, programs};
 use crate::parallel;
-use crate::report::{Shown, json_path};
+use crate::report::{Shown, count, json_path};
 use crate::sys::share::mark;
 use crate::sys::share::swap::Name;
 use crate::unify::pool::directory::Pool;
@@ -169,8 +169,8 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     match report.generation {
         Some(number) => writeln!(
             out,
-            "guard: loaded, generation {number}, {answered} of {} hooks, filesystems guarded: {}",
-            known.clone().count(),
+            "guard: loaded, generation {number}, {answered} of {}, filesystems guarded: {}",
+            count(known.clone().count(), "hook"),
             report.filesystems.len()
         )?,
         None => writeln!(out, "guard: not loaded")?,
@@ -210,11 +210,11 @@ fn print_row(out: &mut dyn Write, row: &Row, guarded: &[String]) -> io::Result<(
         None => "the guard cannot be tried out",
     };
     let number = |number: Option<usize>| number.map_or("?".to_owned(), |number| number.to_string());
+    let objects = row.objects.map_or("? objects".to_owned(), |objects| count(objects, "object"));
     writeln!(
         out,
-        "{state}, protection {}, {} objects, {} marked, {} immutable",
+        "{state}, protection {}, {objects}, {} marked, {} immutable",
         row.protection.map_or("not written down", PoolProtection::name),
-        number(row.objects),
         number(row.marked),
         number(row.immutable)
     )?;

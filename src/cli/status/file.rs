@@ -14,7 +14,7 @@ use crate::inspect::{Surroundings, Verdict, VisibleFence, inspect};
 use crate::ledger::Ledger;
 use crate::package::Managers;
 use crate::package::owners::Owners;
-use crate::report::{Shown, json_path, size, warn_of_missing_guard};
+use crate::report::{Shown, count, json_path, size, warn_of_missing_guard};
 use crate::state::spool::read_spool;
 use crate::state::store::Store;
 use crate::sys::file::inode::Inode;
@@ -175,7 +175,7 @@ impl FileReport {
         let line = |out: &mut dyn Write, label: &str, value: &str| writeln!(out, "  {label:<14} {value}");
         writeln!(out, "{}", Shown(&self.path))?;
         line(out, "verdict", &self.verdict.describe())?;
-        line(out, "inode", &format!("{}, {} links, {}", self.inode, self.links, size(self.bytes)))?;
+        line(out, "inode", &format!("{}, {}, {}", self.inode, count(self.links, "link"), size(self.bytes)))?;
         let protection = match (self.immutable, self.guarded) {
             (true, _) => VisibleFence::Immutable,
             (false, true) => VisibleFence::Guard,

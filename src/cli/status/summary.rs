@@ -11,7 +11,7 @@ use crate::detach::survey::{Found, Tally, survey};
 use crate::exit::Exit;
 use crate::inspect::Verdict;
 use crate::ledger::{Ledger, Stage};
-use crate::report::{Reason, Shown, json_path, size, warn_of_missing_guard};
+use crate::report::{Reason, Shown, count, json_path, size, warn_of_missing_guard, word};
 use crate::state::members::Members;
 use crate::state::spool::read_spool;
 use crate::state::store::{STATE_DIR, Store};
@@ -96,27 +96,25 @@ impl Tree {
 
     /// Prints it for a person.
     pub fn print(&self, out: &mut dyn Write) -> io::Result<()> {
-        let tally = |tally: Tally| format!("{} files, {}", tally.files, size(tally.bytes));
+        let tally = |tally: Tally| format!("{}, {}", count(tally.files, "file"), size(tally.bytes));
         writeln!(out, "{}", Shown(&self.path))?;
-        writeln!(out, "  unified        {}", tally(self.unified))?;
-        writeln!(out, "  private        {}", tally(self.private))?;
-        for (count, what) in [
+        line(out, "unified", &tally(self.unified))?;
+        line(out, "private", &tally(self.private))?;
+        for (number, what) in [
             (self.mount_points, "that something is mounted on"),
             (self.on_read_only_mounts, "unified, on a read-only mount"),
             (self.administrators_own, "immutable or append-only, protected by the administrator"),
             (self.unprotected_links, "with hard links, without protection"),
             (self.never_touched, "unified, named in the policy's never_touch list"),
         ] {
-            if count > 0 {
-                writeln!(out, "  left           {count} files {what}")?;
+            if number > 0 {
+                line(out, "left", &format!("{} {what}", count(number, "file")))?;
             }
         }
         if self.other_filesystems > 0 {
-            writeln!(
-                out,
-                "left           {} directories on other mounts; give one as PATH to see its files",
-                self.other_filesystems
-            )?;
+            let directories = count(self.other_filesystems, "directory");
+            let mounts = word(self.other_filesystems, "another mount", "other mounts");
+            line(out, "left", &format!("{directories} on {mounts}; give one as PATH to see its files"))?;
         }
         Ok(())
     }
@@ -191,26 +189,24 @@ impl TransactionState {
 
     /// Prints it for a person.
     pub fn print(&self, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(out, "  waiting        {} files for the host", self.waiting)?;
+        line(out, "waiting", &format!("{} for the host", count(self.waiting, "file")))?;
         if self.detached > 0 {
-            writeln!(out, "  detached       {} files until their transaction settles", self.detached)?;
+            let files = count(self.detached, "file");
+            line(out, "detached", &format!("{files} until the transaction settles"))?;
         }
         if self.unfinished > 0 {
-            writeln!(
-                out,
-                "  unfinished     {} files of an interrupted run; run `cow-prepare --recover`",
-                self.unfinished
-            )?;
+            let files = count(self.unfinished, "file");
+            line(out, "unfinished", &format!("{files} of an interrupted run; run `cow-prepare --recover`"))?;
         }
         if self.unable {
-            writeln!(
+            line(
                 out,
-                "unable         to clear the immutable flag at the last attempt: cow-unify leaves this guest \
-                 as it is"
+                "unable",
+                "to clear the immutable flag at the last attempt: cow-unify leaves this guest as it is",
             )?;
         }
         let Some(run) = &self.last else {
-            return writeln!(out, "  transaction    none yet");
+            return line(out, "transaction", "none yet");
         };
         let state = match (run.settled, self.members.as_slice()) {
             (Some(_), []) => "settled".to_owned(),
@@ -220,15 +216,20 @@ impl TransactionState {
             ),
             (None, []) => "not settled: the next run or `cow-prepare --recover` settles it".to_owned(),
         };
-        writeln!(out, "  transaction    {} ({state})", run.front_end)?;
-        writeln!(
-            out,
-            "{} files made private, {} copied, {} shared again, {} listed for the host, {} failed",
-            run.detached,
+        line(out, "transaction", &format!("{} ({state})", run.front_end))?;
+        let came_to = format!(
+            "{} made private, {} copied, {} shared again, {} listed for the host, {} failed",
+            count(run.detached, "file"),
             size(run.bytes_copied),
             run.shared_again,
             run.handed_over,
             run.failed
-        )
+        );
+        line(out, "", &came_to)
     }
+}
+
+/// A line of the summary.
+fn line(out: &mut dyn Write, label: &str, text: &str) -> io::Result<()> {
+    writeln!(out, "  {label:<14} {text}")
 }

@@ -114,7 +114,7 @@ pub struct PassArguments {
     /// Whether modification times must be equal; set when the pool is created [default: match]
     #[arg(long, value_enum)]
     pub mtime: Option<Mtime>,
-    /// Leave smaller files as they are; SIZE is for example 4KiB. Empty files are never unified
+    /// Leave smaller files as they are; SIZE is for example 4KiB or 4K. Empty files are never unified
     #[arg(long, value_name = "SIZE", default_value = "1B", value_parser = crate::policy::size)]
     pub min_size: u64,
     /// Also unify set-user-ID and set-group-ID files and files with capabilities

@@ -12,7 +12,7 @@ use crate::cli::{Named, Problem};
 use crate::exit::Exit;
 use crate::inspect::Verdict;
 use crate::policy::Policy;
-use crate::report::{Reason, Shown, size, tell_of_prevented_write, warn_of_possible_write};
+use crate::report::{Reason, Shown, count, size, tell_of_prevented_write, warn_of_possible_write};
 use crate::transaction::Begun;
 use crate::transaction::release::detach;
 use crate::unify::pass::pools;
@@ -101,7 +101,8 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         writeln!(out, "{}", Shown(path))?;
     }
     let Report { looked_at, detached, bytes_copied, .. } = report;
-    write!(out, "{looked_at} files looked at, {detached} made private ({} copied)", size(*bytes_copied))?;
+    let looked_at = count(*looked_at, "file");
+    write!(out, "{looked_at} looked at, {detached} made private ({} copied)", size(*bytes_copied))?;
     if !report.failed.is_empty() {
         write!(out, ", {} failed", report.failed.len())?;
     }

@@ -10,7 +10,7 @@ use super::{place, shared};
 use crate::cli::bar::Bar;
 use crate::cli::{Named, Problem};
 use crate::exit::Exit;
-use crate::report::{Shown, size};
+use crate::report::{Shown, count, size};
 use crate::unify::care::gc::Collector;
 
 /// What happened, for machines.
@@ -65,8 +65,8 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     }
     let (removed, freed) =
         if report.dry_run { ("would be removed", "to be freed") } else { ("removed", "freed") };
-    let Report { removed: count, bytes_freed, kept, .. } = report;
-    write!(out, "{count} objects {removed}, {} {freed}, {kept} kept", size(*bytes_freed))?;
+    let Report { removed: number, bytes_freed, kept, .. } = report;
+    write!(out, "{} {removed}, {} {freed}, {kept} kept", count(*number, "object"), size(*bytes_freed))?;
     if !report.failed.is_empty() {
         write!(out, ", {} failed", report.failed.len())?;
     }

@@ -13,7 +13,7 @@ use super::{place, shared, verify};
 use crate::cli::bar::Bar;
 use crate::cli::{Named, Problem};
 use crate::exit::Exit;
-use crate::report::{Reason, Shown, json_path, size};
+use crate::report::{Reason, Shown, count, json_path, size, word};
 use crate::sys::file::filesystem;
 use crate::sys::path::root::Root;
 use crate::sys::process::programs::Programs;
@@ -412,17 +412,20 @@ fn report(
     let damaged = report.damaged > 0 || report.still_seen > 0;
     if damaged {
         // Names are counted in directories that were read alone, files in all.
-        let count = report.still_seen.max(1);
+        let number = report.still_seen.max(1);
         log::error!(
-            "{count} damaged files are still in use; run `cow-unify verify GUEST...` to find and \
-            repair them"
+            "{} {} still in use; run `cow-unify verify GUEST...` to find and repair {}",
+            count(number, "damaged file"),
+            word(number, "is", "are"),
+            word(number, "it", "them")
         );
     }
     if report.changed_objects > 0 {
         log::error!(
-            "another process wrote to {} objects of the pool while they were linked; run `cow-unify verify \
-             GUEST...` to find and repair them",
-            report.changed_objects
+            "another process wrote to {} of the pool while guests' names were linked to {}; run `cow-unify verify \
+             GUEST...` to find and repair the damage",
+            count(report.changed_objects, "object"),
+            word(report.changed_objects, "it", "them")
         );
     }
     let protected =
@@ -439,26 +442,28 @@ fn tell_of_protection(report: &Report) {
     let Report { protected, set_aside, repaired, .. } = report;
     let mut changed = match set_aside.len() {
         0 => "none has changed".to_owned(),
-        1 => "1 has changed and was quarantined".to_owned(),
-        count => format!("{count} have changed and were quarantined"),
+        number => {
+            format!("{number} {} quarantined", word(number, "has changed and was", "have changed and were"))
+        }
     };
     if *repaired > 0 {
-        changed += &format!(", {repaired} files in guests repaired");
+        changed += &format!(", {} in guests repaired", count(*repaired, "file"));
     }
     if let Some(Named { path }) = protected.first() {
         log::error!(
-            "{} objects of the pool had lost their protection, such as {}: they were protected and verified, \
-             {changed}",
-            protected.len(),
+            "{} of the pool had lost {} protection, such as {}: protected again and verified, {changed}",
+            count(protected.len(), "object"),
+            word(protected.len(), "its", "their"),
             Shown(path)
         );
     } else if let Some(Named { path }) = set_aside.first() {
         log::error!("objects of the pool, such as {}, had lost their protection: {changed}", Shown(path));
     } else if report.unprotected_objects > 0 {
         log::error!(
-            "{} objects of the pool have lost their protection; a run without --dry-run protects and \
-            verifies them",
-            report.unprotected_objects
+            "{} of the pool {} protection; a run without --dry-run protects and verifies {}",
+            count(report.unprotected_objects, "object"),
+            word(report.unprotected_objects, "has lost its", "have lost their"),
+            word(report.unprotected_objects, "it", "them")
         );
     }
 }
@@ -474,9 +479,9 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         if report.dry_run { ("would be linked", "to be freed") } else { ("linked", "freed") };
     write!(
         out,
-        "{} guests, {} private files looked at, {} {linked}, {} {freed}",
-        report.guests,
-        report.looked_at,
+        "{}, {} looked at, {} {linked}, {} {freed}",
+        count(report.guests, "guest"),
+        count(report.looked_at, "private file"),
         report.linked,
         size(report.bytes_freed)
     )?;
@@ -489,7 +494,7 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     }
     if let Some(collected) = report.collected {
         let removed = if report.dry_run { "would be removed from the pool" } else { "removed from the pool" };
-        write!(out, ", {collected} objects {removed} ({})", size(report.bytes_collected))?;
+        write!(out, ", {} {removed} ({})", count(collected, "object"), size(report.bytes_collected))?;
     }
     if !report.failed.is_empty() {
         write!(out, ", {} failed", report.failed.len())?;
@@ -507,8 +512,15 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     if report.displaced > 0 {
         writeln!(
             out,
-            "{} linked files are in use by {} running programs, which keep the replaced inodes until they end",
-            report.displaced, report.displaced_programs
+            "{} {} in use by {}, which {}",
+            count(report.displaced, "linked file"),
+            word(report.displaced, "is", "are"),
+            count(report.displaced_programs, "running program"),
+            word(
+                report.displaced_programs,
+                "keeps the replaced inodes until it ends",
+                "keep the replaced inodes until they end"
+            )
         )?;
     }
     Ok(())

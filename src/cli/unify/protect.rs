@@ -14,7 +14,7 @@ use super::{place, shared};
 use crate::cli::bar::Bar;
 use crate::cli::{Named, Problem};
 use crate::exit::Exit;
-use crate::report::{Reason, Shown};
+use crate::report::{Reason, Shown, count, word};
 use crate::state::pool_notice::PoolNotice;
 use crate::sys::file::handle::Handle;
 use crate::unify::Error;
@@ -161,10 +161,10 @@ fn choose(pool: &Pool, to: ProtectTo) -> Result<PoolProtection, Error> {
 
 fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     let Report { protection, turned, protected, set_aside, told, failed, .. } = report;
-    write!(out, "protection: {}; {turned} objects turned to it", protection.name())?;
+    write!(out, "protection: {}; {} turned to it", protection.name(), count(*turned, "object"))?;
     for (number, what) in [
-        (told.len(), "guests know it"),
-        (protected.len(), "had lost their protection"),
+        (told.len(), word(told.len(), "guest knows it", "guests know it")),
+        (protected.len(), word(protected.len(), "had lost its protection", "had lost their protection")),
         (set_aside.len(), "damaged"),
         (failed.len(), "failed"),
     ] {

@@ -10,7 +10,7 @@ use super::arguments::Common;
 use crate::cli::{Problem, failed};
 use crate::exit::Exit;
 use crate::policy::Policy;
-use crate::report::{Reason, Shown};
+use crate::report::{Reason, Shown, count, word};
 use crate::sys::path::root::Root;
 use crate::unify::pool::directory::{self, Pool};
 use crate::unify::{self, FailedPath};
@@ -64,7 +64,13 @@ pub(crate) fn print_others(out: &mut dyn Write, others: &[Problem], verbose: boo
     } else if others.is_empty() {
         Ok(())
     } else {
-        writeln!(out, "{} paths skipped that are not guests", others.len())
+        let number = others.len();
+        writeln!(
+            out,
+            "{} skipped that {}",
+            count(number, "path"),
+            word(number, "is not a guest", "are not guests")
+        )
     }
 }
 
@@ -78,8 +84,8 @@ pub(crate) fn complain(problems: &[Problem], common: &Common) {
         match *paths {
             [first, _, ..] if common.verbose == 0 => {
                 log::error!(
-                    "{} files, such as {}: {reason}; use -v to see each file",
-                    paths.len(),
+                    "{}, such as {}: {reason}; use -v to see each file",
+                    count(paths.len(), "file"),
                     Shown(first)
                 );
             }
@@ -89,11 +95,13 @@ pub(crate) fn complain(problems: &[Problem], common: &Common) {
 }
 
 /// Tells of files of the pool that anybody can change.
-pub(crate) fn warn_of_unprotected(count: u64, example: &Path) {
+pub(crate) fn warn_of_unprotected(number: u64, example: &Path) {
     log::error!(
-        "{count} objects of the pool have lost their protection, such as {}; the next run of `cow-unify \
-         GUEST...` protects and verifies them",
-        Shown(example)
+        "{} of the pool {} protection, such as {}; the next run of `cow-unify GUEST...` protects and verifies {}",
+        count(number, "object"),
+        word(number, "has lost its", "have lost their"),
+        Shown(example),
+        word(number, "it", "them")
     );
 }
 

@@ -12,7 +12,7 @@ use crate::cli::bar::Bar;
 use crate::cli::{Named, Problem};
 use crate::detach::survey::Tally;
 use crate::exit::Exit;
-use crate::report::{Shown, json_path, size};
+use crate::report::{Shown, count, json_path, size, word};
 use crate::unify::care::status::{GuestStatus, StatusReader};
 use crate::unify::eligible::scope::Scope;
 use crate::unify::pool::protection::PoolProtection;
@@ -130,17 +130,18 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         )?,
     }
     let Report { objects, unused_objects: unused, .. } = report;
-    write!(out, "pool: {} objects ({})", objects.files, size(objects.bytes))?;
+    write!(out, "pool: {} ({})", count(objects.files, "object"), size(objects.bytes))?;
     if unused.files > 0 {
         write!(
             out,
-            ", {} without a link in any guest ({}); `cow-unify gc` removes them",
+            ", {} without a link in any guest ({}); `cow-unify gc` removes {}",
             unused.files,
-            size(unused.bytes)
+            size(unused.bytes),
+            word(unused.files, "it", "them")
         )?;
     }
     if report.set_aside > 0 {
-        write!(out, ", {} damaged objects in quarantine", report.set_aside)?;
+        write!(out, ", {} in quarantine", count(report.set_aside, "damaged object"))?;
     }
     if report.unprotected_objects > 0 {
         write!(out, ", {} not protected", report.unprotected_objects)?;

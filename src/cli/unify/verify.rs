@@ -11,7 +11,7 @@ use super::{place, shared};
 use crate::cli::bar::Bar;
 use crate::cli::{Named, Problem};
 use crate::exit::Exit;
-use crate::report::{Reason, Shown, json_path, size};
+use crate::report::{Reason, Shown, count, json_path, size};
 use crate::unify::care::repair::{FoundName, Repaired, Repairer};
 use crate::unify::care::verify::{Damage, Verified, Verifier};
 use crate::unify::eligible::scope::Scope;
@@ -179,7 +179,7 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         }
     }
     let repaired = report.names.iter().filter(|name| name.repaired).count();
-    write!(out, "{} objects read ({})", report.objects, size(report.bytes_read))?;
+    write!(out, "{} read ({})", count(report.objects, "object"), size(report.bytes_read))?;
     let intact = report.damaged.is_empty() && report.names.is_empty() && report.still_seen == 0;
     if intact && report.protected.is_empty() {
         write!(out, ", all intact")?;
@@ -190,10 +190,10 @@ fn text(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         write!(out, ", {} protected again", report.protected.len())?;
     }
     if !report.names.is_empty() {
-        write!(out, ", {} damaged files in guests, {repaired} repaired", report.names.len())?;
+        write!(out, ", {} in guests, {repaired} repaired", count(report.names.len(), "damaged file"))?;
     }
     if report.still_seen > 0 {
-        write!(out, ", {} damaged inodes still in use", report.still_seen)?;
+        write!(out, ", {} still in use", count(report.still_seen, "damaged inode"))?;
     }
     if !report.failed.is_empty() {
         write!(out, ", {} failed", report.failed.len())?;

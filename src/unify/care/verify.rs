@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::parallel;
-use crate::report::{Reason, Shown, Watch};
+use crate::report::{Reason, Shown, Watch, count, word};
 use crate::sys::file::filesystem;
 use crate::sys::file::inode::Inode;
 use crate::sys::path::resolve::is_absent;
@@ -135,7 +135,9 @@ impl Verifier<'_> {
         });
         match left {
             Ok(Turned { files, failed }) => {
-                log::info!("{}: the guard protects {files} objects that were immutable", Shown(pool.path()));
+                let objects = count(files, "object");
+                let were = word(files, "was", "were");
+                log::info!("{}: the guard protects {objects} that {were} immutable", Shown(pool.path()));
                 for FailedPath { path, source } in failed {
                     log::warn!("{}: {}", Shown(&path), Reason(source));
                 }

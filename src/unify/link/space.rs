@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::plan::Work;
-use crate::report::size;
+use crate::report::{count, size};
 use crate::sys::file::filesystem;
 use crate::unify::scan::catalog::Catalog;
 
@@ -69,7 +69,7 @@ impl FreeSpace {
 
     /// For messages: how many inodes are free, unless the filesystem makes them as it needs them.
     fn limited_inodes(&self) -> String {
-        if self.inodes == u64::MAX { String::new() } else { format!(" and {} inodes", self.inodes) }
+        if self.inodes == u64::MAX { String::new() } else { format!(" and {}", count(self.inodes, "inode")) }
     }
 
     /// Whether there is room at all.

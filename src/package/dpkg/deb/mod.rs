@@ -14,7 +14,7 @@ use super::control::{Stanza, relationship_names, stanzas};
 use super::lists::{self, kept};
 use crate::package::caught::caught;
 use crate::package::{MultiArch, PackageId};
-use crate::report::{Reason, Shown};
+use crate::report::{Reason, Shown, size};
 use crate::sys::budget;
 
 pub use ar::MAGIC;
@@ -103,7 +103,7 @@ fn read_bounded(reader: impl Read, most: usize) -> io::Result<Vec<u8>> {
     let mut data = Vec::new();
     reader.take(most as u64 + 1).read_to_end(&mut data)?;
     if data.len() > most {
-        return Err(invalid(format!("a file of its control member is longer than {most} bytes")));
+        return Err(invalid(format!("a file of its control member is longer than {}", size(most as u64))));
     }
     Ok(data)
 }
