@@ -10,9 +10,10 @@ pub enum Exit {
     Done = 0,
     /// Some files could not be done; each was named, with the reason. The others are done.
     Partial = 1,
-    /// The command line or the configuration makes no sense. Nothing was touched.
+    /// The command line or the configuration makes no sense, whatever is on the disk. Nothing was touched.
     Usage = 2,
-    /// Refused before anything was touched: no capability, no space, a lock that is held.
+    /// Refused before anything was touched: not root, no capability, no space, a lock that is held, or a file, guest or
+    /// pool that is not there.
     Refused = 3,
 }
 

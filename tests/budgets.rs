@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::process::geteuid;
 use tempfile::TempDir;
 
 use crate::support::{same_inode, text};
@@ -46,8 +47,12 @@ impl Guests {
 
     /// A pass over all three, within the memory there is.
     fn unify(&self, options: &[&str], code: i32) -> String {
-        let mut command = Command::new("prlimit");
-        command.arg(format!("--data={MOST_MEMORY}")).arg(env!("CARGO_BIN_EXE_cow-unify"));
+        // A user is root in a namespace of his own.
+        let mut command = Command::new(if geteuid().is_root() { "env" } else { "unshare" });
+        if !geteuid().is_root() {
+            command.args(["--map-root-user", "--"]);
+        }
+        command.args(["prlimit", &format!("--data={MOST_MEMORY}"), env!("CARGO_BIN_EXE_cow-unify")]);
         command.arg("--pool").arg(self.path("pool")).args(["--protection", "none"]).args(options);
         command.args(["good1", "hostile", "good2"].map(|guest| self.path(guest)));
         let output = command.output().unwrap();

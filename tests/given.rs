@@ -136,7 +136,7 @@ fn privileged_a_pool_that_is_refused_is_not_made() {
         (3, &["--pool", "g2/../into/pool"]),
         (3, &["--pool", "bound/pool", "--share", "reflink"]),
         (3, &["--pool", "bound/pool"]),
-        (2, &["--pool", "dangling"]),
+        (3, &["--pool", "dangling"]),
         (2, &["--reference", "g2/usr"]),
         (3, &["--pool", "no/such/directory"]),
     ] {

@@ -6,6 +6,7 @@
 mod archive;
 mod arrows;
 mod budgets;
+mod commands;
 mod containers;
 mod detach;
 mod detach_race;

@@ -487,7 +487,7 @@ fn privileged_without_a_pool_or_with_a_busy_one_nothing_is_done() {
         let mut words = farm.words(words);
         *words.last_mut().unwrap() = farm.path("g1").into();
         let output = Command::new(&words[0]).args(&words[1..]).output().unwrap();
-        assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+        assert_eq!(output.status.code(), Some(3), "{}", text(&output));
         assert!(text(&output).contains("there is no pool here"), "{}", text(&output));
     }
     let lock = fs::File::open(farm.pool().join("lock")).unwrap();

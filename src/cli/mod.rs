@@ -5,11 +5,13 @@ mod bar;
 pub mod guard;
 #[cfg(test)]
 mod manual;
+mod outcome;
 pub mod prepare;
 pub mod run;
 pub mod status;
 pub mod unify;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -44,11 +46,21 @@ fn parse<A: clap::Parser>() -> Result<A, Exit> {
 fn parse_in_order<A: clap::Parser>() -> Result<(A, clap::ArgMatches), Exit> {
     let parsed =
         A::command().try_get_matches().and_then(|matches| Ok((A::from_arg_matches(&matches)?, matches)));
-    parsed.map_err(|e| {
+    parsed.map_err(|e| show(A::command().get_name(), &e))
+}
+
+/// Prints what clap has to say of a command line: an error, or the help that was asked for.
+fn show(program: &str, said: &clap::Error) -> Exit {
+    let printed = said.print().and_then(|()| std::io::stdout().flush());
+    match printed {
         // With standard error closed there is nobody to tell.
-        let _ = e.print();
-        if e.use_stderr() { Exit::Usage } else { Exit::Done }
-    })
+        _ if said.use_stderr() => Exit::Usage,
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            let _ = writeln!(std::io::stderr(), "{program}: error: standard output: {}", Reason(e));
+            Exit::Partial
+        }
+        _ => Exit::Done,
+    }
 }
 
 /// Opens a guest's root and loads its policy.
@@ -72,10 +84,4 @@ fn guest_path(root: &Root, path: &Path) -> anyhow::Result<PathBuf> {
     }
     let base = if root.is_own() { std::env::current_dir()? } else { PathBuf::from("/") };
     Ok(base.join(path))
-}
-
-/// Logs an error and returns the code for a command that could not begin.
-fn failed(error: &anyhow::Error, exit: Exit) -> Exit {
-    log::error!("{}", Reason(error));
-    exit
 }

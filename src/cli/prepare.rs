@@ -9,7 +9,8 @@ use clap::{ArgAction, Parser};
 use serde::Serialize;
 
 use super::bar::Bar;
-use super::{Named, Problem, failed, guest, guest_path};
+use super::outcome::{self, failed, require_root};
+use super::{Named, Problem, guest, guest_path};
 use crate::detach::recover::Recovered;
 use crate::detach::request::Request;
 use crate::detach::survey::Left;
@@ -65,7 +66,9 @@ Exit status:
   0  everything was done, or there was nothing to do
   1  some files could not be made private; each is named
   2  invalid command line or configuration
-  3  refused before anything was changed";
+  3  refused before anything was changed, for example because it needs root
+
+Manual page: cow-prepare(8)";
 
 /// What happened, for machines.
 #[derive(Debug, Serialize)]
@@ -88,21 +91,20 @@ pub fn main() -> Exit {
         Err(exit) => return exit,
     };
     crate::logging::init("cow-prepare", arguments.quiet, arguments.verbose);
-    let opened = guest(&arguments.root).and_then(|(root, policy)| {
-        let paths = paths(&arguments, &root)?;
-        Ok((root, policy, paths))
-    });
-    let (root, policy, paths) = match opened {
-        Ok(opened) => opened,
-        Err(e) => return failed(&e, Exit::Usage),
-    };
+    run(&arguments).unwrap_or_else(|e| failed(&e))
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<Exit> {
+    require_root()?;
+    let (root, policy) = guest(&arguments.root)?;
+    let paths = paths(arguments, &root)?;
     let guest = Guest { root: &root, policy: &policy };
     if arguments.recover {
-        return recover(guest, &arguments).unwrap_or_else(|e| failed(&e, Exit::Refused));
+        return recover(guest, arguments);
     }
     let touched = match files::touched(&root, &arguments.package) {
         Ok(touched) => touched,
-        Err(e) => return refused(&e.to_string(), e.remedy()),
+        Err(e) => return Ok(refused(&e.to_string(), e.remedy())),
     };
     let bar = Bar::new(arguments.quiet > 0 || arguments.json);
     let options = RunOptions {
@@ -112,16 +114,16 @@ pub fn main() -> Exit {
         progress: &bar,
         supervise: None,
     };
-    let request = request(paths, touched, &arguments, &policy);
+    let request = request(paths, touched, arguments, &policy);
     let begun = if arguments.dry_run {
         guest.survey(&request).map(|survey| Begun { survey, ..Begun::default() })
     } else {
         guest.begin(&options, &request)
     };
-    match begun {
-        Ok(begun) => report(&arguments, begun),
+    Ok(match begun {
+        Ok(begun) => report(arguments, begun),
         Err(refusal) => refused(&refusal.to_string(), &refusal.remedy()),
-    }
+    })
 }
 
 fn paths(arguments: &Arguments, root: &Root) -> anyhow::Result<Vec<PathBuf>> {
@@ -179,27 +181,31 @@ fn recover(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<Exit> {
     }
     let exit = if failed.is_empty() { Exit::Done } else { Exit::Partial };
     let (shared_again, handed_over) = (settled.restored, settled.new);
-    let mut out = io::stdout().lock();
-    // Nobody reads: nothing to tell.
-    let _ = if arguments.json {
-        let report =
-            RecoveryReport { done, undone, protected, orphans, shared_again, handed_over, let_go, failed };
-        serde_json::to_writer(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
-    } else if arguments.quiet > 0 {
-        Ok(())
-    } else if nothing {
-        writeln!(out, "nothing to recover")
-    } else {
-        writeln!(
-            out,
-            "{} completed, {undone} rolled back, {protected} protected again, {shared_again} shared again; \
-             {handed_over} {} for the host; {} removed",
-            count(done, "file"),
-            word(handed_over, "waits", "wait"),
-            count(orphans, "temporary file")
-        )
-    };
-    Ok(exit)
+    let report =
+        RecoveryReport { done, undone, protected, orphans, shared_again, handed_over, let_go, failed };
+    Ok(outcome::print(exit, |out| {
+        if arguments.json {
+            outcome::json(out, &report)
+        } else if arguments.quiet > 0 {
+            Ok(())
+        } else if nothing {
+            writeln!(out, "nothing to recover")
+        } else {
+            print_recovery(out, &report)
+        }
+    }))
+}
+
+fn print_recovery(out: &mut dyn Write, report: &RecoveryReport) -> io::Result<()> {
+    let RecoveryReport { done, undone, protected, orphans, shared_again, handed_over, .. } = *report;
+    writeln!(
+        out,
+        "{} completed, {undone} rolled back, {protected} protected again, {shared_again} shared again; \
+         {handed_over} {} for the host; {} removed",
+        count(done, "file"),
+        word(handed_over, "waits", "wait"),
+        count(orphans, "temporary file")
+    )
 }
 
 fn refused(reason: &str, remedy: &str) -> Exit {
@@ -246,16 +252,9 @@ fn report(arguments: &Arguments, begun: Begun) -> Exit {
         recovered: recovered.done + recovered.undone + recovered.orphans,
     };
     let exit = if report.failed.is_empty() { Exit::Done } else { Exit::Partial };
-    let mut out = io::stdout().lock();
-    let printed = if arguments.json {
-        serde_json::to_writer(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
-    } else {
-        print(&mut out, arguments, &report)
-    };
-    match printed {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => failed(&e.into(), exit),
-        _ => exit,
-    }
+    outcome::print(exit, |out| {
+        if arguments.json { outcome::json(out, &report) } else { print(out, arguments, &report) }
+    })
 }
 
 fn print(out: &mut dyn Write, arguments: &Arguments, report: &Report) -> io::Result<()> {

@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode};
 use clap::{ArgAction, Parser};
 
 use super::guest;
+use super::outcome::require_root;
 use crate::exit::Exit;
 use crate::package::Managers;
 use crate::policy::Protection;
@@ -45,7 +46,9 @@ const EXIT_STATUS: &str = "\
 Exit status: that of COMMAND, or
   125  cow-run itself failed; COMMAND was not run
   126  COMMAND was found but could not be run
-  127  COMMAND was not found";
+  127  COMMAND was not found
+
+Manual page: cow-run(1)";
 
 /// Runs the command with the arguments of this process; returns only if it could not be run.
 pub fn main() -> ExitCode {
@@ -70,6 +73,7 @@ pub fn main() -> ExitCode {
 
 /// Supervises this process from now on.
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    require_root()?;
     let (root, policy) = guest(Path::new("/"))?;
     let guarded = Guest { root: &root, policy: &policy }.is_guarded(&Managers::new(&root));
     if guarded {

@@ -11,7 +11,8 @@ use clap::{ArgAction, Parser};
 use serde::Serialize;
 
 use self::supervision::Supervision;
-use super::{failed, guest, guest_path};
+use super::outcome::{self, failed, require_root};
+use super::{guest, guest_path};
 use crate::exit::Exit;
 use crate::report::{Reason, Shown};
 use crate::sys::file::inode::{Inode, Kind};
@@ -41,7 +42,10 @@ const EXIT_STATUS: &str = "\
 Exit status:
   0  everything was shown
   1  some paths could not be examined; each is named
-  2  invalid command line or configuration";
+  2  invalid command line or configuration
+  3  nothing could be shown, for example because it needs root
+
+Manual page: cow-status(8)";
 
 /// Everything there is to show.
 #[derive(Debug, Default, Serialize)]
@@ -62,18 +66,19 @@ pub fn main() -> Exit {
         Err(exit) => return exit,
     };
     crate::logging::init("cow-status", 0, arguments.verbose);
-    let (root, policy) = match guest(&arguments.root) {
-        Ok(opened) => opened,
-        Err(e) => return failed(&e, Exit::Usage),
-    };
-    let guest = Guest { root: &root, policy: &policy };
-    match collect(guest, &arguments) {
-        Ok((report, exit)) => match print(&report, &arguments) {
-            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => failed(&e.into(), Exit::Partial),
-            _ => exit,
+    run(&arguments).unwrap_or_else(|e| failed(&e))
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<Exit> {
+    require_root()?;
+    let (root, policy) = guest(&arguments.root)?;
+    let (report, exit) = collect(Guest { root: &root, policy: &policy }, arguments)?;
+    Ok(outcome::print(
+        exit,
+        |out| {
+            if arguments.json { outcome::json(out, &report) } else { print(out, &report) }
         },
-        Err(e) => failed(&e, Exit::Partial),
-    }
+    ))
 }
 
 fn collect(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<(Report, Exit)> {
@@ -119,23 +124,15 @@ fn kind(root: &Root, resolver: &mut Resolver<'_>, path: &std::path::Path) -> io:
     }
 }
 
-fn print(report: &Report, arguments: &Arguments) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    if arguments.json {
-        serde_json::to_writer(&mut out, report)?;
-        return writeln!(out);
-    }
+fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     for tree in &report.trees {
-        tree.print(&mut out)?;
+        tree.print(out)?;
     }
     if let Some(state) = &report.guest {
-        state.print(&mut out)?;
+        state.print(out)?;
     }
     if let Some(supervision) = &report.supervision {
-        supervision.print(&mut out)?;
+        supervision.print(out)?;
     }
-    for file in &report.files {
-        file.print(&mut out)?;
-    }
-    out.flush()
+    report.files.iter().try_for_each(|file| file.print(out))
 }

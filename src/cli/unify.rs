@@ -11,12 +11,12 @@ mod shared;
 mod status;
 mod verify;
 
+use clap::ArgMatches;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::arguments::{Arguments, Command};
-use super::failed;
+use super::outcome::{failed, require_root};
 use crate::exit::Exit;
-use crate::unify::Error;
 
 /// Runs the command with the arguments of this process.
 pub fn main() -> Exit {
@@ -24,6 +24,9 @@ pub fn main() -> Exit {
         Ok(arguments) => arguments,
         Err(exit) => return exit,
     };
+    if let Err(said) = arguments::check(&arguments, &matches) {
+        return super::show("cow-unify", &said);
+    }
     let common = &arguments.common;
     crate::logging::init("cow-unify", common.quiet, common.verbose);
     // Threads keep directories open, of many guests.
@@ -31,34 +34,20 @@ pub fn main() -> Exit {
     // Copies are as large as what is copied; beyond what is allowed the call fails.
     raise_limit(Resource::Fsize);
     crate::sys::process::signal::ignore_file_size_limit();
-    if arguments.command.is_some() && !arguments.pass.guests.is_empty() {
-        let e = anyhow::anyhow!(
-            "guests must follow the name of the command; if a guest has that name, write it \
-                as ./NAME"
-        );
-        return failed(&e, Exit::Usage);
-    }
-    let done = match &arguments.command {
-        None => pass::run(&arguments.pass, &matches, common),
+    run(&arguments, &matches).unwrap_or_else(|e| failed(&e))
+}
+
+fn run(arguments: &Arguments, matches: &ArgMatches) -> anyhow::Result<Exit> {
+    require_root()?;
+    let common = &arguments.common;
+    match &arguments.command {
+        None => pass::run(&arguments.pass, matches, common),
         Some(Command::Status { guests }) => status::run(guests, common),
         Some(Command::Verify { guests }) => verify::run(guests, common),
         Some(Command::Gc { dry_run }) => gc::run(*dry_run, common),
         Some(Command::Protect { to, guests }) => protect::run(*to, guests, common),
         Some(Command::Detach { guest }) => detach::run(guest, common),
-    };
-    done.unwrap_or_else(|e| match e.downcast_ref::<Error>() {
-        Some(refusal) => {
-            let exit = failed(
-                &e,
-                if matches!(refusal, Error::PoolSettings { .. }) { Exit::Usage } else { Exit::Refused },
-            );
-            if let Some(remedy) = refusal.remedy() {
-                log::error!("remedy: {remedy}");
-            }
-            exit
-        }
-        None => failed(&e, Exit::Usage),
-    })
+    }
 }
 
 /// Allows as much of a resource as this process may have; with less it does what it can.

@@ -143,7 +143,7 @@ pub enum GuestError {
     OutOfReach,
     /// The directory is no guest, but this.
     #[error("not a guest: {0}")]
-    NoGuest(&'static str),
+    NoGuest(String),
 }
 
 impl Error {

@@ -9,7 +9,9 @@ Exit status:
   0  everything was done, or there was nothing to do
   1  a pool that relies on the guard is not protected by it
   2  invalid command line
-  3  refused: the guard cannot be loaded, or pools rely on it";
+  3  refused: the guard cannot be loaded, pools rely on it, or it needs root
+
+Manual page: cow-guard(8)";
 
 /// Keep guests from changing unified files, and let them remove and replace their names of these.
 #[derive(Debug, Parser)]
@@ -27,6 +29,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Load the guard into the kernel; if that fails, make the objects of pools that rely on it immutable
+    #[command(after_help = EXIT_STATUS)]
     Load {
         /// Also guard the filesystem of this pool, now and whenever the guard is loaded; may be repeated
         #[arg(long, value_name = "DIR")]
@@ -36,12 +39,14 @@ pub enum Command {
         forget: Vec<PathBuf>,
     },
     /// Take the guard out of the kernel
+    #[command(after_help = EXIT_STATUS)]
     Unload {
         /// First make the objects of pools that rely on the guard immutable
         #[arg(long)]
         protect: bool,
     },
     /// Show what is loaded, and which pools it protects
+    #[command(after_help = EXIT_STATUS)]
     Status {
         /// Print the result as one JSON object on standard output
         #[arg(long)]

@@ -8,7 +8,7 @@ mod status;
 mod unload;
 
 use self::arguments::{Arguments, Command};
-use super::failed;
+use super::outcome::{failed, require_root};
 use crate::exit::Exit;
 use crate::guard;
 
@@ -19,14 +19,14 @@ pub fn main() -> Exit {
         Err(exit) => return exit,
     };
     crate::logging::init("cow-guard", arguments.common.quiet, arguments.common.verbose);
-    let done = match &arguments.command {
+    let done = require_root().and_then(|()| match &arguments.command {
         Command::Load { pool, forget } => load::run(pool, forget),
         Command::Unload { protect } => unload::run(*protect),
         Command::Status { json } => status::run(*json, &arguments.common),
-    };
+    });
     done.unwrap_or_else(|e| match e.downcast_ref::<guard::Error>() {
         Some(refusal) => refused(refusal),
-        None => failed(&e, Exit::Refused),
+        None => failed(&e),
     })
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::arguments::Common;
 use super::pools::{self, GuardedPool, Pools};
-use crate::cli::failed;
+use crate::cli::outcome;
 use crate::exit::Exit;
 use crate::guard::{kernel, loader, pins, programs};
 use crate::parallel;
@@ -74,18 +74,15 @@ pub(super) fn run(json: bool, common: &Common) -> anyhow::Result<Exit> {
     let is_open = |row: &&Row| row.relies() && !row.is_protected();
     let open = report.pools.iter().filter(is_open).count();
     let exit = if open == 0 && report.problems.is_empty() { Exit::Done } else { Exit::Partial };
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    let printed = if json {
-        serde_json::to_writer(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
-    } else if common.quiet > 0 {
-        Ok(())
-    } else {
-        text(&mut out, &report)
-    };
-    match printed.and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Ok(failed(&e.into(), exit)),
-        _ => Ok(exit),
-    }
+    Ok(outcome::print(exit, |out| {
+        if json {
+            outcome::json(out, &report)
+        } else if common.quiet > 0 {
+            Ok(())
+        } else {
+            text(out, &report)
+        }
+    }))
 }
 
 fn look() -> anyhow::Result<Report> {

@@ -1,9 +1,12 @@
 //! The command line of `cow-unify`.
 
+use std::ffi::OsStr;
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::error::{ContextKind, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::unify::eligible::scope::Scope;
 use crate::unify::pass::InUse;
@@ -15,11 +18,17 @@ Exit status:
   0  everything was done, or there was nothing to do
   1  some files could not be done, guests were left out, or the pool was damaged
   2  invalid command line or configuration
-  3  refused before anything was changed";
+  3  refused before anything was changed, for example because it needs root
+
+Manual page: cow-unify(8)";
+
+const USAGE: &str = "\
+cow-unify [OPTIONS] <GUEST>...
+       cow-unify <COMMAND> [OPTIONS] [GUEST]...";
 
 /// Make equal files of many guests one protected inode.
 #[derive(Debug, Parser)]
-#[command(name = "cow-unify", version, subcommand_negates_reqs = true, after_help = EXIT_STATUS)]
+#[command(name = "cow-unify", version, subcommand_negates_reqs = true, override_usage = USAGE, after_help = EXIT_STATUS)]
 pub struct Arguments {
     /// Another action than unifying.
     #[command(subcommand)]
@@ -32,28 +41,72 @@ pub struct Arguments {
     pub common: Common,
 }
 
+/// What clap lets pass, because guests and options of a pass may stand where a command may.
+///
+/// # Errors
+/// If an option stands before a command that would ignore it, or a command is misspelt.
+pub(super) fn check(arguments: &Arguments, matches: &ArgMatches) -> Result<(), clap::Error> {
+    if arguments.command.is_none() {
+        return arguments.pass.guests.first().and_then(|first| mistyped(first)).map_or(Ok(()), Err);
+    }
+    let mut options = Arguments::command();
+    // An option that is not built cannot be displayed.
+    options.build();
+    let is_given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let mut of_pass = options.get_arguments().filter(|argument| !argument.is_global_set());
+    let Some(misplaced) = of_pass.find(|argument| is_given(argument.get_id().as_str())) else {
+        return Ok(());
+    };
+    let what = if misplaced.is_positional() {
+        "guests must follow the name of the command; if a guest has that name, write it as ./NAME".to_owned()
+    } else {
+        format!(
+            "the command would ignore {misplaced}, which stands before it; if the command has it, write it behind"
+        )
+    };
+    Err(Arguments::command().error(ErrorKind::ArgumentConflict, what))
+}
+
+/// What clap says of a word that is nearly the name of a command, if no guest of that name is there.
+fn mistyped(word: &Path) -> Option<clap::Error> {
+    if word.as_os_str().as_encoded_bytes().contains(&b'/') || word.symlink_metadata().is_ok() {
+        return None;
+    }
+    let all = Arguments::command();
+    let commands = clap::Command::new("cow-unify")
+        .override_usage(USAGE)
+        .subcommand_required(true)
+        .subcommands(all.get_subcommands().cloned());
+    let said = commands.try_get_matches_from([OsStr::new("cow-unify"), word.as_os_str()]).err()?;
+    said.get(ContextKind::SuggestedSubcommand).is_some().then_some(said)
+}
+
 /// Another action than unifying.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show what the guests share and how much that saves
+    #[command(after_help = EXIT_STATUS)]
     Status {
         /// Root directories of guests
         #[arg(value_name = "GUEST", required = true)]
         guests: Vec<PathBuf>,
     },
     /// Read the whole pool; quarantine and replace damaged objects
+    #[command(after_help = EXIT_STATUS)]
     Verify {
         /// Root directories of guests in which names of damaged objects are found and repaired
         #[arg(value_name = "GUEST")]
         guests: Vec<PathBuf>,
     },
     /// Remove objects from the pool that no guest has a link to or shares blocks with
+    #[command(after_help = EXIT_STATUS)]
     Gc {
         /// Print what would be removed, and remove nothing
         #[arg(short = 'n', long)]
         dry_run: bool,
     },
     /// Change how the pool's objects are protected
+    #[command(after_help = EXIT_STATUS)]
     Protect {
         /// The new protection; auto: guard if the kernel can
         #[arg(long, value_enum, default_value = "auto", value_name = "PROTECTION")]
@@ -63,6 +116,7 @@ pub enum Command {
         guests: Vec<PathBuf>,
     },
     /// Give a guest private copies of all files that it shares
+    #[command(after_help = EXIT_STATUS)]
     Detach {
         /// Root directory of the guest
         #[arg(value_name = "GUEST")]
@@ -170,4 +224,64 @@ pub enum ProtectTo {
     Guard,
     /// The flag of chattr +i
     Immutable,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::FromArgMatches;
+
+    use super::*;
+
+    /// What is said of this command line, if something is.
+    fn said(words: &[&str]) -> Option<String> {
+        let words = std::iter::once(&"cow-unify").chain(words);
+        let parsed = Arguments::command().try_get_matches_from(words);
+        let matches = match parsed {
+            Ok(matches) => matches,
+            Err(e) => return Some(e.to_string()),
+        };
+        let arguments = Arguments::from_arg_matches(&matches).unwrap();
+        check(&arguments, &matches).err().map(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_misspelt_command_is_answered_with_the_command() {
+        for (word, command) in [("statsu", "status"), ("verfy", "verify"), ("detatch", "detach")] {
+            let said = said(&[word, "g1"]).unwrap();
+            assert!(said.contains(&format!("unrecognized subcommand '{word}'")), "{said}");
+            assert!(said.contains(&format!("'{command}'")), "{said}");
+        }
+        for words in [&["g1"][..], &["./statsu"], &["/srv/statsu"], &["status", "statsu"], &["/"]] {
+            assert_eq!(said(words), None, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_ignores_no_option_that_stands_before_it() {
+        for (words, named) in [
+            (&["-n", "gc", "--pool", "p"][..], "--dry-run"),
+            (&["--dry-run", "gc"], "--dry-run"),
+            (&["--scope", "all", "status", "g1"], "--scope"),
+            (&["--min-size", "1B", "detach", "g1"], "--min-size"),
+            (&["g1", "-q", "status", "g2"], "guests must follow"),
+        ] {
+            let said = said(words).unwrap_or_else(|| panic!("{words:?}"));
+            assert!(said.contains(named), "{said}");
+        }
+        for words in [
+            &["gc", "-n", "--pool", "p"][..],
+            &["--pool", "p", "gc", "-n"],
+            &["-q", "--json", "--jobs", "2", "status", "g1"],
+            &["-n", "--scope", "all", "g1"],
+        ] {
+            assert_eq!(said(words), None, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn the_usage_has_guests_before_no_command() {
+        let usage = Arguments::command().render_usage().to_string();
+        assert!(usage.contains("cow-unify [OPTIONS] <GUEST>...\n"), "{usage}");
+        assert!(usage.contains("cow-unify <COMMAND> [OPTIONS] [GUEST]..."), "{usage}");
+    }
 }

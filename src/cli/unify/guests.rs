@@ -1,13 +1,14 @@
 //! The guests of a command line, each once. What is no guest is passed over, and a guest that cannot be opened keeps nobody
 //! else waiting: the paths may come from a pattern of the shell.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::cli::Problem;
-use crate::report::Reason;
+use crate::report::{Reason, Shown};
 use crate::sys::file::inode::InodeId;
 use crate::sys::path::dirfd;
-use crate::sys::path::root::relative;
+use crate::sys::path::root::{Root, relative};
 use crate::unify::eligible::scope::Scope;
 use crate::unify::pool::settings::Sharing;
 use crate::unify::scan::guest::GuestTree;
@@ -15,6 +16,12 @@ use crate::unify::{Error, GuestError};
 
 /// The one or the other of these is in the root directory of any system.
 const OF_A_ROOT: [&str; 7] = ["usr", "etc", "bin", "sbin", "lib", "var", "opt"];
+
+/// All of these are in the root directory of every system with packages.
+const OF_EVERY_ROOT: [&str; 3] = ["usr", "etc", "var"];
+
+/// How many directories are looked into for guests: one of the first few is one, or hardly any is.
+const CHILDREN: usize = 32;
 
 /// All of these are in a pool.
 const OF_A_POOL: [&str; 3] = ["pool.toml", "objects", "runs"];
@@ -27,7 +34,7 @@ pub struct Guests {
     /// Guests that cannot, with the reason.
     pub left: Vec<Problem>,
     /// What is no guest, and what it is instead.
-    pub others: Vec<(PathBuf, &'static str)>,
+    pub others: Vec<(PathBuf, String)>,
 }
 
 impl Guests {
@@ -43,11 +50,11 @@ impl Guests {
         for path in paths {
             match GuestTree::open(path) {
                 Err(Error::At { source, .. }) if source.raw_os_error() == Some(libc::ENOTDIR) => {
-                    guests.others.push((path.clone(), "not a directory"));
+                    guests.others.push((path.clone(), "not a directory".to_owned()));
                 }
                 Err(e) => guests.leave(path.clone(), e, &mut first),
                 Ok(guest) if known.contains(&(guest.inode.id, guest.inode.mount)) => {}
-                Ok(guest) => match other(&guest, scope) {
+                Ok(guest) => match other(path, &guest, scope) {
                     Some(what) => guests.others.push((path.clone(), what)),
                     None => {
                         known.push((guest.inode.id, guest.inode.mount));
@@ -93,27 +100,94 @@ impl Guests {
         match (first, self.others.first()) {
             (Some(error), _) => Err(error),
             (None, Some((path, what))) => {
-                Err(Error::Guest { path: path.clone(), source: GuestError::NoGuest(what) })
+                Err(Error::Guest { path: path.clone(), source: GuestError::NoGuest(what.clone()) })
             }
             (None, None) => Ok(self),
         }
     }
 }
 
-/// What a directory is, if it is no guest.
-fn other(guest: &GuestTree, scope: Scope) -> Option<&'static str> {
-    let path = guest.root.path();
-    if path.file_name().is_some_and(|name| name == "lost+found") {
-        return Some("the directory for files that fsck has recovered");
+/// What a directory, called `given` by the caller, is, if it is no guest. With the scope of all files any directory can be
+/// one; then a parent of guests is only warned of.
+fn other(given: &Path, guest: &GuestTree, scope: Scope) -> Option<String> {
+    if guest.root.path().file_name().is_some_and(|name| name == "lost+found") {
+        return Some("the directory for files that fsck has recovered".to_owned());
     }
-    let names = guest.root.open_dir(relative(Path::new("/"))).and_then(dirfd::names).unwrap_or_default();
+    let names = names_in(&guest.root, Path::new("/"));
     if names.is_empty() {
-        return Some("an empty directory");
+        return Some("an empty directory".to_owned());
     }
-    let holds = |name: &&str| names.iter().any(|other| other == name);
-    if OF_A_POOL.iter().all(&holds) {
-        return Some("a pool");
+    if OF_A_POOL.iter().all(|name| holds(&names, name)) {
+        return Some("a pool".to_owned());
     }
-    let is_root = OF_A_ROOT.iter().any(holds);
-    (scope == Scope::Owned && !is_root).then_some("it contains none of the usual directories of a root")
+    if OF_A_ROOT.iter().any(|name| holds(&names, name)) {
+        return None;
+    }
+    let parent = contains_guests(&guest.root, &names).then(|| parent(given));
+    if scope == Scope::Owned {
+        return Some(parent.unwrap_or("it contains none of the usual directories of a root".to_owned()));
+    }
+    if let Some(parent) = parent {
+        log::warn!("{}: {parent}", Shown(given));
+    }
+    None
+}
+
+fn parent(given: &Path) -> String {
+    format!("it contains guests; name these instead: {}", Shown(&given.join("*")))
+}
+
+/// Whether one of the directories in a root, of which `names` are all, is itself a guest's root.
+fn contains_guests(root: &Root, names: &[OsString]) -> bool {
+    names.iter().take(CHILDREN).any(|name| {
+        let names = names_in(root, &Path::new("/").join(name));
+        OF_EVERY_ROOT.iter().all(|name| holds(&names, name))
+    })
+}
+
+/// The names in a directory; none if it cannot be read, or is no directory.
+fn names_in(root: &Root, dir: &Path) -> Vec<OsString> {
+    root.open_dir(relative(dir)).and_then(dirfd::names).unwrap_or_default()
+}
+
+fn holds(names: &[OsString], name: &str) -> bool {
+    names.iter().any(|other| other == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory of two guests, one of them with packages.
+    fn guests() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["g1/usr", "g1/etc", "g1/var/lib", "g2/opt", "empty"] {
+            std::fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn the_parent_of_guests_is_answered_with_a_pattern_for_them() {
+        let dir = guests();
+        let refusal = Guests::open(&[dir.path().to_path_buf()], Scope::Owned).unwrap_err().to_string();
+        let expected = format!("name these instead: {}/*", dir.path().display());
+        assert!(
+            refusal.contains("not a guest: it contains guests") && refusal.ends_with(&expected),
+            "{refusal}"
+        );
+        // Any directory may be wanted then.
+        assert_eq!(Guests::open(&[dir.path().to_path_buf()], Scope::All).unwrap().open.len(), 1);
+    }
+
+    #[test]
+    fn a_directory_without_guests_is_not_taken_for_their_parent() {
+        let dir = guests();
+        std::fs::remove_dir(dir.path().join("g1/etc")).unwrap();
+        let refusal = Guests::open(&[dir.path().to_path_buf()], Scope::Owned).unwrap_err().to_string();
+        assert!(refusal.ends_with("it contains none of the usual directories of a root"), "{refusal}");
+        let guests =
+            Guests::open(&["g1", "g2", "empty"].map(|name| dir.path().join(name)), Scope::Owned).unwrap();
+        assert_eq!((guests.open.len(), guests.others.len()), (2, 1));
+    }
 }

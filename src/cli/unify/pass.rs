@@ -11,6 +11,7 @@ use super::arguments::{Common, PassArguments, ProtectionArgument};
 use super::guests::Guests;
 use super::{place, shared, verify};
 use crate::cli::bar::Bar;
+use crate::cli::outcome::Misuse;
 use crate::cli::{Named, Problem};
 use crate::exit::Exit;
 use crate::report::{Reason, Shown, count, json_path, size, word};
@@ -179,20 +180,20 @@ fn rules(arguments: &PassArguments, matches: &ArgMatches) -> anyhow::Result<Rule
     let at = |option: &str| matches.indices_of(option).into_iter().flatten().collect::<Vec<_>>();
     for (at, pattern) in at("exclude").into_iter().zip(&arguments.exclude) {
         let mut rules = Rules::default();
-        rules.push_exclude(pattern).map_err(|e| anyhow::anyhow!("--exclude {pattern}: {e}"))?;
+        rules.push_exclude(pattern).map_err(|e| Misuse(format!("--exclude {pattern}: {e}")))?;
         ordered.insert(at, rules);
     }
     for (at, pattern) in at("include").into_iter().zip(&arguments.include) {
         let mut rules = Rules::default();
-        rules.push_include(pattern).map_err(|e| anyhow::anyhow!("--include {pattern}: {e}"))?;
+        rules.push_include(pattern).map_err(|e| Misuse(format!("--include {pattern}: {e}")))?;
         ordered.insert(at, rules);
     }
     for (at, path) in at("exclude_from").into_iter().zip(&arguments.exclude_from) {
-        let rules = Rules::read(&read(path)?).map_err(|e| anyhow::anyhow!("{}: {e}", Shown(path)))?;
+        let rules = Rules::read(&read(path)?).map_err(|e| Misuse(format!("{}: {e}", Shown(path))))?;
         ordered.insert(at, rules);
     }
     for (at, path) in at("vserver_excludes").into_iter().zip(&arguments.vserver_excludes) {
-        let rules = Rules::read_vserver(&read(path)?).map_err(|e| anyhow::anyhow!("{}: {e}", Shown(path)))?;
+        let rules = Rules::read_vserver(&read(path)?).map_err(|e| Misuse(format!("{}: {e}", Shown(path))))?;
         ordered.insert(at, rules);
     }
     let mut all = Rules::default();
@@ -205,7 +206,7 @@ fn reference(guests: &[GuestTree], path: &Path) -> anyhow::Result<GuestIndex> {
     let reference = GuestTree::open(path)?;
     let found = guests.iter().position(|guest| guest.inode.id == reference.inode.id);
     found.map(GuestIndex::new).ok_or_else(|| {
-        anyhow::anyhow!("--reference {}: not one of the guests given; add it to them", Shown(path))
+        Misuse(format!("--reference {}: not one of the guests given; add it to them", Shown(path))).into()
     })
 }
 
@@ -332,7 +333,7 @@ struct Left {
     /// Guests that could not, with the reason.
     guests: Vec<Problem>,
     /// What is no guest, and what it is instead.
-    others: Vec<(PathBuf, &'static str)>,
+    others: Vec<(PathBuf, String)>,
 }
 
 /// A name of a damaged inode that could not be repaired.
@@ -382,11 +383,7 @@ fn report(
         still_seen: passed.still_seen,
         left: passed.left,
         left_names: passed.left_names.into_iter().map(|(path, reason)| LeftName { path, reason }).collect(),
-        no_guests: left
-            .others
-            .into_iter()
-            .map(|(path, what)| Problem { path, reason: what.to_owned() })
-            .collect(),
+        no_guests: left.others.into_iter().map(|(path, reason)| Problem { path, reason }).collect(),
         verbose: common.verbose > 0,
         recovered: passed.recovered.total(),
         names: if named { passed.names.into_iter().map(|path| Named { path }).collect() } else { Vec::new() },

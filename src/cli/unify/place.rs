@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::arguments::Common;
+use crate::cli::outcome::Misuse;
 use crate::report::Shown;
 use crate::unify::pass::pools;
 use crate::unify::pool::directory::Pool;
@@ -14,7 +15,7 @@ pub fn of(common: &Common, guests: &[GuestTree]) -> anyhow::Result<PathBuf> {
     match (&common.pool, guests.first()) {
         (Some(path), _) => named(path),
         (None, Some(first)) => Ok(of_guests(guests)?.unwrap_or_else(|| pools::beside(first))),
-        (None, None) => anyhow::bail!("no pool given: name it with --pool DIR"),
+        (None, None) => Err(Misuse("no pool given: name it with --pool DIR".into()).into()),
     }
 }
 
@@ -36,7 +37,7 @@ fn named(path: &Path) -> anyhow::Result<PathBuf> {
         return Ok(real);
     }
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        anyhow::bail!("--pool {}: not the path of a directory", Shown(&path));
+        return Err(Misuse(format!("--pool {}: not the path of a directory", Shown(&path))).into());
     };
     let real = std::fs::canonicalize(parent).at(parent)?.join(name);
     if real.symlink_metadata().is_ok() {

@@ -12,6 +12,7 @@ use super::arguments::{Common, ProtectTo};
 use super::guests::Guests;
 use super::{place, shared};
 use crate::cli::bar::Bar;
+use crate::cli::outcome::Misuse;
 use crate::cli::{Named, Problem};
 use crate::exit::Exit;
 use crate::report::{Reason, Shown, count, word};
@@ -72,7 +73,7 @@ pub fn run(to: ProtectTo, guests: &[PathBuf], common: &Common) -> anyhow::Result
     let protection = pool.settings.protection.unwrap_or(from);
     let named = |path: PathBuf| Named { path };
     let told = guests.open.iter().filter(|guest| tell(&pool, protection, guest));
-    let no_guest = guests.others.into_iter().map(|(path, what)| Problem { path, reason: what.to_owned() });
+    let no_guest = guests.others.into_iter().map(|(path, reason)| Problem { path, reason });
     let report = Report {
         pool: named(pool.path().to_path_buf()),
         protection,
@@ -101,7 +102,7 @@ fn from(pool: &Pool) -> anyhow::Result<PoolProtection> {
         PoolProtection::None => "run `cow-unify GUEST...` with --protection guard or immutable",
         PoolProtection::Iunlink => "the flag of Linux-VServer cannot be exchanged for another protection",
     };
-    anyhow::bail!("{}: {remedy}", Shown(pool.path()))
+    Err(Misuse(format!("{}: {remedy}", Shown(pool.path()))).into())
 }
 
 /// Tells a guest how its shared files are protected now, and whether it knows it then. All else that it was told of the pool

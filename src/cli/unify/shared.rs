@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::arguments::Common;
-use crate::cli::{Problem, failed};
+use crate::cli::{Problem, outcome};
 use crate::exit::Exit;
 use crate::policy::Policy;
 use crate::report::{Reason, Shown, count, word};
@@ -28,18 +28,15 @@ pub fn print<R: Serialize>(
     text: impl Fn(&mut dyn Write, &R) -> io::Result<()>,
     exit: Exit,
 ) -> Exit {
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    let printed = if common.json {
-        serde_json::to_writer(&mut out, report).map_err(io::Error::from).and_then(|()| writeln!(out))
-    } else if common.quiet > 0 {
-        Ok(())
-    } else {
-        text(&mut out, report)
-    };
-    match printed.and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => failed(&e.into(), exit),
-        _ => exit,
-    }
+    outcome::print(exit, |out| {
+        if common.json {
+            outcome::json(out, report)
+        } else if common.quiet > 0 {
+            Ok(())
+        } else {
+            text(out, report)
+        }
+    })
 }
 
 impl From<FailedPath> for Problem {

@@ -95,7 +95,7 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
         no_guard: status.no_guard.map(|e| e.to_string()),
         unprotected_objects: status.unprotected.len() as u64,
         failed,
-        no_guests: others.into_iter().map(|(path, what)| problem((path, what.to_owned()))).collect(),
+        no_guests: others.into_iter().map(problem).collect(),
         verbose: common.verbose > 0,
     };
     shared::complain(&report.failed, common);

@@ -102,7 +102,7 @@ pub fn run(paths: &[PathBuf], common: &Common) -> anyhow::Result<Exit> {
     let repaired = repairer.repair()?;
     let mut report = report(&pool, guests.len(), verified, repaired)?;
     report.failed.extend(left);
-    let other = |(path, what): (PathBuf, &str)| Problem { path, reason: what.to_owned() };
+    let other = |(path, reason)| Problem { path, reason };
     report.no_guests = others.into_iter().map(other).collect();
     report.verbose = common.verbose > 0;
     shared::complain(&report.failed, common);
