@@ -10,6 +10,7 @@ use rustix::process::geteuid;
 use tempfile::TempDir;
 
 use crate::support::farm::Farm;
+use crate::support::tiny::{Package, Tiny};
 use crate::support::{Guests, built, program, text};
 
 /// The commands that this test was built with, and an option or command of each that needs nothing else.
@@ -194,4 +195,24 @@ fn privileged_the_same_mistake_has_the_same_exit_code_in_every_command() {
         let output = ended(command, Stdio::piped());
         assert_eq!(output.status.code(), Some(code), "{what}: {}", text(&output));
     }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn privileged_a_mistake_in_the_policy_is_told_once_in_a_run() {
+    let tiny = Tiny::new();
+    let package = Package { name: "cow", files: &[(&["usr/share/cow/file"], "content")], postinst: None };
+    let deb = tiny.deb(1, package);
+    tiny.both(&format!("dpkg -i {deb}"));
+    tiny.unify(&["--protection", "immutable"]);
+    assert!(tiny.shared("usr/share/cow/file"));
+    tiny.policy("no_such_key = 1\n");
+    for _ in 0..2 {
+        let said = tiny.succeed(&format!("dpkg -i {deb}"));
+        assert_eq!(said.matches("unknown key `no_such_key`").count(), 1, "{said}");
+    }
+    // Told of another mistake, one is told again.
+    tiny.policy("no_other_key = 1\n");
+    let said = tiny.succeed(&format!("dpkg -i {deb}"));
+    assert_eq!(said.matches("unknown key `no_other_key`").count(), 1, "{said}");
 }

@@ -50,7 +50,7 @@ pub fn main() -> ExitCode {
 
 fn called(work: impl FnOnce(Called<'_>, &Managers<'_>)) {
     // libzypp calls no plugins for another root.
-    if let Err(e) = paths::called("zypper", hook::policy, work) {
+    if let Err(e) = paths::called("zypper", hook::policy_for_log, work) {
         log::warn!("{}", Reason(e));
     }
 }

@@ -8,6 +8,7 @@ pub mod post;
 pub mod pre;
 pub mod rpm_files;
 pub mod series;
+mod told;
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -78,10 +79,23 @@ pub fn policy(root: &Root) -> Option<Policy> {
     any_policy(root).filter(|policy| policy.mode != Mode::Off)
 }
 
-/// The guest's policy, whatever its mode; the built-in one, with a warning, if its files make no sense.
+/// The guest's policy, whatever its mode; the built-in one if its files make no sense, with a warning from the first hook
+/// of a run that finds it.
 pub fn any_policy(root: &Root) -> Option<Policy> {
+    load(root, |said| {
+        let level = if told::is_new(said) { log::Level::Warn } else { log::Level::Debug };
+        log::log!(level, "{said}");
+    })
+}
+
+/// As [`policy`], for a hook whose messages only reach a log: others of the same run have to say them again.
+pub fn policy_for_log(root: &Root) -> Option<Policy> {
+    load(root, |said| log::warn!("{said}")).filter(|policy| policy.mode != Mode::Off)
+}
+
+fn load(root: &Root, tell: impl FnOnce(&str)) -> Option<Policy> {
     let policy = Policy::load(root).or_else(|e| {
-        log::warn!("{e}; the built-in policy is used");
+        tell(&format!("{e}; the built-in policy is used"));
         Policy::builtin()
     });
     policy.inspect_err(|e| log::error!("{e}")).ok()
