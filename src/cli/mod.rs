@@ -1,6 +1,8 @@
 //! The commands a person calls: their arguments, and what they print.
 
 mod bar;
+#[cfg(test)]
+mod completions;
 #[cfg(feature = "guard")]
 pub mod guard;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, Parser, ValueHint};
 use serde::Serialize;
 
 use super::bar::Bar;
@@ -42,22 +42,22 @@ pub(super) struct Arguments {
     #[arg(long)]
     json: bool,
     /// Work in the guest whose root directory is DIR
-    #[arg(long, value_name = "DIR", default_value = "/")]
+    #[arg(long, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath)]
     root: PathBuf,
     /// Also read paths from FILE, one per line; if FILE is -, from standard input
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     files_from: Option<PathBuf>,
     /// Paths in FILE end with a NUL byte instead of a newline
     #[arg(short = '0', requires = "files_from")]
     null: bool,
     /// Prepare for the installation of these package files, .deb or .rpm
-    #[arg(long, value_name = "FILE", num_args = 1..)]
+    #[arg(long, value_name = "FILE", num_args = 1.., value_hint = ValueHint::FilePath)]
     package: Vec<PathBuf>,
     /// Only finish or roll back what an interrupted run has left
     #[arg(long, conflicts_with_all = ["dry_run", "files_from", "package", "paths"])]
     recover: bool,
     /// Files, and directories with everything below them
-    #[arg(value_name = "PATH", required_unless_present_any = ["files_from", "package", "recover"])]
+    #[arg(value_name = "PATH", value_hint = ValueHint::AnyPath, required_unless_present_any = ["files_from", "package", "recover"])]
     paths: Vec<PathBuf>,
 }
 

@@ -7,7 +7,7 @@ mod supervision;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, Parser, ValueHint};
 use serde::Serialize;
 
 use self::supervision::Supervision;
@@ -28,13 +28,13 @@ pub(super) struct Arguments {
     #[arg(long)]
     json: bool,
     /// Show the guest whose root directory is DIR
-    #[arg(long, value_name = "DIR", default_value = "/")]
+    #[arg(long, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath)]
     root: PathBuf,
     /// Print more about what is looked at
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
     /// Files to explain, and directories to summarise
-    #[arg(value_name = "PATH")]
+    #[arg(value_name = "PATH", value_hint = ValueHint::AnyPath)]
     paths: Vec<PathBuf>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -32,10 +32,10 @@ pub enum Command {
     #[command(after_help = EXIT_STATUS)]
     Load {
         /// Also guard the filesystem of this pool, now and whenever the guard is loaded; may be repeated
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         pool: Vec<PathBuf>,
         /// Guard the filesystem of this pool no longer: the pool was removed; may be repeated
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         forget: Vec<PathBuf>,
     },
     /// Take the guard out of the kernel

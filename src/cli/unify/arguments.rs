@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgMatches, Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::unify::eligible::scope::Scope;
 use crate::unify::pass::InUse;
@@ -88,14 +88,14 @@ pub enum Command {
     #[command(after_help = EXIT_STATUS)]
     Status {
         /// Root directories of guests
-        #[arg(value_name = "GUEST", required = true)]
+        #[arg(value_name = "GUEST", required = true, value_hint = ValueHint::DirPath)]
         guests: Vec<PathBuf>,
     },
     /// Read the whole pool; quarantine and replace damaged objects
     #[command(after_help = EXIT_STATUS)]
     Verify {
         /// Root directories of guests in which names of damaged objects are found and repaired
-        #[arg(value_name = "GUEST")]
+        #[arg(value_name = "GUEST", value_hint = ValueHint::DirPath)]
         guests: Vec<PathBuf>,
     },
     /// Remove objects from the pool that no guest has a link to or shares blocks with
@@ -112,14 +112,14 @@ pub enum Command {
         #[arg(long, value_enum, default_value = "auto", value_name = "PROTECTION")]
         to: ProtectTo,
         /// Root directories of guests whose package managers are to know it at once
-        #[arg(value_name = "GUEST")]
+        #[arg(value_name = "GUEST", value_hint = ValueHint::DirPath)]
         guests: Vec<PathBuf>,
     },
     /// Give a guest private copies of all files that it shares
     #[command(after_help = EXIT_STATUS)]
     Detach {
         /// Root directory of the guest
-        #[arg(value_name = "GUEST")]
+        #[arg(value_name = "GUEST", value_hint = ValueHint::DirPath)]
         guest: PathBuf,
     },
 }
@@ -128,7 +128,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Common {
     /// The pool; without this option, the one the guests belong to, or else .cow-pool beside the first guest
-    #[arg(long, value_name = "DIR", global = true)]
+    #[arg(long, value_name = "DIR", global = true, value_hint = ValueHint::DirPath)]
     pub pool: Option<PathBuf>,
     /// Print the result as one JSON object on standard output
     #[arg(long, global = true)]
@@ -178,7 +178,7 @@ pub struct PassArguments {
     #[arg(long)]
     pub(crate) unify_running_system: bool,
     /// Unify a file only with the file of the same path in this guest
-    #[arg(long, value_name = "GUEST")]
+    #[arg(long, value_name = "GUEST", value_hint = ValueHint::DirPath)]
     pub reference: Option<PathBuf>,
     /// What to do with files that running programs were loaded from [default: replace; with --changed: wait]
     #[arg(long, value_enum, overrides_with = "in_use")]
@@ -190,13 +190,13 @@ pub struct PassArguments {
     #[arg(long, value_name = "PATTERN")]
     pub include: Vec<String>,
     /// Read patterns from FILE, one per line; a line that begins with ! includes
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) exclude_from: Vec<PathBuf>,
     /// Read an exclude list of Linux-VServer's vunify or vhashify
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) vserver_excludes: Vec<PathBuf>,
     /// Root directories of guests
-    #[arg(value_name = "GUEST", required = true)]
+    #[arg(value_name = "GUEST", required = true, value_hint = ValueHint::DirPath)]
     pub guests: Vec<PathBuf>,
 }
 

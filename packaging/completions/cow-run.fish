@@ -1,0 +1,5 @@
+complete -c cow-run -s q -l quiet -d 'Print only errors'
+complete -c cow-run -s v -l verbose -d 'Print the name of each file that is made private, and at the end their number'
+complete -c cow-run -l unprotected -d 'Also make files private that share their inode without being immutable'
+complete -c cow-run -s h -l help -d 'Print help'
+complete -c cow-run -s V -l version -d 'Print version'
