@@ -18,6 +18,12 @@ fn works_in(container: Container) {
     pair.watch(|| {
         let booted = Booted::new(container, &pair.path("g1"));
         assert!(booted.succeed("cow-status").contains("package managers run with copy on write\n"));
+        let checked = booted.succeed("cow-status --check");
+        let name = match container {
+            Container::Nspawn => ", systemd-nspawn\n",
+            Container::Lxc => ", lxc\n",
+        };
+        assert!(checked.contains(name) && checked.contains("\ncow-hooks is ready\n"), "{checked}");
         for line in LINES {
             let output = booted.succeed(&line.replace("DEBS", DEBS));
             assert!(!ours(&output).iter().any(|line| line.contains("made private")), "{output}");
@@ -51,6 +57,8 @@ fn privileged_a_service_whose_filter_kills_may_run_package_managers() {
             let output = booted.succeed(&format!("{service} {}", line.replace("DEBS", DEBS)));
             assert!(ours(&output)[0].ends_with("before dpkg runs"), "{output}");
         }
+        let checked = booted.succeed(&format!("{service} cow-status --check"));
+        assert!(checked.contains(reason) && checked.contains("\ncow-hooks is ready\n"), "{checked}");
         let output = booted.exits(125, &format!("{service} cow-run true"));
         assert!(output.contains("a system call filter forbids "), "{output}");
     });

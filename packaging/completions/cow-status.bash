@@ -23,7 +23,7 @@ _cow__status() {
 
     case "${cmd}" in
         cow__status)
-            opts="-v -h -V --json --root --verbose --help --version"
+            opts="-v -h -V --json --root --check --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -67,15 +67,20 @@ fn show(program: &str, said: &clap::Error) -> Exit {
 
 /// Opens a guest's root and loads its policy.
 fn guest(root: &Path) -> anyhow::Result<(Root, Policy)> {
-    let root = Root::open(root).map_err(|e| anyhow::anyhow!("{}: {}", Shown(root), Reason(e)))?;
+    let root = guest_root(root)?;
     let policy = Policy::load(&root)?;
+    Ok((root, policy))
+}
+
+/// Opens a guest's root.
+fn guest_root(root: &Path) -> anyhow::Result<Root> {
+    let root = Root::open(root).map_err(|e| anyhow::anyhow!("{}: {}", Shown(root), Reason(e)))?;
     // The running system may hold its own pool, and other guests: their names are not its own.
     let pool = if root.is_own() { pools::of_system(&root) } else { None };
-    let root = match pool {
+    Ok(match pool {
         Some(pool) => root.bounded(pools::neighbours(&pool)),
         None => root,
-    };
-    Ok((root, policy))
+    })
 }
 
 /// A path from the command line as a path of the guest: relative ones begin where the caller is, or at the root of

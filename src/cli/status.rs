@@ -1,5 +1,6 @@
 //! `cow-status`: which files are unified, what waits, and what one file is.
 
+mod check;
 mod file;
 mod summary;
 mod supervision;
@@ -10,11 +11,12 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser, ValueHint};
 use serde::Serialize;
 
+use self::check::Check;
 use self::supervision::Supervision;
 use super::outcome::{self, failed, require_root};
-use super::{guest, guest_path};
+use super::{guest, guest_path, guest_root};
 use crate::exit::Exit;
-use crate::report::{Reason, Shown};
+use crate::report::{Reason, Shown, warn_of_missing_guard};
 use crate::sys::file::inode::{Inode, Kind};
 use crate::sys::path::resolve::Resolver;
 use crate::sys::path::root::Root;
@@ -30,6 +32,9 @@ pub(super) struct Arguments {
     /// Show the guest whose root directory is DIR
     #[arg(long, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath)]
     root: PathBuf,
+    /// Say whether the next run of a package manager will work, and what should be seen to before
+    #[arg(long, conflicts_with = "paths")]
+    check: bool,
     /// Print more about what is looked at
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
@@ -40,10 +45,10 @@ pub(super) struct Arguments {
 
 const EXIT_STATUS: &str = "\
 Exit status:
-  0  everything was shown
-  1  some paths could not be examined; each is named
+  0  everything was shown; --check: package managers run
+  1  some paths could not be examined; --check: package managers run, and something should be seen to
   2  invalid command line or configuration
-  3  nothing could be shown, for example because it needs root
+  3  nothing could be shown, for example because it needs root; --check: the next run is refused, or fails
 
 Manual page: cow-status(8)";
 
@@ -71,6 +76,12 @@ pub fn main() -> Exit {
 
 fn run(arguments: &Arguments) -> anyhow::Result<Exit> {
     require_root()?;
+    if arguments.check {
+        let check = Check::of(&guest_root(&arguments.root)?)?;
+        return Ok(outcome::print(check.exit(), |out| {
+            if arguments.json { check.json(out) } else { check.print(out) }
+        }));
+    }
     let (root, policy) = guest(&arguments.root)?;
     let (report, exit) = collect(Guest { root: &root, policy: &policy }, arguments)?;
     Ok(outcome::print(
@@ -86,16 +97,21 @@ fn collect(guest: Guest<'_>, arguments: &Arguments) -> anyhow::Result<(Report, E
     let mut exit = Exit::Done;
     let mut files = Vec::new();
     let mut resolver = Resolver::new(guest.root);
+    let walk = |path, exit: &mut Exit| {
+        let tree = summary::Tree::walk(guest, path, exit);
+        tree.unguarded.iter().for_each(|path| warn_of_missing_guard(path));
+        tree
+    };
     if arguments.paths.is_empty() {
         report.guest = Some(summary::TransactionState::read(guest)?);
-        let tree = summary::Tree::walk(guest, PathBuf::from("/"), &mut exit);
+        let tree = walk(PathBuf::from("/"), &mut exit);
         report.supervision = Some(Supervision::of(guest, &tree.examples));
         report.trees.push(tree);
     }
     for path in &arguments.paths {
         let path = guest_path(guest.root, path)?;
         match kind(guest.root, &mut resolver, &path) {
-            Ok((path, Kind::Directory)) => report.trees.push(summary::Tree::walk(guest, path, &mut exit)),
+            Ok((path, Kind::Directory)) => report.trees.push(walk(path, &mut exit)),
             Ok((path, _)) => files.push(path),
             Err(e) => {
                 log::error!("{}: {}", Shown(&path), Reason(e));

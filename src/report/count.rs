@@ -8,7 +8,7 @@ pub fn count<N: Display + PartialEq + From<u8>>(number: N, noun: &str) -> String
     if number == N::from(1) {
         return format!("1 {noun}");
     }
-    if let Some(stem) = noun.strip_suffix('y') {
+    if let Some(stem) = noun.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o'])) {
         return format!("{number} {stem}ies");
     }
     let ending = if noun.ends_with('s') { "es" } else { "s" };
@@ -35,6 +35,7 @@ mod tests {
             (1, "directory", "1 directory"),
             (2, "directory", "2 directories"),
             (5, "path", "5 paths"),
+            (3, "day", "3 days"),
             (1, "process", "1 process"),
             (21, "process", "21 processes"),
         ] {

@@ -6,10 +6,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use super::lists::{parse_list, read_content, read_list, replace_list};
 use super::store::{STATE_DIR, Store};
 use crate::sys::budget::{self, Exceeded};
+use crate::sys::file::inode::Inode;
 use crate::sys::path::dirfd;
 use crate::sys::path::root::Root;
 
@@ -38,6 +40,19 @@ pub fn read_spool(root: &Root) -> io::Result<BTreeSet<PathBuf>> {
         Some(dir) => read_list(&dir, OsStr::new(CHANGED)),
         None => Ok(BTreeSet::new()),
     }
+}
+
+/// When the oldest list in the spool was last added to; `None` if there is none.
+pub fn waits_since(root: &Root) -> io::Result<Option<SystemTime>> {
+    let Some(dir) = spool_dir(root)? else { return Ok(None) };
+    let is_list = |name: &OsStr| name == CHANGED || name.as_bytes().starts_with(TAKEN.as_bytes());
+    let mut oldest = None;
+    for name in dirfd::names_where(&dir, budget::LISTS, is_list)? {
+        let changed = Inode::at(&dir, &name)?.mtime;
+        let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(changed.secs.try_into().unwrap_or(0));
+        oldest = Some(oldest.map_or(changed, |oldest: SystemTime| oldest.min(changed)));
+    }
+    Ok(oldest)
 }
 
 /// What the host has taken out of a guest's spool, and not yet worked off.

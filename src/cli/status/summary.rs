@@ -11,7 +11,7 @@ use crate::detach::survey::{Found, Tally, survey};
 use crate::exit::Exit;
 use crate::inspect::Verdict;
 use crate::ledger::{Ledger, Stage};
-use crate::report::{Reason, Shown, count, json_path, size, warn_of_missing_guard, word};
+use crate::report::{Reason, Shown, count, json_path, size, word};
 use crate::state::members::Members;
 use crate::state::spool::read_spool;
 use crate::state::store::{STATE_DIR, Store};
@@ -25,8 +25,8 @@ use crate::transaction::Guest;
 pub struct Tree {
     #[serde(flatten, serialize_with = "json_path")]
     path: PathBuf,
-    unified: Tally,
-    private: Tally,
+    pub unified: Tally,
+    pub private: Tally,
     administrators_own: u64,
     unprotected_links: u64,
     never_touched: u64,
@@ -39,6 +39,9 @@ pub struct Tree {
     /// A unified file of each mount.
     #[serde(skip)]
     pub examples: Vec<Found>,
+    /// A file that the host's guard should protect, and does not.
+    #[serde(skip)]
+    pub unguarded: Option<PathBuf>,
 }
 
 impl Tree {
@@ -46,7 +49,6 @@ impl Tree {
     pub fn walk(guest: Guest<'_>, path: PathBuf, exit: &mut Exit) -> Tree {
         let request = Request { other_names: true, ..Request::of_tree(&path) };
         let survey = survey(guest.root, guest.policy, &request);
-        survey.unguarded.iter().for_each(|path| warn_of_missing_guard(path));
         for unseen in &survey.unseen {
             log::error!("{}: {}", Shown(&unseen.path), Reason(&unseen.source));
             *exit = Exit::Partial;
@@ -61,6 +63,7 @@ impl Tree {
             on_read_only_mounts: 0,
             other_filesystems: 0,
             examples: Vec::new(),
+            unguarded: survey.unguarded,
             path,
         };
         let mut seen: HashSet<InodeId> = HashSet::new();
@@ -92,6 +95,11 @@ impl Tree {
             }
         }
         tree
+    }
+
+    /// Whether any file in it is unified.
+    pub fn has_unified(&self) -> bool {
+        self.unified.files > 0
     }
 
     /// Prints it for a person.
@@ -126,11 +134,11 @@ pub struct TransactionState {
     /// Names whose new content waits for the host.
     waiting: u64,
     /// Names that are private for now; the stash holds their originals.
-    detached: u64,
+    pub detached: u64,
     /// Intents that a killed process left.
-    unfinished: u64,
+    pub unfinished: u64,
     /// The immutable flag could not be cleared here: the host unifies nothing of this guest.
-    unable: bool,
+    pub unable: bool,
     /// Processes that take part in an open transaction.
     members: Vec<i32>,
     /// The newest run in the ledger.
@@ -185,6 +193,11 @@ impl TransactionState {
             });
         }
         Ok(state)
+    }
+
+    /// Whether a killed run has left something that nobody is at work on.
+    pub fn is_left(&self) -> bool {
+        self.detached > 0 && self.members.is_empty()
     }
 
     /// Prints it for a person.

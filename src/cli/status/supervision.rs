@@ -48,28 +48,29 @@ impl Supervision {
         }
     }
 
+    /// How package managers run, in a few words.
+    pub fn describe(&self) -> String {
+        match (&self.reason, &self.remedy) {
+            _ if self.guarded => {
+                "none is needed: the host's guard protects unified files, and package managers replace \
+                                  them freely"
+                    .into()
+            }
+            (None, _) => "package managers run with copy on write".into(),
+            (Some(reason), None) => format!("none, files are made private beforehand: {reason}"),
+            (Some(reason), Some(_)) => format!("none, a run that touches unified files is refused: {reason}"),
+        }
+    }
+
+    /// What a person can do about a refusal; `None` if there is none.
+    pub fn remedy(&self) -> Option<&str> {
+        self.remedy.as_deref()
+    }
+
     /// Prints it for a person.
     pub fn print(&self, out: &mut dyn Write) -> io::Result<()> {
-        if self.guarded {
-            return writeln!(
-                out,
-                "  supervision    none is needed: the host's guard protects unified files, and package managers \
-                 replace them freely"
-            );
-        }
-        match (&self.reason, &self.remedy) {
-            (None, _) => writeln!(out, "  supervision    package managers run with copy on write"),
-            (Some(reason), None) => {
-                writeln!(out, "  supervision    none, files are made private beforehand: {reason}")
-            }
-            (Some(reason), Some(remedy)) => {
-                writeln!(
-                    out,
-                    "  supervision    none, a run that touches unified files is refused: {reason}"
-                )?;
-                writeln!(out, "  remedy         {remedy}")
-            }
-        }
+        writeln!(out, "  supervision    {}", self.describe())?;
+        self.remedy.iter().try_for_each(|remedy| writeln!(out, "  remedy         {remedy}"))
     }
 }
 

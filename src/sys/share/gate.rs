@@ -106,6 +106,11 @@ pub fn close(fd: BorrowedFd<'_>, inode: InodeId) -> Option<ClosedGate> {
     Some(closed)
 }
 
+/// Whether there can be gates here.
+pub fn is_available() -> bool {
+    state().start()
+}
+
 /// Waits until nobody is under way any more who found a flag clear that this process had cleared; ends the keeper if
 /// no gate is closed.
 ///
