@@ -151,6 +151,8 @@ fn privileged_a_result_that_cannot_be_written_is_an_error_of_every_command() {
         &["verify", "g1", "--json"],
         &["gc", "-n", "--pool", ".cow-pool"],
         &["detach", "g1"],
+        &["remove", "-n", "g1"],
+        &["remove", "g1", "--json"],
     ] {
         fails_on_a_full_device(farm.command(arguments));
     }
@@ -179,12 +181,15 @@ fn privileged_the_same_mistake_has_the_same_exit_code_in_every_command() {
         (2, on_host(&["--exclude", "[", "g1"])),
         (2, on_host(&["gc"])),
         (2, on_host(&["-n", "gc", "--pool", "x"])),
+        (2, on_host(&["remove"])),
+        (2, on_host(&["-n", "remove", "g1"])),
         // What it names is not there.
         (3, in_guest("cow-prepare", &["--root", missing, "/usr"])),
         (3, in_guest("cow-status", &["--root", missing])),
         (3, on_host(&[missing])),
         (3, on_host(&["status", missing])),
         (3, on_host(&["detach", missing])),
+        (3, on_host(&["remove", missing])),
         (3, on_host(&["gc", "--pool", missing])),
         (3, on_host(&["verify", "g1"])),
         (3, on_host(&["--exclude-from", missing, "g1"])),

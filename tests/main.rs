@@ -40,6 +40,8 @@ mod programs;
 mod protection;
 mod race;
 mod refusal;
+mod remove;
+mod remove_race;
 mod rpm;
 mod rpm_failures;
 mod rpm_front_ends;

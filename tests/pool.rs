@@ -493,7 +493,7 @@ fn privileged_without_a_pool_or_with_a_busy_one_nothing_is_done() {
     let lock = fs::File::open(farm.pool().join("lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     std::thread::scope(|scope| {
-        for words in [&["gc"][..], &["verify", "g1"]] {
+        for words in [&["gc"][..], &["verify", "g1"], &["remove", "g1"]] {
             let farm = &farm;
             scope.spawn(move || {
                 let output = farm.run(words);
@@ -506,4 +506,5 @@ fn privileged_without_a_pool_or_with_a_busy_one_nothing_is_done() {
             });
         }
     });
+    assert_eq!(entries(&farm.path("g1")).len(), entries(&farm.path("g2")).len());
 }

@@ -28,6 +28,9 @@ _cow__unify() {
             cow__unify,protect)
                 cmd="cow__unify__subcmd__protect"
                 ;;
+            cow__unify,remove)
+                cmd="cow__unify__subcmd__remove"
+                ;;
             cow__unify,status)
                 cmd="cow__unify__subcmd__status"
                 ;;
@@ -46,6 +49,9 @@ _cow__unify() {
             cow__unify__subcmd__help,protect)
                 cmd="cow__unify__subcmd__help__subcmd__protect"
                 ;;
+            cow__unify__subcmd__help,remove)
+                cmd="cow__unify__subcmd__help__subcmd__remove"
+                ;;
             cow__unify__subcmd__help,status)
                 cmd="cow__unify__subcmd__help__subcmd__status"
                 ;;
@@ -59,7 +65,7 @@ _cow__unify() {
 
     case "${cmd}" in
         cow__unify)
-            opts="-n -q -v -h -V --dry-run --changed --gc --scope --share --protection --mtime --min-size --allow-setid --unify-running-system --reference --in-use --exclude --include --exclude-from --vserver-excludes --pool --json --quiet --verbose --jobs --help --version status verify gc protect detach help"
+            opts="-n -q -v -h -V --dry-run --changed --gc --scope --share --protection --mtime --min-size --allow-setid --unify-running-system --reference --in-use --exclude --include --exclude-from --vserver-excludes --pool --json --quiet --verbose --jobs --help --version status verify gc protect remove detach help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -203,7 +209,7 @@ _cow__unify() {
             return 0
             ;;
         cow__unify__subcmd__help)
-            opts="status verify gc protect detach help"
+            opts="status verify gc protect remove detach help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -272,6 +278,20 @@ _cow__unify() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        cow__unify__subcmd__help__subcmd__remove)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         cow__unify__subcmd__help__subcmd__status)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -311,6 +331,31 @@ _cow__unify() {
                     COMPREPLY=($(compgen -W "auto guard immutable" -- "${cur}"))
                     return 0
                     ;;
+                --pool)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --jobs)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        cow__unify__subcmd__remove)
+            opts="-n -q -v -h --dry-run --gc --clear-flags --force --pool --json --quiet --verbose --jobs --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 --pool)
                     COMPREPLY=()
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then

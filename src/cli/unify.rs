@@ -7,6 +7,7 @@ mod guests;
 mod pass;
 mod place;
 mod protect;
+mod remove;
 mod shared;
 mod status;
 mod verify;
@@ -15,8 +16,10 @@ use clap::ArgMatches;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::arguments::{Arguments, Command};
+use self::remove::Removal;
 use super::outcome::{failed, require_root};
 use crate::exit::Exit;
+use crate::unify::remove::refusal::Allowed;
 
 /// Runs the command with the arguments of this process.
 pub fn main() -> Exit {
@@ -46,6 +49,10 @@ fn run(arguments: &Arguments, matches: &ArgMatches) -> anyhow::Result<Exit> {
         Some(Command::Verify { guests }) => verify::run(guests, common),
         Some(Command::Gc { dry_run }) => gc::run(*dry_run, common),
         Some(Command::Protect { to, guests }) => protect::run(*to, guests, common),
+        Some(Command::Remove { dry_run, gc, clear_flags, force, guests }) => {
+            let allowed = Allowed { flagged: *clear_flags, used: *force };
+            remove::run(guests, Removal { dry_run: *dry_run, gc: *gc, allowed }, common)
+        }
         Some(Command::Detach { guest }) => detach::run(guest, common),
     }
 }

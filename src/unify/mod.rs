@@ -2,6 +2,7 @@
 //!
 //! From the outside in; each knows only those below it:
 //!
+//! - [`remove`]: deletes a guest, and nothing that others share.
 //! - [`pass`]: one pass over guests: scan, read, link, and remember what is left.
 //! - [`care`]: looks at the pool's protection, reads all of it, replaces what is damaged, removes what nobody has.
 //! - [`link`]: puts together what is equal, and makes it names of one object.
@@ -14,6 +15,7 @@ pub(crate) mod eligible;
 pub(crate) mod link;
 pub(crate) mod pass;
 pub(crate) mod pool;
+pub(crate) mod remove;
 pub(crate) mod scan;
 
 use std::ffi::OsString;

@@ -115,6 +115,25 @@ pub enum Command {
         #[arg(value_name = "GUEST", value_hint = ValueHint::DirPath)]
         guests: Vec<PathBuf>,
     },
+    /// Delete guests; what they share with others stays as it is
+    #[command(after_help = EXIT_STATUS)]
+    Remove {
+        /// Print what would be removed, and remove nothing
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+        /// Then remove objects that no guest has, as `cow-unify gc` does
+        #[arg(long)]
+        gc: bool,
+        /// Clear the immutable and append-only flags of files and directories that only this guest has
+        #[arg(long)]
+        clear_flags: bool,
+        /// Remove guests that are in use: by processes, by mounts of them elsewhere, by a package manager that was killed
+        #[arg(long)]
+        force: bool,
+        /// Root directories of guests
+        #[arg(value_name = "GUEST", required = true, value_hint = ValueHint::DirPath)]
+        guests: Vec<PathBuf>,
+    },
     /// Give a guest private copies of all files that it shares
     #[command(after_help = EXIT_STATUS)]
     Detach {
@@ -246,7 +265,9 @@ mod tests {
 
     #[test]
     fn a_misspelt_command_is_answered_with_the_command() {
-        for (word, command) in [("statsu", "status"), ("verfy", "verify"), ("detatch", "detach")] {
+        for (word, command) in
+            [("statsu", "status"), ("verfy", "verify"), ("detatch", "detach"), ("remov", "remove")]
+        {
             let said = said(&[word, "g1"]).unwrap();
             assert!(said.contains(&format!("unrecognized subcommand '{word}'")), "{said}");
             assert!(said.contains(&format!("'{command}'")), "{said}");
@@ -263,6 +284,8 @@ mod tests {
             (&["--dry-run", "gc"], "--dry-run"),
             (&["--scope", "all", "status", "g1"], "--scope"),
             (&["--min-size", "1B", "detach", "g1"], "--min-size"),
+            (&["-n", "remove", "g1"], "--dry-run"),
+            (&["--gc", "remove", "g1"], "--gc"),
             (&["g1", "-q", "status", "g2"], "guests must follow"),
         ] {
             let said = said(words).unwrap_or_else(|| panic!("{words:?}"));
@@ -273,6 +296,7 @@ mod tests {
             &["--pool", "p", "gc", "-n"],
             &["-q", "--json", "--jobs", "2", "status", "g1"],
             &["-n", "--scope", "all", "g1"],
+            &["remove", "-n", "--gc", "g1"],
         ] {
             assert_eq!(said(words), None, "{words:?}");
         }

@@ -11,6 +11,7 @@ use crate::sys::path::dirfd;
 use crate::sys::path::root::{Root, relative};
 use crate::unify::eligible::scope::Scope;
 use crate::unify::pool::settings::Sharing;
+use crate::unify::remove::place::is_aside;
 use crate::unify::scan::guest::GuestTree;
 use crate::unify::{Error, GuestError};
 
@@ -112,6 +113,9 @@ impl Guests {
 fn other(given: &Path, guest: &GuestTree, scope: Scope) -> Option<String> {
     if guest.root.path().file_name().is_some_and(|name| name == "lost+found") {
         return Some("the directory for files that fsck has recovered".to_owned());
+    }
+    if guest.root.path().file_name().is_some_and(is_aside) {
+        return Some("what is left of a guest; run `cow-unify remove` on it again".to_owned());
     }
     let names = names_in(&guest.root, Path::new("/"));
     if names.is_empty() {

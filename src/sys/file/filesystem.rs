@@ -5,7 +5,8 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::fs::StatVfsMountFlags;
+use rustix::fs::{Access, AtFlags, StatVfsMountFlags};
+use rustix::io::Errno;
 use rustix::ioctl::{Getter, Opcode, opcode};
 
 /// What this process may still allocate; unlimited if the filesystem does not say.
@@ -51,12 +52,30 @@ pub fn is_read_only(fd: impl AsFd) -> io::Result<bool> {
     Ok(rustix::fs::fstatvfs(fd)?.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
+/// Whether no name in this open directory can be changed, whoever asks: it is on a read-only mount, or in a read-only
+/// subvolume of btrfs, which only a question for access tells of (`btrfs_permission` of `fs/btrfs/inode.c`).
+pub fn takes_no_names(dir: impl AsFd) -> io::Result<bool> {
+    match rustix::fs::accessat(dir, ".", Access::WRITE_OK, AtFlags::EACCESS) {
+        Err(Errno::ROFS) => Ok(true),
+        // Not for its own flag or mode: these are another matter.
+        Ok(()) | Err(Errno::PERM | Errno::ACCESS) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Whether two files can share blocks here (`FICLONE`): their copies take no room for data.
 pub fn shares_blocks(source: impl AsFd, dir: impl AsFd) -> bool {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     rustix::fs::openat(dir, ".", flags, Mode::RUSR | Mode::WUSR)
         .is_ok_and(|probe| rustix::fs::ioctl_ficlone(probe, source).is_ok())
+}
+
+/// Whether files of this filesystem could share blocks, by its kind: without a file that is made to try it.
+pub fn may_share_blocks(dir: impl AsFd) -> io::Result<bool> {
+    /// `EXT4_SUPER_MAGIC` and `TMPFS_MAGIC` of `linux/magic.h`: those that cannot.
+    const CANNOT: [i64; 2] = [0xef53, 0x0102_1994];
+    Ok(!CANNOT.contains(&(rustix::fs::fstatfs(dir)?.f_type as i64)))
 }
 
 /// Writes everything the filesystem holds in memory to disk.

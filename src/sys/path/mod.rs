@@ -1,5 +1,6 @@
 //! Where a file is: paths beneath a guest's root directory, and our own files there.
 
+pub mod descent;
 pub mod dirfd;
 #[cfg(test)]
 pub mod fnmatch;

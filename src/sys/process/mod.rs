@@ -3,6 +3,7 @@
 
 mod acl;
 mod end;
+pub mod inside;
 pub mod mounts;
 mod numbers;
 mod own;

@@ -118,6 +118,72 @@ pub fn of(process: &str) -> io::Result<Vec<Mount>> {
     Ok(text.split(|&byte| byte == b'\n').filter_map(Mount::parse).collect())
 }
 
+/// A place where something of a directory is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountedAt {
+    /// Where, from the root of the process.
+    pub point: PathBuf,
+    /// A process that has it mounted.
+    pub pid: i32,
+}
+
+/// Where a directory, or something in it, is mounted, by any process; or is a layer of an overlay, if who has mounted that
+/// calls it by the same path. `path` is canonical, `mount` the number of the mount that it is on.
+///
+/// # Errors
+/// If the process table cannot be read.
+pub fn of_directory(mount: u64, path: &Path) -> io::Result<Vec<MountedAt>> {
+    let Some((device, inner)) = place(&of("self")?, mount, path) else { return Ok(Vec::new()) };
+    let processes = Processes::open()?;
+    let own = std::process::id() as i32;
+    let (mut seen, mut found) = (HashSet::new(), Vec::new());
+    // What is mounted here is told of here.
+    for pid in [own].into_iter().chain(processes.all()?) {
+        let Ok((namespace, root)) = processes.surroundings(pid) else { continue };
+        if !seen.insert((namespace, root.id, root.mount)) {
+            continue;
+        }
+        let Ok((_, text)) = processes.mounts(pid) else { continue };
+        for line in text.split(|&byte| byte == b'\n') {
+            let Some(Mount { device: of, root, point, .. }) = Mount::parse(line) else { continue };
+            let is_part = of == device && root.starts_with(&inner);
+            if is_part || layers(line).iter().any(|layer| layer.starts_with(path)) {
+                found.push(MountedAt { point, pid });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The directories that an overlay consists of, as who has mounted it named them (`ovl_show_options` of
+/// `fs/overlayfs/params.c`); none for other mounts.
+fn layers(line: &[u8]) -> Vec<PathBuf> {
+    let mut fields = line.split(|&byte| byte == b' ').skip_while(|field| *field != b"-").skip(1);
+    let (Some(b"overlay"), Some(options)) = (fields.next(), fields.nth(1)) else { return Vec::new() };
+    let mut layers = Vec::new();
+    for option in options.split(|&byte| byte == b',') {
+        let value = [&b"lowerdir="[..], b"lowerdir+=", b"datadir+=", b"upperdir="]
+            .iter()
+            .find_map(|key| option.strip_prefix(*key));
+        let mut layer = Vec::new();
+        let value = value.map(unescaped).unwrap_or_default();
+        let mut bytes = value.into_iter();
+        while let Some(byte) = bytes.next() {
+            match byte {
+                b':' => layers.push(std::mem::take(&mut layer)),
+                b'\\' => layer.extend(bytes.next()),
+                byte => layer.push(byte),
+            }
+        }
+        layers.push(layer);
+    }
+    layers
+        .into_iter()
+        .filter(|layer| !layer.is_empty())
+        .map(|layer| OsString::from_vec(layer).into())
+        .collect()
+}
+
 /// Which filesystem a canonical path is on, and where there; `mount` is the number of its mount.
 pub fn place(mounts: &[Mount], mount: u64, path: &Path) -> Option<(String, PathBuf)> {
     let mount = mounts.iter().find(|other| other.id == mount)?;
@@ -156,6 +222,15 @@ mod tests {
             assert_eq!(mount_point(line.as_bytes()), None);
         }
         assert_eq!(unescaped(b"\\04\\x\\"), b"\\04\\x\\");
+    }
+
+    #[test]
+    fn the_layers_of_an_overlay_are_read() {
+        let line = b"36 35 0:9 / /mnt rw - overlay o rw,lowerdir=/a\\040b:/c\\134:d,lowerdir+=/e,upperdir=/f,workdir=/w";
+        assert_eq!(layers(line), ["/a b", "/c:d", "/e", "/f"].map(PathBuf::from));
+        for other in ["", "- overlay", "36 35 0:9 / /mnt rw - ext4 /dev/sda rw,lowerdir=/a"] {
+            assert_eq!(layers(other.as_bytes()), Vec::<PathBuf>::new());
+        }
     }
 
     #[test]

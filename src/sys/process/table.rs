@@ -137,8 +137,7 @@ impl Processes {
 
     /// The working directory of the process.
     pub fn working_directory(&self, pid: i32) -> io::Result<PathBuf> {
-        let link = rustix::fs::readlinkat(&self.proc, format!("{pid}/cwd"), Vec::new())?;
-        Ok(PathBuf::from(OsString::from_vec(link.into_bytes())))
+        self.path_of(pid, "cwd")
     }
 
     /// The root directory of the process.
@@ -148,8 +147,19 @@ impl Processes {
 
     /// The root directory of the process, open.
     pub fn root(&self, pid: i32) -> io::Result<OwnedFd> {
+        self.directory_of(pid, "root")
+    }
+
+    /// What the link `what` of the process leads to, such as `cwd`, as the calling thread would name it.
+    pub(crate) fn path_of(&self, pid: i32, what: &str) -> io::Result<PathBuf> {
+        let link = rustix::fs::readlinkat(&self.proc, format!("{pid}/{what}"), Vec::new())?;
+        Ok(PathBuf::from(OsString::from_vec(link.into_bytes())))
+    }
+
+    /// The directory that the link `what` of the process leads to, open.
+    pub(crate) fn directory_of(&self, pid: i32, what: &str) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(&self.proc, format!("{pid}/root"), flags, Mode::empty())?)
+        Ok(rustix::fs::openat(&self.proc, format!("{pid}/{what}"), flags, Mode::empty())?)
     }
 
     /// What it may do, and who may do something with it.

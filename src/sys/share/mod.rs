@@ -9,4 +9,5 @@ pub mod iunlink;
 pub mod lease;
 pub mod lock;
 pub mod mark;
+pub mod remove;
 pub mod swap;

@@ -2,19 +2,21 @@
 //!
 //! Killed anywhere, it leaves at most one object unprotected that nobody links. Whoever links it protects it first.
 
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::parallel;
 use crate::report::Watch;
+use crate::sys::file::inode::InodeId;
 use crate::sys::path::resolve::is_absent;
 use crate::sys::share::swap::{self, Name, Shared};
 use crate::unify::pool::directory::Pool;
 use crate::unify::pool::object::PoolFile;
 use crate::unify::pool::recover::{self, RecoveredRuns};
 use crate::unify::pool::second;
-use crate::unify::{Error, FailedPath};
+use crate::unify::{At, Error, FailedPath};
 
 /// What collecting came to.
 #[derive(Debug, Default)]
@@ -29,6 +31,26 @@ pub struct Collected {
     pub kept: u64,
     /// What could not be removed, with the reason.
     pub failed: Vec<FailedPath>,
+}
+
+/// How many files of a pool no guest would have any more if inodes lost so many of their names, and the bytes of disk that
+/// they take. Of files that share blocks alone only those are known that no guest has now.
+pub fn unused_without(
+    pool: &Pool,
+    names: &HashMap<InodeId, u32>,
+    threads: usize,
+) -> Result<(u64, u64), Error> {
+    let mut stored = pool.look(threads)?;
+    stored.extend(pool.look_at_quarantine()?);
+    let (mut files, mut bytes) = (0, 0);
+    for mut stored in stored {
+        let going = names.get(&stored.inode.id).copied().unwrap_or(0);
+        stored.inode.nlink = stored.inode.nlink.saturating_sub(going);
+        if pool.is_unused(&stored).at(&pool.path_of(&stored))? {
+            (files, bytes) = (files + 1, bytes + stored.inode.allocated);
+        }
+    }
+    Ok((files, bytes))
 }
 
 /// Removes unused objects of a pool.

@@ -75,7 +75,7 @@ pub fn seen(pool: &Pool) -> Vec<PathBuf> {
     if !path.exists() {
         return Vec::new();
     }
-    Cache::open(&path).and_then(|cache| cache.guests()).unwrap_or_else(|e| {
+    Cache::open_to_read(&path).and_then(|cache| cache.guests()).unwrap_or_else(|e| {
         log::warn!("the pool's cache cannot be read: {e}");
         Vec::new()
     })

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension, Row as SqlRow, Transaction, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row as SqlRow, Transaction, params};
 
 use super::catalog::{Catalog, DirIndex, PrivateFile};
 use super::guest::GuestTree;
@@ -71,6 +71,18 @@ impl Cache {
                 }
                 Self::open_as_is(path)
             }
+        }
+    }
+
+    /// Opens a cache that is there to read it. If there is no room for what SQLite puts beside a database, it is read as it is
+    /// on the disk, without what a killed run has left beside it.
+    pub fn open_to_read(path: &Path) -> rusqlite::Result<Cache> {
+        match Self::open_as_is(path) {
+            Err(e) if is_full(&e) => {
+                let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+                Connection::open_with_flags(unchanging(path), flags).map(Cache)
+            }
+            opened => opened,
         }
     }
 
@@ -224,6 +236,20 @@ impl Cache {
         }
         Ok(found)
     }
+}
+
+/// The name by which SQLite takes a file for one that does not change, so that it needs nothing beside it
+/// (<https://www.sqlite.org/uri.html>).
+fn unchanging(path: &Path) -> PathBuf {
+    let mut name = b"file:".to_vec();
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'%' | b'?' | b'#' => name.extend(format!("%{byte:02x}").bytes()),
+            byte => name.push(byte),
+        }
+    }
+    name.extend(b"?immutable=1");
+    PathBuf::from(OsString::from_vec(name))
 }
 
 /// Whether there is no room for the database, or for what it needs beside it.
