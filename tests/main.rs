@@ -42,6 +42,7 @@ mod race;
 mod refusal;
 mod remove;
 mod remove_race;
+mod retire;
 mod rpm;
 mod rpm_failures;
 mod rpm_front_ends;

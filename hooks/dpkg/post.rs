@@ -59,7 +59,11 @@ pub fn triggered() -> ExitCode {
 
 /// cow-hooks is about to be removed: lets go of every original.
 pub fn retire() -> ExitCode {
-    with(DpkgCaller::of_dpkg(), |guest, _| guest.retire())
+    with(DpkgCaller::of_dpkg(), |guest, _| {
+        let settled = guest.retire();
+        post::tell_of_shared(guest);
+        settled
+    })
 }
 
 fn leave(caller: std::io::Result<DpkgCaller>, who: impl Fn(&DpkgCaller) -> Vec<ProcessId>) -> ExitCode {

@@ -57,7 +57,10 @@ fn run(hook: &str) -> Decision {
 
 fn work(hook: &str, called: Called<'_>, manager: &Managers<'_>) -> Decision {
     match hook {
-        "retire" => post::report(called.guest().retire()),
+        "retire" => {
+            post::report(called.guest().retire());
+            post::tell_of_shared(called.guest());
+        }
         _ if called.policy.mode == Mode::Off => {}
         "pre" => {
             // rpm goes on whatever a trigger says: what is said must be true.
