@@ -79,7 +79,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Exit> {
     if arguments.check {
         let check = Check::of(&guest_root(&arguments.root)?)?;
         return Ok(outcome::print(check.exit(), |out| {
-            if arguments.json { check.json(out) } else { check.print(out) }
+            if arguments.json { outcome::json(out, &check) } else { check.print(out) }
         }));
     }
     let (root, policy) = guest(&arguments.root)?;

@@ -16,7 +16,6 @@ use serde::Serialize;
 use self::finding::{Finding, Level};
 use super::summary::{TransactionState, Tree};
 use super::supervision::Supervision;
-use crate::cli::outcome;
 use crate::exit::Exit;
 use crate::policy::{Mode, Policy};
 use crate::report::{Shown, count, size};
@@ -53,9 +52,10 @@ impl Check {
         findings.push(supervision(&Supervision::of(guest, &tree.examples)));
         findings.extend(window(root, &tree));
         findings.push(pool(root));
-        findings.extend(waiting(root)?);
+        let state = TransactionState::read(guest)?;
+        findings.extend(waiting(root, &state)?);
         findings.extend(lock(root));
-        findings.extend(transaction(&TransactionState::read(guest)?));
+        findings.extend(transaction(&state));
         if seen != Exit::Done {
             let remedy = "see the messages above, which name each of them";
             findings.push(Finding::attention("files", "some could not be looked at", remedy));
@@ -99,11 +99,6 @@ impl Check {
                 if refused == 1 { "for one reason".to_owned() } else { format!("for {refused} reasons") }
             ),
         }
-    }
-
-    /// Prints it for a program.
-    pub fn json(&self, out: &mut dyn Write) -> io::Result<()> {
-        outcome::json(out, self)
     }
 }
 
@@ -186,8 +181,8 @@ fn pool(root: &Root) -> Finding {
     Finding::ok("pool", text)
 }
 
-fn waiting(root: &Root) -> io::Result<Option<Finding>> {
-    let number = count(spool::read_spool(root)?.len() as u64, "file");
+fn waiting(root: &Root, state: &TransactionState) -> io::Result<Option<Finding>> {
+    let number = count(state.waiting, "file");
     let Some(since) = spool::waits_since(root)? else { return Ok(None) };
     let age = SystemTime::now().duration_since(since).unwrap_or_default();
     if age < MAX_WAITING {
@@ -216,18 +211,19 @@ fn lock(root: &Root) -> Option<Finding> {
 
 fn transaction(state: &TransactionState) -> Vec<Finding> {
     const SUBJECT: &str = "last run";
+    const RECOVER: &str = "run `cow-prepare --recover`; the next run of a package manager does the same";
     let mut findings = Vec::new();
     if state.unfinished > 0 {
         findings.push(Finding::attention(
             SUBJECT,
             format!("it was killed while the names of {} changed", count(state.unfinished, "file")),
-            "run `cow-prepare --recover`; the next run of a package manager does the same",
+            RECOVER,
         ));
     } else if state.is_left() {
         findings.push(Finding::attention(
             SUBJECT,
             format!("it was killed before {} could be shared again", count(state.detached, "file")),
-            "run `cow-prepare --recover`; the next run of a package manager does the same",
+            RECOVER,
         ));
     }
     if state.unable {

@@ -132,7 +132,7 @@ impl Tree {
 #[derive(Debug, Serialize)]
 pub struct TransactionState {
     /// Names whose new content waits for the host.
-    waiting: u64,
+    pub waiting: u64,
     /// Names that are private for now; the stash holds their originals.
     pub detached: u64,
     /// Intents that a killed process left.

@@ -53,7 +53,7 @@ impl Supervision {
         match (&self.reason, &self.remedy) {
             _ if self.guarded => {
                 "none is needed: the host's guard protects unified files, and package managers replace \
-                                  them freely"
+                 them freely"
                     .into()
             }
             (None, _) => "package managers run with copy on write".into(),

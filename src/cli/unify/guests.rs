@@ -12,14 +12,11 @@ use crate::sys::path::root::{Root, relative};
 use crate::unify::eligible::scope::Scope;
 use crate::unify::pool::settings::Sharing;
 use crate::unify::remove::place::is_aside;
-use crate::unify::scan::guest::GuestTree;
+use crate::unify::scan::guest::{GuestTree, OF_EVERY_ROOT};
 use crate::unify::{Error, GuestError};
 
 /// The one or the other of these is in the root directory of any system.
 const OF_A_ROOT: [&str; 7] = ["usr", "etc", "bin", "sbin", "lib", "var", "opt"];
-
-/// All of these are in the root directory of every system with packages.
-const OF_EVERY_ROOT: [&str; 3] = ["usr", "etc", "var"];
 
 /// How many directories are looked into for guests: one of the first few is one, or hardly any is.
 const CHILDREN: usize = 32;

@@ -18,16 +18,13 @@ use crate::sys::process::inside::processes_in;
 use crate::sys::process::mounts;
 use crate::sys::share::remove::{is_kept, put_into};
 use crate::sys::share::swap::Name;
-use crate::unify::scan::guest::GuestTree;
+use crate::unify::scan::guest::{GuestTree, OF_EVERY_ROOT};
 
 /// What a guest's name begins with from the moment in which it is being removed. A pattern of the shell passes it over.
 const ASIDE: &str = ".cow-removed-";
 
 /// The longest name of a file, in bytes (`NAME_MAX` of `linux/limits.h`).
 const LONGEST_NAME: usize = 255;
-
-/// All of these are in the root directory of every system with packages.
-const OF_EVERY_ROOT: [&str; 3] = ["usr", "etc", "var"];
 
 /// As many mounts are named at most.
 const EXAMPLES: usize = 3;
@@ -138,7 +135,7 @@ impl Place {
     }
 
     /// Refuses what is no guest: who has mistyped a path loses nothing. A guest is what a pool has `seen`, and what has
-    /// the directories of every system. Others, such as `/usr/local`, have some of them.
+    /// the directories of every system.
     pub fn check_is_guest(&self, seen: &[PathBuf]) -> Result<(), Refusal> {
         if self.is_aside() || seen.iter().any(|path| path == self.path()) {
             return Ok(());

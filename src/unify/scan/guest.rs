@@ -8,6 +8,9 @@ use crate::sys::process::mounts;
 use crate::unify::pool::settings::Sharing;
 use crate::unify::{At, Error, GuestError};
 
+/// All of these are in the root directory of every system with packages. Others, such as `/usr/local`, have some of them.
+pub const OF_EVERY_ROOT: [&str; 3] = ["usr", "etc", "var"];
+
 /// A guest.
 #[derive(Debug)]
 pub struct GuestTree {
